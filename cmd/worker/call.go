@@ -1,0 +1,216 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/url"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/nats-io/nuid"
+	"github.com/spf13/cobra"
+	"golang.org/x/term"
+
+	"zoho-worker/internal/app"
+	"zoho-worker/internal/envelope"
+)
+
+type callFlags struct {
+	query, header                   []string
+	body, id, deadline, uniqueField string
+}
+
+func callCommand() *cobra.Command {
+	config := app.Defaults()
+	config.LogLevel = "error"
+	var flags callFlags
+	cmd := &cobra.Command{
+		Use:   "call CONNECTION METHOD URL",
+		Short: "Publish a request and wait for its response",
+		Long: `Publish a request and wait for its response.
+
+The body goes to standard output, status and timing to standard error.
+Exit status: 0 for 2xx and 3xx, 1 for 4xx and 5xx, 2 for an error of the worker.`,
+		Example: `  worker call demo GET /v8/Leads --query fields=Last_Name,Email --query per_page=3
+  worker call demo POST /v8/Leads --body '{"data":[{"Last_Name":"Byron"}]}'
+  worker call demo PUT /v8/Leads/5725767000000524157 --body @lead.json`,
+		Args: cobra.ExactArgs(3),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := config.FromEnvironment(cmd.Flags(), os.LookupEnv); err != nil {
+				return err
+			}
+			request, err := flags.request(args[1], args[2], cmd.InOrStdin())
+			if err != nil {
+				return err
+			}
+			return call(cmd, config, args[0], request)
+		},
+	}
+	config.BindClient(cmd.Flags())
+	f := cmd.Flags()
+	f.StringArrayVarP(&flags.query, "query", "q", nil, "query parameter, k=v; may be given again")
+	f.StringArrayVarP(&flags.header, "header", "H", nil, "header, k:v; may be given again")
+	f.StringVarP(&flags.body, "body", "b", "", "body: JSON, @file, or - for standard input")
+	f.StringVar(&flags.id, "id", "", "id of the request, its idempotency key (default a new one)")
+	f.StringVar(&flags.deadline, "deadline", "", "when to give up: a duration from now (30s) or an RFC 3339 time (default in 15 minutes)")
+	f.StringVar(&flags.uniqueField, "unique-field", "", "unique field of the record that holds the id: makes an insert safe to repeat")
+	for _, hidden := range []string{"encryption-keys", "replicas", "retention", "log-format"} {
+		_ = f.MarkHidden(hidden)
+	}
+	return cmd
+}
+
+// request builds the envelope and has it judged as a worker would, so that a
+// mistake is told at once.
+func (f callFlags) request(method, target string, stdin io.Reader) (*envelope.Request, error) {
+	document := map[string]any{"id": f.id, "method": strings.ToUpper(method), "url": target}
+	if f.id == "" {
+		document["id"] = nuid.Next()
+	}
+	pairs := func(field string, given []string, separator string) error {
+		if len(given) == 0 {
+			return nil
+		}
+		values := map[string]any{}
+		for _, pair := range given {
+			name, value, ok := strings.Cut(pair, separator)
+			if !ok {
+				return fmt.Errorf("--%s %q: write it as name%svalue", field, pair, separator)
+			}
+			name, value = strings.TrimSpace(name), strings.TrimSpace(value)
+			if before, twice := values[name].([]string); twice && field == "query" {
+				values[name] = append(before, value)
+			} else if field == "query" {
+				values[name] = []string{value}
+			} else {
+				values[name] = value
+			}
+		}
+		if field == "header" {
+			field = "headers"
+		}
+		document[field] = values
+		return nil
+	}
+	if err := pairs("query", f.query, "="); err != nil {
+		return nil, err
+	}
+	if err := pairs("header", f.header, ":"); err != nil {
+		return nil, err
+	}
+	if f.uniqueField != "" {
+		document["unique_field"] = f.uniqueField
+	}
+	if f.deadline != "" {
+		at, err := time.Parse(time.RFC3339, f.deadline)
+		if d, derr := time.ParseDuration(f.deadline); derr == nil {
+			at, err = time.Now().Add(d), nil
+		}
+		if err != nil {
+			return nil, fmt.Errorf("--deadline %q: a duration like 30s, or a time like 2026-01-02T15:04:05Z", f.deadline)
+		}
+		document["deadline"] = at.UTC().Format(time.RFC3339Nano)
+	}
+	body, err := readBody(f.body, stdin)
+	if err != nil {
+		return nil, err
+	}
+	switch {
+	case len(body) == 0:
+	case json.Valid(body):
+		document["body"] = json.RawMessage(body)
+	default:
+		document["body_base64"] = body
+	}
+	var data bytes.Buffer
+	encoder := json.NewEncoder(&data)
+	encoder.SetEscapeHTML(false)
+	if err := encoder.Encode(document); err != nil {
+		return nil, err
+	}
+	return (&envelope.Decoder{MaxBytes: 64 << 20}).Decode(data.Bytes(), time.Now())
+}
+
+func readBody(arg string, stdin io.Reader) ([]byte, error) {
+	switch {
+	case arg == "-":
+		return io.ReadAll(stdin)
+	case strings.HasPrefix(arg, "@"):
+		return os.ReadFile(arg[1:])
+	}
+	return []byte(arg), nil
+}
+
+func call(cmd *cobra.Command, config app.Config, connection string, request *envelope.Request) error {
+	if !envelope.ValidConnection(connection) {
+		return fmt.Errorf("connection %q: lower-case letters, digits, - and _, like acme-sales", connection)
+	}
+	c, err := newClient(config, config.LogLevel)
+	if err != nil {
+		return err
+	}
+	defer c.close()
+	show, done := progressLine(cmd.ErrOrStderr())
+	begun := time.Now()
+	_, response, err := c.call(cmd.Context(), connection, request, show)
+	done()
+	if err != nil {
+		return err
+	}
+	if err := writeBody(cmd.OutOrStdout(), response.Body); err != nil {
+		return err
+	}
+	fmt.Fprintln(cmd.ErrOrStderr(), summary(response, time.Since(begun)))
+	switch {
+	case response.Error != nil:
+		return exitError{2}
+	case response.Status >= 400:
+		return exitError{1}
+	}
+	return nil
+}
+
+// summary is a response in one line.
+func summary(r *envelope.Response, took time.Duration) string {
+	var parts []string
+	if r.Status != 0 {
+		parts = append(parts, fmt.Sprint(r.Status))
+	}
+	if r.Error != nil {
+		parts = append(parts, string(r.Error.Code)+": "+r.Error.Message)
+	}
+	if r.Outcome != "" {
+		parts = append(parts, "outcome "+r.Outcome)
+	}
+	attempts := "1 attempt"
+	if r.Attempts != 1 {
+		attempts = fmt.Sprint(r.Attempts, " attempts")
+	}
+	return fmt.Sprintf("%s  (%s, %s, id %s)", strings.Join(parts, "  "), attempts, took.Round(time.Millisecond), r.ID)
+}
+
+// writeBody writes a body for its reader: indented on a terminal, raw in a pipe.
+func writeBody(w io.Writer, body envelope.Body) error {
+	data := body.Data
+	file, ok := w.(*os.File)
+	if ok && body.Kind == envelope.JSONBody && term.IsTerminal(int(file.Fd())) {
+		var indented bytes.Buffer
+		if json.Indent(&indented, data, "", "  ") == nil {
+			indented.WriteByte('\n')
+			data = indented.Bytes()
+		}
+	}
+	_, err := w.Write(data)
+	return err
+}
+
+// quoteURL is a URL as one word of a shell command.
+func quoteURL(raw string) string {
+	if _, err := url.Parse(raw); err == nil && !strings.ContainsAny(raw, "&?*$ '\"") {
+		return raw
+	}
+	return "'" + strings.ReplaceAll(raw, "'", `'\''`) + "'"
+}

@@ -1,0 +1,81 @@
+// Command worker runs zoho-worker, and what people need around it: a sandbox,
+// calls and connections from the command line.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/spf13/cobra"
+
+	"zoho-worker/internal/app"
+)
+
+// exitError ends the process with a status of its own; what it has to say is said.
+type exitError struct{ status int }
+
+func (e exitError) Error() string { return fmt.Sprintf("exit status %d", e.status) }
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	// A second signal ends the process at once.
+	context.AfterFunc(ctx, stop)
+	err := root().ExecuteContext(ctx)
+	stop()
+	var exit exitError
+	switch {
+	case errors.As(err, &exit):
+		os.Exit(exit.status)
+	case err != nil:
+		fmt.Fprintln(os.Stderr, "worker: "+err.Error())
+		os.Exit(2)
+	}
+}
+
+func root() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "worker",
+		Short: "Call the Zoho CRM API by publishing a message",
+		Long: `zoho-worker carries out Zoho CRM calls that services publish as messages to NATS
+JetStream: with a valid token, within Zoho's limits, and never an insert twice.
+
+Try it:   worker dev      everything in one process, with a simulated Zoho
+Use it:   worker run      a worker against your NATS, Redis and Zoho`,
+		SilenceUsage: true, SilenceErrors: true,
+		CompletionOptions: cobra.CompletionOptions{HiddenDefaultCmd: true},
+	}
+	cmd.AddCommand(runCommand(), callCommand(), connectionsCommand(), versionCommand())
+	cmd.AddCommand(sandboxCommands()...)
+	return cmd
+}
+
+func versionCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "version", Short: "Print the version", Args: cobra.NoArgs,
+		Run: func(cmd *cobra.Command, _ []string) { fmt.Fprintln(cmd.OutOrStdout(), "zoho-worker", app.Version) },
+	}
+}
+
+func runCommand() *cobra.Command {
+	config := app.Defaults()
+	cmd := &cobra.Command{
+		Use: "run", Short: "Run a worker until SIGTERM", Args: cobra.NoArgs,
+		Long: `Run a worker against the servers that the flags or the environment name.
+It creates or updates the streams and buckets it needs.`,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := config.FromEnvironment(cmd.Flags(), os.LookupEnv); err != nil {
+				return err
+			}
+			if err := config.Validate(); err != nil {
+				return fmt.Errorf("the configuration is not complete:\n%w", err)
+			}
+			return app.Run(cmd.Context(), config, app.Logger(os.Stderr, config.LogLevel, config.LogFormat))
+		},
+	}
+	config.BindWorker(cmd.Flags())
+	return cmd
+}

@@ -1,0 +1,9 @@
+//go:build production
+
+package main
+
+import "github.com/spf13/cobra"
+
+// A production build has no sandbox, and so neither the servers nor the
+// simulator that it embeds.
+func sandboxCommands() []*cobra.Command { return nil }

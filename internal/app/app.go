@@ -1,0 +1,258 @@
+// Package app builds a worker from its configuration, starts it, and stops it:
+// the one place that knows all parts.
+//
+// It decides nothing about requests. Invariants: what is started is stopped, in
+// reverse, whatever fails in between; a worker that can't do its work is not
+// ready; a part that dies ends the process, because a supervisor starts a whole
+// one.
+package app
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"sync/atomic"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"zoho-worker/internal/connection"
+	"zoho-worker/internal/consumer"
+	"zoho-worker/internal/envelope"
+	"zoho-worker/internal/ledger"
+	"zoho-worker/internal/lock"
+	"zoho-worker/internal/register"
+	"zoho-worker/internal/relay"
+	"zoho-worker/internal/secret"
+	"zoho-worker/internal/token"
+	"zoho-worker/internal/zoho"
+)
+
+// Version is set at build time: -ldflags "-X zoho-worker/internal/app.Version=…".
+var Version = "0.1.0-dev"
+
+// maxObject bounds a body_object: 100 MB is the most Zoho takes in one body.
+const maxObject = 100 << 20
+
+// Worker is a running worker.
+type Worker struct {
+	// HTTPAddr is where it serves /metrics, /healthz and /readyz.
+	HTTPAddr string
+	// Connections are the connections it knows.
+	Connections *connection.Store
+
+	nc     *nats.Conn
+	stop   []func(context.Context)
+	failed chan error
+	serves atomic.Bool
+}
+
+// Start builds and starts a worker. What it returns takes requests already.
+func Start(ctx context.Context, c Config, logger *slog.Logger) (_ *Worker, err error) {
+	if err := c.Validate(); err != nil {
+		return nil, err
+	}
+	w := &Worker{failed: make(chan error, 1)}
+	defer func() {
+		if err != nil {
+			w.Stop(ctx)
+		}
+	}()
+	keyring, err := secret.ParseKeyring(c.EncryptionKeys.Reveal())
+	if err != nil {
+		return nil, err
+	}
+	metrics := prometheus.NewRegistry()
+	metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+
+	if w.nc, err = Connect(c, "zoho-worker", logger); err != nil {
+		return nil, err
+	}
+	w.onStop(func(context.Context) { w.nc.Close() })
+	js, err := jetstream.New(w.nc)
+	if err != nil {
+		return nil, err
+	}
+	topology := consumer.Topology{Replicas: c.Replicas, Retention: c.Retention}
+	if err := topology.Ensure(ctx, js); err != nil {
+		return nil, fmt.Errorf("prepare JetStream at %s: %w", w.nc.ConnectedUrlRedacted(), err)
+	}
+	if w.Connections, err = connection.Open(ctx, js, keyring, connection.Options{Logger: logger}); err != nil {
+		return nil, err
+	}
+	w.onStop(func(context.Context) { w.Connections.Close() })
+
+	client, err := zoho.New(c.zoho(int(w.nc.MaxPayload())))
+	if err != nil {
+		return nil, err
+	}
+	w.onStop(func(context.Context) { client.Close() })
+
+	tokens, err := w.openTokens(ctx, c, token.Options{
+		JS: js, Connections: w.Connections, Keyring: keyring, Refresher: client, Logger: logger, Metrics: metrics,
+		Events: func(name, event string) { publishEvent(w.nc, name, event, logger) },
+	})
+	if err != nil {
+		return nil, err
+	}
+
+	clock := &register.Clock{}
+	responses := consumer.NewResponses(js)
+	objects, err := consumer.OpenObjects(ctx, js, maxObject)
+	if err != nil {
+		return nil, fmt.Errorf("open %s: %w", consumer.BodyBucket, err)
+	}
+	requests := consumer.New(consumer.Options{
+		Conn: w.nc, JetStream: js, Connections: w.Connections, Responses: responses, Clock: clock,
+		Relay: relay.New(relay.Options{
+			Connections: w.Connections, Tokens: tokens, Ledger: ledger.Open(js, clock, c.CallTimeout), Zoho: client,
+			Responses: responses, Objects: objects, Clock: clock, CallTimeout: c.CallTimeout, Logger: logger, Metrics: metrics,
+		}),
+		Decoder:     &envelope.Decoder{ReplyPrefixes: c.ReplyPrefixes, MaxBytes: int(w.nc.MaxPayload())},
+		MaxInFlight: c.MaxInFlight, Version: semver(Version), Logger: logger, Metrics: metrics,
+	})
+	if err := w.serveHTTP(c.HTTPAddr, metrics); err != nil {
+		return nil, err
+	}
+	if err := requests.Start(ctx); err != nil {
+		return nil, err
+	}
+	w.onStop(requests.Stop)
+	w.serves.Store(true)
+	w.onStop(func(context.Context) { w.serves.Store(false) })
+	logger.Info("worker started", "version", Version, "nats", w.nc.ConnectedUrlRedacted(),
+		"http", w.HTTPAddr, "connections", len(w.Connections.All()))
+	return w, nil
+}
+
+// Run starts a worker and keeps it until ctx ends or a part of it dies.
+func Run(ctx context.Context, c Config, logger *slog.Logger) error {
+	w, err := Start(ctx, c, logger)
+	if err != nil {
+		return err
+	}
+	var died error
+	select {
+	case <-ctx.Done():
+		logger.Info("stopping: no new requests, waiting for the calls in flight", "at_most", c.StopTimeout)
+	case died = <-w.failed:
+		logger.Error("a part of the worker died: stopping", "err", died)
+	}
+	budget, cancel := context.WithTimeout(context.WithoutCancel(ctx), c.StopTimeout)
+	defer cancel()
+	w.Stop(budget)
+	logger.Info("worker stopped")
+	return died
+}
+
+// Stop stops the worker's parts in reverse; ctx is its budget for calls in
+// flight. Stopping twice is fine.
+func (w *Worker) Stop(ctx context.Context) {
+	for len(w.stop) > 0 {
+		last := w.stop[len(w.stop)-1]
+		w.stop = w.stop[:len(w.stop)-1]
+		last(ctx)
+	}
+}
+
+func (w *Worker) onStop(f func(context.Context)) { w.stop = append(w.stop, f) }
+
+// Connect connects to NATS for as long as the process lives.
+func Connect(c Config, name string, logger *slog.Logger) (*nats.Conn, error) {
+	options := []nats.Option{
+		nats.Name(name),
+		nats.MaxReconnects(-1),
+		nats.ReconnectWait(250 * time.Millisecond),
+		// No write that was given up on may appear later.
+		nats.ReconnectBufSize(-1),
+		nats.DisconnectErrHandler(func(_ *nats.Conn, err error) {
+			if err != nil {
+				logger.Warn("NATS connection lost: reconnecting", "err", err)
+			}
+		}),
+		nats.ReconnectHandler(func(nc *nats.Conn) { logger.Info("NATS connection is back", "nats", nc.ConnectedUrlRedacted()) }),
+		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) { logger.Warn("NATS", "err", err) }),
+	}
+	if c.NATSCreds != "" {
+		options = append(options, nats.UserCredentials(c.NATSCreds))
+	}
+	nc, err := nats.Connect(c.NATSURL, options...)
+	if err != nil {
+		return nil, fmt.Errorf("connect to NATS (--nats-url): %w", err)
+	}
+	return nc, nil
+}
+
+// openTokens builds the token source; without Redis it goes without the lock.
+func (w *Worker) openTokens(ctx context.Context, c Config, options token.Options) (*token.Source, error) {
+	if url := c.RedisURL.Reveal(); url != "" {
+		client, err := lock.Client(url)
+		if err != nil {
+			return nil, fmt.Errorf("--redis-url (REDIS_URL): %w", err)
+		}
+		w.onStop(func(context.Context) { _ = client.Close() })
+		options.Locker = lock.New(client, lock.Options{Prefix: "zoho:lock:", Logger: options.Logger})
+		ping, cancel := context.WithTimeout(ctx, time.Second)
+		defer cancel()
+		if err := client.Ping(ping).Err(); err != nil {
+			options.Logger.Warn("Redis can't be reached: refreshes go on without its lock, the claim in the token record decides", "err", err)
+		}
+	}
+	tokens, err := token.Open(ctx, options)
+	if err != nil {
+		return nil, err
+	}
+	w.onStop(func(context.Context) { tokens.Close() })
+	return tokens, nil
+}
+
+func publishEvent(nc *nats.Conn, name, event string, logger *slog.Logger) {
+	data, err := json.Marshal(map[string]any{"event": event, "connection": name, "at": time.Now().UTC()})
+	if err == nil {
+		err = nc.Publish("zoho.events."+name, data)
+	}
+	if err != nil {
+		logger.Warn("event not published", "event", event, "connection", name, "err", err)
+	}
+}
+
+// serveHTTP serves what an operations team reads.
+func (w *Worker) serveHTTP(addr string, metrics *prometheus.Registry) error {
+	listener, err := net.Listen("tcp", addr)
+	if err != nil {
+		return fmt.Errorf("listen for HTTP: another address is set by --http-addr: %w", err)
+	}
+	w.HTTPAddr = listener.Addr().String()
+	mux := http.NewServeMux()
+	mux.Handle("GET /metrics", promhttp.HandlerFor(metrics, promhttp.HandlerOpts{EnableOpenMetrics: true}))
+	mux.HandleFunc("GET /healthz", func(rw http.ResponseWriter, _ *http.Request) { fmt.Fprintln(rw, "ok") })
+	mux.HandleFunc("GET /readyz", func(rw http.ResponseWriter, _ *http.Request) {
+		if !w.serves.Load() || !w.nc.IsConnected() {
+			http.Error(rw, "not ready: no connection to NATS, starting or stopping", http.StatusServiceUnavailable)
+			return
+		}
+		fmt.Fprintln(rw, "ready")
+	})
+	server := &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second, IdleTimeout: time.Minute}
+	go func() {
+		if err := server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
+			w.failed <- fmt.Errorf("serve HTTP: %w", err)
+		}
+	}()
+	w.onStop(func(context.Context) {
+		ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
+		defer cancel()
+		if server.Shutdown(ctx) != nil {
+			_ = server.Close()
+		}
+	})
+	return nil
+}

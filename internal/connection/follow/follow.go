@@ -1,0 +1,280 @@
+// Package follow keeps up with a stream of registers (one message per subject):
+// it hands over the last value of every subject, says when it has them all, and
+// goes on with every change for as long as it runs.
+//
+// It is not a source of truth: what it hands over was true a moment ago. Whoever
+// decides, decides by a compare-and-set.
+//
+// Invariants: changes are handed over one at a time; within an epoch the
+// revisions of a subject only grow; a stream that was deleted, recreated or
+// restored to an earlier state begins a new epoch and is read from the start,
+// and subjects that are no longer in it are handed over as gone; a lost
+// connection, a lost consumer and a lost leader are repaired without help.
+package follow
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+)
+
+// Position orders the values of one subject: by epoch, then by revision.
+type Position struct{ Epoch, Revision uint64 }
+
+// After reports whether p is a newer position than q.
+func (p Position) After(q Position) bool {
+	return p.Epoch > q.Epoch || p.Epoch == q.Epoch && p.Revision > q.Revision
+}
+
+// Change is a subject's new value.
+type Change struct {
+	Subject  string
+	Position Position
+	Data     []byte
+	// Gone says that the subject has no value in the new epoch; Data is nil.
+	Gone bool
+}
+
+// Options of a Follower.
+type Options struct {
+	// Stream is the name of the stream, which must exist.
+	Stream string
+	// Apply gets every change, one at a time. It must not block for long.
+	Apply func(Change)
+	// Check is how often the stream is asked whether it is still the one that
+	// is followed and whether anything was missed. Too long: a recreated stream
+	// goes unnoticed; too short: a request to the server each time. Default 15 s.
+	Check time.Duration
+	// Now is this machine's clock, against which the server's is measured. Default time.Now.
+	Now func() time.Time
+	// Measured, if set, gets at every check what must be added to this machine's
+	// clock to get the server's: exact to half a round trip.
+	Measured func(offset time.Duration)
+	// Logger defaults to slog.Default.
+	Logger *slog.Logger
+}
+
+// Follower follows one stream until it is closed.
+type Follower struct {
+	js      jetstream.JetStream
+	options Options
+	epoch   atomic.Uint64
+	stop    context.CancelFunc
+	done    chan struct{}
+
+	// What follows belongs to whoever holds mu: the goroutine that applies.
+	mu      sync.Mutex
+	known   map[string]uint64 // subject to the epoch it was last seen in
+	reached uint64            // highest sequence applied in this epoch
+}
+
+// timeout bounds a single exchange with the server.
+const timeout = 5 * time.Second
+
+// Start returns a Follower that has handed over everything that is in the
+// stream, or the reason why that was not possible before ctx ended.
+func Start(ctx context.Context, js jetstream.JetStream, options Options) (*Follower, error) {
+	if options.Check <= 0 {
+		options.Check = 15 * time.Second
+	}
+	if options.Now == nil {
+		options.Now = time.Now
+	}
+	if options.Logger == nil {
+		options.Logger = slog.Default()
+	}
+	run, stop := context.WithCancel(context.WithoutCancel(ctx))
+	f := &Follower{js: js, options: options, stop: stop, done: make(chan struct{}), known: map[string]uint64{}}
+	first := make(chan error, 1)
+	go f.run(run, first)
+	select {
+	case err := <-first:
+		if err != nil {
+			f.Close()
+			return nil, fmt.Errorf("follow %s: %w", options.Stream, err)
+		}
+		return f, nil
+	case <-ctx.Done():
+		f.Close()
+		return nil, fmt.Errorf("follow %s: %w", options.Stream, context.Cause(ctx))
+	}
+}
+
+// Epoch is the current epoch. A writer that applies its own write at once
+// pairs it with the revision it was given.
+func (f *Follower) Epoch() uint64 { return f.epoch.Load() }
+
+// Close stops following and waits until nothing is handed over any more. It may
+// be called more than once, but not from Apply.
+func (f *Follower) Close() {
+	f.stop()
+	<-f.done
+}
+
+// run follows the stream again and again; only the first try's failure is
+// reported, later ones are repaired.
+func (f *Follower) run(ctx context.Context, first chan<- error) {
+	defer close(f.done)
+	var created time.Time
+	report := func(err error) {
+		select {
+		case first <- err:
+		default:
+		}
+	}
+	for {
+		err := f.follow(ctx, &created, func() { report(nil) })
+		if ctx.Err() != nil {
+			return
+		}
+		report(err)
+		f.options.Logger.Debug("follow again", "stream", f.options.Stream, "reason", err)
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(min(f.options.Check, time.Second)):
+		}
+	}
+}
+
+// errAgain are the reasons to begin again that need no word of their own.
+var errAgain = errors.New("consumer ended")
+
+// follow reads the stream from the start and stays with it until it must begin
+// again.
+func (f *Follower) follow(ctx context.Context, created *time.Time, loaded func()) error {
+	info, err := f.info(ctx)
+	if err != nil {
+		return err
+	}
+	f.mu.Lock()
+	if !info.Created.Equal(*created) || info.State.LastSeq < f.reached {
+		*created = info.Created
+		f.epoch.Add(1)
+		f.reached = 0
+	}
+	f.mu.Unlock()
+
+	sctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	consumer, err := f.js.OrderedConsumer(sctx, f.options.Stream, jetstream.OrderedConsumerConfig{
+		DeliverPolicy: jetstream.DeliverLastPerSubjectPolicy, InactiveThreshold: time.Minute,
+	})
+	if err != nil {
+		return fmt.Errorf("create consumer: %w", err)
+	}
+	target := info.State.LastSeq
+	complete := make(chan struct{})
+	finish := sync.OnceFunc(func() { close(complete) })
+	if info.State.Msgs == 0 {
+		finish()
+	}
+	consuming, err := consumer.Consume(func(msg jetstream.Msg) {
+		meta, err := msg.Metadata()
+		if err != nil {
+			return // not a message of a stream
+		}
+		f.apply(msg, meta.Sequence.Stream)
+		if meta.NumPending == 0 || meta.Sequence.Stream >= target {
+			finish()
+		}
+	}, jetstream.ConsumeErrHandler(func(_ jetstream.ConsumeContext, err error) {
+		f.options.Logger.Debug("follow", "stream", f.options.Stream, "err", err)
+	}))
+	if err != nil {
+		return fmt.Errorf("consume: %w", err)
+	}
+	closed := consuming.Closed()
+	defer func() {
+		consuming.Stop()
+		<-closed
+	}()
+
+	tick := time.NewTicker(f.options.Check)
+	defer tick.Stop()
+	behind := uint64(0)
+	for {
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-closed:
+			return errAgain
+		case <-complete:
+			f.settle(target)
+			loaded()
+			complete = nil
+		case <-tick.C:
+			info, err := f.info(ctx)
+			if errors.Is(err, jetstream.ErrStreamNotFound) {
+				return err
+			}
+			if err != nil {
+				continue // the server is away: the consumer comes back with it
+			}
+			reached := f.seen()
+			if !info.Created.Equal(*created) || info.State.LastSeq < reached {
+				return errors.New("the stream is another one")
+			}
+			// Twice behind at the same place: the consumer is stuck.
+			if info.State.Msgs > 0 && reached < info.State.LastSeq && behind == reached+1 {
+				return errors.New("the consumer is stuck")
+			}
+			behind = 0
+			if reached < info.State.LastSeq {
+				behind = reached + 1
+			}
+		}
+	}
+}
+
+func (f *Follower) info(ctx context.Context) (*jetstream.StreamInfo, error) {
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	asked := f.options.Now()
+	stream, err := f.js.Stream(ctx, f.options.Stream)
+	if err != nil {
+		return nil, fmt.Errorf("look at stream: %w", err)
+	}
+	heard := f.options.Now()
+	info := stream.CachedInfo()
+	if f.options.Measured != nil && !info.TimeStamp.IsZero() {
+		f.options.Measured(info.TimeStamp.Sub(asked.Add(heard.Sub(asked) / 2)))
+	}
+	return info, nil
+}
+
+func (f *Follower) apply(msg jetstream.Msg, revision uint64) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	epoch := f.epoch.Load()
+	f.known[msg.Subject()] = epoch
+	f.reached = max(f.reached, revision)
+	f.options.Apply(Change{Subject: msg.Subject(), Position: Position{Epoch: epoch, Revision: revision}, Data: msg.Data()})
+}
+
+// settle ends the first reading, which went up to target (the message there may
+// have been deleted): what an earlier epoch had and this one has not is gone.
+func (f *Follower) settle(target uint64) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.reached = max(f.reached, target)
+	epoch := f.epoch.Load()
+	for subject, seen := range f.known {
+		if seen != epoch {
+			delete(f.known, subject)
+			f.options.Apply(Change{Subject: subject, Position: Position{Epoch: epoch}, Gone: true})
+		}
+	}
+}
+
+func (f *Follower) seen() uint64 {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.reached
+}

@@ -1,0 +1,77 @@
+package consumer
+
+import (
+	"context"
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/micro"
+
+	"zoho-worker/internal/envelope"
+)
+
+// serveCalls offers zoho.call.<connection> to callers that wait: the request
+// goes to the stream like any other, with the caller's inbox as its reply_to,
+// and the worker that carries it out answers the caller.
+func (c *Consumer) serveCalls() error {
+	service, err := micro.AddService(c.Conn, micro.Config{
+		Name: "zoho", Version: c.Version,
+		Description: "Zoho CRM calls: send a request envelope to zoho.call.<connection>, get a response envelope",
+	})
+	if err == nil {
+		err = service.AddEndpoint("call", micro.HandlerFunc(c.accept), micro.WithEndpointSubject("zoho.call.*"))
+		c.closers = append(c.closers, func() { _ = service.Stop() })
+	}
+	if err != nil {
+		return fmt.Errorf("offer the service zoho: %w", err)
+	}
+	return nil
+}
+
+// accept stores a call as a request. It answers only what can't be stored.
+func (c *Consumer) accept(call micro.Request) {
+	received := time.Now()
+	connection := strings.TrimPrefix(call.Subject(), "zoho.call.")
+	request, err := c.Decoder.Decode(call.Data(), c.Clock.Now())
+	if err == nil && request.ReplyTo != "" {
+		err = &envelope.Error{Code: envelope.InvalidRequest, Message: "reply_to: leave it out of a call, the answer goes to the caller"}
+	}
+	if err == nil {
+		err = c.enqueue(connection, request.ID, call)
+	}
+	if err == nil {
+		return
+	}
+	response := &envelope.Response{Connection: connection, Error: asError(err), ReceivedAt: received, FinishedAt: time.Now()}
+	if request != nil {
+		response.ID = request.ID
+	}
+	if err := call.Respond(response.AppendJSON(nil)); err != nil {
+		c.Logger.Debug("call not refused", "connection", connection, "err", err)
+	}
+}
+
+func (c *Consumer) enqueue(connection, id string, call micro.Request) error {
+	// A valid envelope is an object with members: the reply_to goes first.
+	rest, _ := strings.CutPrefix(strings.TrimSpace(string(call.Data())), "{")
+	msg := &nats.Msg{
+		Subject: "zoho.requests." + connection,
+		Data:    []byte(`{"reply_to":` + strconv.Quote(call.Reply()) + `,` + rest),
+		Header:  nats.Header{},
+	}
+	for name, values := range call.Headers() {
+		if !strings.HasPrefix(name, "Nats-") {
+			msg.Header[name] = values
+		}
+	}
+	ctx, cancel := context.WithTimeout(c.calling, 5*time.Second)
+	defer cancel()
+	if _, err := c.JetStream.PublishMsg(ctx, msg); err != nil {
+		c.Logger.Warn("call not stored", "connection", connection, "id", id, "err", err)
+		return &envelope.Error{Code: envelope.Internal, Message: "the request could not be stored: " + err.Error()}
+	}
+	return nil
+}

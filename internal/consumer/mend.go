@@ -1,0 +1,170 @@
+package consumer
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"math/rand/v2"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+
+	"zoho-worker/internal/connection"
+)
+
+// changed follows a connection's record: its requests may belong to another
+// queue now, or its org may have another limit.
+func (c *Consumer) changed(record *connection.Connection) {
+	touched := c.directory.put(record)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.stopped {
+		return
+	}
+	c.loops.Go(func() {
+		// Every worker sees the change: let one be first, the others find it done.
+		c.sleep(rand.N(100 * time.Millisecond))
+		for _, name := range touched {
+			c.mend(name)
+		}
+		for _, name := range touched {
+			c.activate(name)
+		}
+	})
+}
+
+// mend makes the queue's consumer, if there is one, what the plan says.
+func (c *Consumer) mend(name string) {
+	c.mu.Lock()
+	if running := c.mending[name]; running != nil {
+		c.mu.Unlock()
+		select {
+		case <-running:
+		case <-c.pulling.Done():
+		}
+		return
+	}
+	done := make(chan struct{})
+	c.mending[name] = done
+	c.mu.Unlock()
+	defer func() {
+		c.mu.Lock()
+		delete(c.mending, name)
+		c.mu.Unlock()
+		close(done)
+	}()
+	ctx, cancel := context.WithTimeout(c.pulling, 30*time.Second)
+	defer cancel()
+	if err := c.remodel(ctx, c.directory.plan(name)); err != nil && c.pulling.Err() == nil {
+		c.Logger.Warn("queue not brought up to date: trying again at the next look", "queue", name, "err", err)
+	}
+}
+
+// settleDown is how long a change of a queue's connections waits for the calls
+// in flight. What takes longer is handed over twice: inserts are claimed, so
+// the second one waits, and the rest is safe to repeat.
+const settleDown = 5 * time.Second
+
+func (c *Consumer) remodel(ctx context.Context, p plan) error {
+	if len(p.subjects) == 0 {
+		err := c.JetStream.DeleteConsumer(ctx, RequestStream, p.name)
+		if errors.Is(err, jetstream.ErrConsumerNotFound) {
+			return nil
+		}
+		return err
+	}
+	there, err := c.JetStream.Consumer(ctx, RequestStream, p.name)
+	if errors.Is(err, jetstream.ErrConsumerNotFound) {
+		return nil // made when there is work
+	}
+	if err != nil {
+		return err
+	}
+	config := there.CachedInfo().Config
+	same, _ := p.covers(config)
+	if same {
+		return nil
+	}
+	if sameSubjects(p, config) {
+		_, err = c.JetStream.UpdateConsumer(ctx, RequestStream, p.config())
+		return err
+	}
+	// A consumer does not go back for older messages of a subject it did not
+	// have before, and keeps those in hand of one it has no longer. So it starts
+	// over, at rest: first the reset, then the new subjects, because a worker
+	// that dies in between leaves work for the next look and nothing skipped.
+	if _, err = c.JetStream.PauseConsumer(ctx, RequestStream, p.name, time.Now().Add(2*settleDown)); err != nil {
+		return err
+	}
+	rest := time.NewTimer(settleDown)
+	defer rest.Stop()
+	for resting := false; !resting; {
+		info, err := there.Info(ctx)
+		if err != nil {
+			return err
+		}
+		if same, _ := p.covers(info.Config); same {
+			return nil // another worker was first
+		}
+		if info.NumAckPending == 0 {
+			break
+		}
+		select {
+		case <-rest.C:
+			resting = true
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
+	if _, err = c.JetStream.ResetConsumer(ctx, RequestStream, p.name); err != nil {
+		return err
+	}
+	if _, err = c.JetStream.UpdateConsumer(ctx, RequestStream, p.config()); err != nil {
+		return err
+	}
+	_, err = c.JetStream.ResumeConsumer(ctx, RequestStream, p.name)
+	return err
+}
+
+func sameSubjects(p plan, config jetstream.ConsumerConfig) bool {
+	config.MaxAckPending = p.places
+	same, _ := p.covers(config)
+	return same
+}
+
+// pause keeps all workers from starting requests of the queue.
+func (c *Consumer) pause(q *queue, name string, d time.Duration) {
+	ctx, cancel := context.WithTimeout(c.calling, 5*time.Second)
+	defer cancel()
+	until := c.Clock.Now().Add(d)
+	p := c.directory.plan(q.name)
+	if !q.expiry.pausedFor(until) {
+		return // a longer one is in force
+	}
+	if _, err := c.JetStream.PauseConsumer(ctx, RequestStream, p.name, until); err != nil {
+		c.Logger.Warn("queue not paused", "queue", q.name, "err", err)
+		return
+	}
+	c.metrics.pauses.Inc()
+	c.Logger.Info("queue paused", "queue", q.name, "connection", name, "for", d.Round(time.Millisecond))
+	c.event(ctx, name, "paused", map[string]any{"queue": q.name, "until": until.UTC()})
+}
+
+// notePause takes in a pause that another worker made.
+func (c *Consumer) notePause(q *queue, info *jetstream.ConsumerInfo) {
+	if info.Paused {
+		q.expiry.pausedFor(c.Clock.Now().Add(info.PauseRemaining))
+	}
+}
+
+// event tells whoever listens at zoho.events.<connection>. Nothing depends on
+// it, so it is not retried.
+func (c *Consumer) event(ctx context.Context, name, event string, more map[string]any) {
+	more["event"], more["connection"], more["at"] = event, name, c.Clock.Now().UTC()
+	data, err := json.Marshal(more)
+	if err == nil {
+		_, err = c.JetStream.Publish(ctx, "zoho.events."+name, data)
+	}
+	if err != nil {
+		c.Logger.Warn("event not published", "event", event, "connection", name, "err", err)
+	}
+}

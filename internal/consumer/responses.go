@@ -1,0 +1,96 @@
+package consumer
+
+import (
+	"context"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"strconv"
+	"time"
+
+	"github.com/cenkalti/backoff/v4"
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"zoho-worker/internal/envelope"
+	"zoho-worker/internal/register"
+	"zoho-worker/internal/relay"
+)
+
+// digestHeader carries the digest of the request that a response answers, so
+// that the same id with other content is noticed.
+const digestHeader = "Zoho-Digest"
+
+// Responses are the stored responses: one per request, create-only.
+type Responses struct {
+	js        jetstream.JetStream
+	registers *register.Stream
+}
+
+// NewResponses returns the responses of ZOHO_RESPONSES.
+func NewResponses(js jetstream.JetStream) *Responses {
+	return &Responses{js: js, registers: register.New(js, ResponseStream, 5*time.Second)}
+}
+
+// ResponseSubject is where the response to a request is stored.
+func ResponseSubject(connection, id string) string {
+	return "zoho.responses." + connection + "." + id
+}
+
+// Lookup returns the stored response, nil where there is none.
+func (r *Responses) Lookup(ctx context.Context, connection, id string) (*relay.Stored, error) {
+	entry, err := r.registers.Get(ctx, ResponseSubject(connection, id))
+	if errors.Is(err, register.ErrNotFound) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("look up response: %w", err)
+	}
+	stored := &relay.Stored{Data: entry.Data}
+	if _, err := hex.Decode(stored.Digest[:], []byte(entry.Header.Get(digestHeader))); err != nil {
+		return nil, fmt.Errorf("look up response: digest of %s: %w", entry.Subject, err)
+	}
+	return stored, nil
+}
+
+// store keeps the response if it is the first; else it returns the one that stands.
+func (r *Responses) store(ctx context.Context, connection string, response *envelope.Response, digest [32]byte, data []byte) (*relay.Stored, error) {
+	msg := &nats.Msg{Subject: ResponseSubject(connection, response.ID), Data: data, Header: nats.Header{
+		digestHeader:                        {hex.EncodeToString(digest[:])},
+		jetstream.ExpectedLastSubjSeqHeader: {"0"},
+		"Zoho-Status":                       {strconv.Itoa(response.Status)},
+	}}
+	var there *relay.Stored
+	err := insist(ctx, func(ctx context.Context) error {
+		_, err := r.js.PublishMsg(ctx, msg)
+		if err == nil || !register.IsConflict(err) {
+			return err
+		}
+		// Somebody's, or our own where the PubAck was lost: the same to the requester.
+		there, err = r.Lookup(ctx, connection, response.ID)
+		if err == nil && there == nil {
+			return errors.New("stored by nobody, refused all the same")
+		}
+		return err
+	})
+	return there, err
+}
+
+// insist tries until it works or ctx ends: a response in hand is worth waiting
+// for. Pauses of 0.1 s growing to 5 s.
+func insist(ctx context.Context, try func(context.Context) error) error {
+	pause := backoff.NewExponentialBackOff(
+		backoff.WithInitialInterval(100*time.Millisecond),
+		backoff.WithMaxInterval(5*time.Second),
+		backoff.WithMaxElapsedTime(0),
+	)
+	return backoff.Retry(func() error {
+		bounded, cancel := context.WithTimeout(ctx, 5*time.Second)
+		defer cancel()
+		err := try(bounded)
+		if errors.Is(err, nats.ErrMaxPayload) {
+			return backoff.Permanent(err)
+		}
+		return err
+	}, backoff.WithContext(pause, ctx))
+}

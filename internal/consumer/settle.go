@@ -1,0 +1,282 @@
+package consumer
+
+import (
+	"context"
+	"crypto/sha256"
+	"fmt"
+	"log/slog"
+	"runtime/debug"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"zoho-worker/internal/envelope"
+	"zoho-worker/internal/failpoint"
+	"zoho-worker/internal/relay"
+	"zoho-worker/internal/zoho"
+)
+
+// message is a request in the stream, however it came to hand.
+type message struct {
+	subject  string
+	header   nats.Header
+	data     []byte
+	sequence uint64
+	stored   time.Time // by the server's clock
+	again    bool      // handed over before
+	// done takes the request off the stream; later gives it back for the time given.
+	done  func() error
+	later func(time.Duration) error
+}
+
+// handle carries one request from its delivery to its settlement.
+func (c *Consumer) handle(q *queue, msg jetstream.Msg) {
+	defer c.requests.Done()
+	defer c.places.Release(1)
+	c.hand.take(msg)
+	defer c.hand.leave(msg)
+	meta, err := msg.Metadata()
+	if err != nil {
+		c.Logger.Error("not a JetStream message", "subject", msg.Subject(), "err", err)
+		return
+	}
+	if meta.NumDelivered > 1 {
+		c.metrics.redeliveries.Inc()
+	}
+	c.work(q, &message{
+		subject: msg.Subject(), header: msg.Headers(), data: msg.Data(),
+		sequence: meta.Sequence.Stream, stored: meta.Timestamp, again: meta.NumDelivered > 1,
+		done: msg.Ack, later: msg.NakWithDelay,
+	})
+}
+
+// work decodes, relays and settles.
+func (c *Consumer) work(q *queue, m *message) {
+	begun := time.Now()
+	s := &settlement{Consumer: c, queue: q, message: m, connection: connectionOf(m.subject)}
+	defer func() {
+		if p := recover(); p != nil {
+			c.Logger.Error("a request made the worker panic", "connection", s.connection, "id", s.id(),
+				"panic", p, "stack", string(debug.Stack()))
+			s.refuse(&envelope.Error{Code: envelope.Internal, Message: "the worker failed on this request: whether it was carried out is not known"})
+		}
+	}()
+	request, err := c.Decoder.Decode(m.data, m.stored)
+	s.request = request
+	if err != nil {
+		s.refuse(asError(err))
+		s.log(begun)
+		return
+	}
+	failpoint.Hit(failpoint.Decoded)
+	s.digest = request.Digest()
+	result := c.Relay.Do(c.calling, &relay.Delivery{
+		Connection: s.connection, Request: request, Digest: s.digest,
+		ReceivedAt: m.stored, Redelivered: m.again, Stopping: c.pulling.Done(),
+	})
+	if result.Pause > 0 {
+		c.pause(q, s.connection, result.Pause)
+	}
+	switch {
+	case result.Wait != nil:
+		c.metrics.waits[result.Wait.Reason].Inc()
+		c.Logger.Debug("request waits", "connection", s.connection, "id", request.ID,
+			"reason", result.Wait.Reason, "for", result.Wait.For)
+		if err := m.later(result.Wait.For); err != nil {
+			c.Logger.Debug("request not given back: it comes again after AckWait", "id", request.ID, "err", err)
+		}
+		return
+	case result.Stored != nil:
+		s.repeat(result.Stored)
+	default:
+		s.answer(result.Response)
+	}
+	s.log(begun)
+}
+
+func asError(err error) *envelope.Error {
+	if e, ok := err.(*envelope.Error); ok {
+		return e
+	}
+	return &envelope.Error{Code: envelope.Internal, Message: "the envelope could not be read"}
+}
+
+// settlement is how one request ends.
+type settlement struct {
+	*Consumer
+	queue      *queue
+	message    *message
+	connection string
+	request    *envelope.Request
+	digest     [32]byte
+	response   *envelope.Response
+	outcome    string
+}
+
+func (s *settlement) id() string {
+	if s.request == nil {
+		return ""
+	}
+	return s.request.ID
+}
+
+// refuse answers an envelope that can't be carried out, or sets it aside where
+// nobody can be answered.
+func (s *settlement) refuse(e *envelope.Error) {
+	if s.id() == "" {
+		s.bury(e)
+		return
+	}
+	if s.digest == [32]byte{} {
+		s.digest = sha256.Sum256(s.message.data)
+	}
+	s.answer(&envelope.Response{
+		ID: s.request.ID, Connection: s.connection, ReceivedAt: s.message.stored, FinishedAt: s.Clock.Now(), Error: e,
+	})
+}
+
+// answer stores the response, replies, and acks: in this order, so that whatever
+// dies in between, redelivery repairs.
+func (s *settlement) answer(response *envelope.Response) {
+	s.response, s.outcome = response, "answered"
+	data := s.encode(response)
+	switch {
+	case response.Error != nil && response.Error.Code == envelope.IDConflict:
+		// The id's place belongs to the request that had it first.
+		if s.request.ReplyTo == "" {
+			s.bury(response.Error)
+			return
+		}
+	case s.fleeting():
+	default:
+		there, err := s.Responses.store(s.calling, s.connection, response, s.digest, data)
+		if err != nil {
+			s.outcome = "not stored"
+			s.Logger.Error("response not stored: the request comes again", "connection", s.connection, "id", s.id(), "err", err)
+			return
+		}
+		if there != nil {
+			// Another worker answered first, or another request had the id.
+			s.outcome = "repeated"
+			if there.Digest == s.digest {
+				data = there.Data
+			} else if s.request.ReplyTo == "" {
+				s.bury(&envelope.Error{Code: envelope.IDConflict, Message: "the id was answered for a request with other content"})
+				return
+			}
+		}
+		failpoint.Hit(failpoint.Stored)
+	}
+	s.reply(data)
+	s.ack()
+}
+
+// repeat sends a response that is stored already.
+func (s *settlement) repeat(data []byte) {
+	s.outcome = "repeated"
+	s.reply(data)
+	s.ack()
+}
+
+// fleeting responses are not stored: a read is safe to carry out again, and an
+// inbox belongs to a caller that waits. The reply precedes the ack on the same
+// connection, so the server has the one before the other.
+func (s *settlement) fleeting() bool {
+	return s.request.Method == "GET" && strings.HasPrefix(s.request.ReplyTo, nats.InboxPrefix)
+}
+
+// encode makes the response fit into a message.
+func (s *settlement) encode(response *envelope.Response) []byte {
+	data := response.AppendJSON(make([]byte, 0, 512+len(response.Body.Data)*5/4))
+	if limit := int(s.Conn.MaxPayload()) - headroom; len(data) > limit {
+		response.Body = envelope.Body{}
+		response.Error = &envelope.Error{
+			Code:    envelope.TooLarge,
+			Message: fmt.Sprintf("the response has %d bytes and a message holds %d: ask for fewer records or fields", len(data), limit),
+		}
+		data = response.AppendJSON(data[:0])
+	}
+	return data
+}
+
+// headroom is what a message's headers may take of the server's max_payload.
+const headroom = 4 << 10
+
+func (s *settlement) reply(data []byte) {
+	if s.request == nil || s.request.ReplyTo == "" {
+		return
+	}
+	if err := s.Conn.Publish(s.request.ReplyTo, data); err != nil {
+		s.Logger.Warn("reply not sent", "connection", s.connection, "id", s.id(), "err", err)
+	}
+	failpoint.Hit(failpoint.Replied)
+}
+
+func (s *settlement) ack() {
+	if err := s.message.done(); err != nil {
+		s.Logger.Debug("request not acked: its response will be repeated", "connection", s.connection, "id", s.id(), "err", err)
+	}
+	failpoint.Hit(failpoint.Acked)
+}
+
+// bury keeps the message whole for a person, with the reason.
+func (s *settlement) bury(e *envelope.Error) {
+	s.outcome = "dead"
+	msg := &nats.Msg{Subject: "zoho.dead." + s.connection, Data: s.message.data, Header: nats.Header{}}
+	for name, values := range s.message.header {
+		// The server acts on its own headers: kept for reading, not for acting.
+		if strings.HasPrefix(name, "Nats-") {
+			name = "Original-" + name
+		}
+		msg.Header[name] = values
+	}
+	msg.Header.Set("Zoho-Dead-Code", string(e.Code))
+	msg.Header.Set("Zoho-Dead-Reason", strings.ToValidUTF8(e.Message, "?"))
+	msg.Header.Set("Zoho-Dead-Subject", s.message.subject)
+	msg.Header.Set("Zoho-Dead-Received", s.message.stored.UTC().Format(time.RFC3339Nano))
+	// The same message buried twice is one dead letter.
+	id := RequestStream + "." + strconv.FormatUint(s.message.sequence, 10)
+	err := insist(s.calling, func(ctx context.Context) error {
+		_, err := s.JetStream.PublishMsg(ctx, msg, jetstream.WithMsgID(id))
+		return err
+	})
+	if err != nil {
+		s.outcome = "not stored"
+		s.Logger.Error("dead letter not stored: the request comes again", "connection", s.connection, "err", err)
+		return
+	}
+	s.response = &envelope.Response{Error: e}
+	s.ack()
+}
+
+// log writes the one wide line of a request, and counts it.
+func (s *settlement) log(begun time.Time) {
+	method, code, status, attempts := "", envelope.Code(""), 0, 0
+	operation := "none"
+	if s.request != nil && s.request.Method != "" && s.request.Path != "" {
+		method = s.request.Method
+		operation = zoho.OperationOf(method, s.request.Path).Name
+	}
+	if s.response != nil {
+		status, attempts = s.response.Status, s.response.Attempts
+		if s.response.Error != nil {
+			code = s.response.Error.Code
+		}
+	}
+	waited := begun.Sub(s.message.stored.Add(time.Since(s.Clock.Now())))
+	s.metrics.settled(method, s.outcome, code)
+	s.metrics.age.Observe((max(waited, 0) + time.Since(begun)).Seconds())
+	level := slog.LevelInfo
+	if s.outcome == "dead" || code == envelope.Internal {
+		level = slog.LevelWarn
+	}
+	s.Logger.LogAttrs(s.calling, level, "request settled",
+		slog.String("connection", s.connection), slog.String("queue", s.queue.name),
+		slog.String("method", method), slog.String("operation", operation), slog.String("id", s.id()),
+		slog.Int("attempts", attempts), slog.String("outcome", s.outcome), slog.String("code", string(code)),
+		slog.Int("status", status), slog.Duration("waited", max(waited, 0).Round(time.Microsecond)),
+		slog.Duration("took", time.Since(begun).Round(time.Microsecond)))
+}

@@ -1,0 +1,93 @@
+package consumer
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+
+	"zoho-worker/internal/connection"
+	"zoho-worker/internal/ledger"
+	"zoho-worker/internal/token"
+)
+
+// The streams and buckets that this package owns.
+const (
+	RequestStream  = "ZOHO_REQUESTS"
+	ResponseStream = "ZOHO_RESPONSES"
+	DeadStream     = "ZOHO_DEAD"
+	EventStream    = "ZOHO_EVENTS"
+	BodyBucket     = "ZOHO_BODIES"
+)
+
+// Topology is what the streams need to know.
+type Topology struct {
+	// Replicas of every stream: 1 on a single server, 3 in production, where
+	// "never twice" is only as durable as the claims.
+	Replicas int
+	// Retention is how long responses, claims and large bodies are kept, and so
+	// for how long an id is remembered. A response costs the server about 170
+	// bytes of memory for as long as it is kept (measured: 1,000,000 in 196 MB).
+	Retention time.Duration
+}
+
+// Ensure creates the streams and buckets, or updates them to this version's configuration.
+func (t Topology) Ensure(ctx context.Context, js jetstream.JetStream) error {
+	for _, config := range t.streams() {
+		if _, err := js.CreateOrUpdateStream(ctx, config); err != nil {
+			return fmt.Errorf("create or update stream %s: %w", config.Name, err)
+		}
+	}
+	_, err := js.CreateOrUpdateObjectStore(ctx, jetstream.ObjectStoreConfig{
+		Bucket: BodyBucket, Description: "bodies too large for a message",
+		TTL: t.Retention, Storage: jetstream.FileStorage, Replicas: t.Replicas,
+	})
+	if err != nil {
+		return fmt.Errorf("create or update object store %s: %w", BodyBucket, err)
+	}
+	return nil
+}
+
+func (t Topology) streams() []jetstream.StreamConfig {
+	return []jetstream.StreamConfig{
+		{
+			Name: RequestStream, Description: "requests until they are answered", Subjects: []string{"zoho.requests.>"},
+			Retention: jetstream.WorkQueuePolicy, Storage: jetstream.FileStorage, Discard: jetstream.DiscardNew,
+			Replicas: t.Replicas, Duplicates: 2 * time.Minute,
+			// One consumer per org that has work; the server's own default is 1,000.
+			MaxConsumers: -1,
+			// Only the headers: this wakes a worker for an org that had no work.
+			RePublish: &jetstream.RePublish{Source: "zoho.requests.>", Destination: "zoho.activity.>", HeadersOnly: true},
+		},
+		{
+			Name: ResponseStream, Description: "responses, one per request, create-only", Subjects: []string{"zoho.responses.*.*"},
+			Retention: jetstream.LimitsPolicy, Storage: jetstream.FileStorage, Discard: jetstream.DiscardNew,
+			Replicas: t.Replicas, MaxAge: t.Retention, MaxMsgsPerSubject: 1, Duplicates: min(2*time.Minute, t.Retention),
+		},
+		{
+			Name: DeadStream, Description: "requests nobody could be answered for", Subjects: []string{"zoho.dead.>"},
+			Retention: jetstream.LimitsPolicy, Storage: jetstream.FileStorage, Discard: jetstream.DiscardNew,
+			Replicas: t.Replicas, MaxAge: 30 * 24 * time.Hour, Duplicates: 2 * time.Minute,
+		},
+		{
+			Name: EventStream, Description: "what happened to connections and their queues", Subjects: []string{"zoho.events.*"},
+			Retention: jetstream.LimitsPolicy, Storage: jetstream.FileStorage, Discard: jetstream.DiscardOld,
+			Replicas: t.Replicas, MaxAge: 7 * 24 * time.Hour, Duplicates: 2 * time.Minute,
+		},
+		ledger.StreamConfig(t.Replicas, t.Retention),
+		connection.StreamConfig(t.Replicas),
+		token.StreamConfig(t.Replicas),
+	}
+}
+
+// ensureConsumer creates an org's consumer. There being one already, whatever
+// its configuration, is fine: the caller mends it.
+func ensureConsumer(ctx context.Context, js jetstream.JetStream, config jetstream.ConsumerConfig) (jetstream.Consumer, error) {
+	c, err := js.CreateConsumer(ctx, RequestStream, config)
+	if errors.Is(err, jetstream.ErrConsumerExists) {
+		return js.Consumer(ctx, RequestStream, config.Durable)
+	}
+	return c, err
+}

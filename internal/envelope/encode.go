@@ -1,0 +1,180 @@
+package envelope
+
+import (
+	"encoding/base64"
+	"strconv"
+	"strings"
+	"time"
+	"unicode/utf8"
+)
+
+// AppendJSON appends the request as an envelope: what Decode turns into the
+// same request. url has the whole query; there is no query field.
+func (r *Request) AppendJSON(dst []byte) []byte {
+	dst = appendField(append(dst, '{'), "id", r.ID)
+	dst = appendField(append(dst, ','), "method", r.Method)
+	url := strings.TrimPrefix(r.Path, apiRoot)
+	if r.RawQuery != "" {
+		url += "?" + r.RawQuery
+	}
+	dst = appendField(append(dst, ','), "url", url)
+	dst = appendHeaders(dst, r.Headers)
+	dst = appendBody(dst, r.Body)
+	if r.ReplyTo != "" {
+		dst = appendField(append(dst, ','), "reply_to", r.ReplyTo)
+	}
+	if !r.Deadline.IsZero() {
+		dst = append(dst, `,"deadline":"`...)
+		dst = append(r.Deadline.AppendFormat(dst, time.RFC3339Nano), '"')
+	}
+	if r.UniqueField != "" {
+		dst = appendField(append(dst, ','), "unique_field", r.UniqueField)
+	}
+	return append(dst, '}')
+}
+
+// AppendJSON appends the response as an envelope. Its JSON body is written
+// byte for byte, so it must be JSON: BodyOf sees to that. Headers of one name
+// become one, joined by ", ". Set-Cookie is dropped: nobody may use Zoho's
+// session, and its values can't be joined. Times are cut to milliseconds.
+//
+// The ID is left out where it is empty: for a request whose id couldn't be read.
+func (r *Response) AppendJSON(dst []byte) []byte {
+	dst = append(dst, '{')
+	if r.ID != "" {
+		dst = append(appendField(dst, "id", r.ID), ',')
+	}
+	dst = appendField(dst, "connection", r.Connection)
+	if r.Status != 0 {
+		dst = append(dst, `,"status":`...)
+		dst = strconv.AppendInt(dst, int64(r.Status), 10)
+	}
+	dst = appendHeaders(dst, r.Headers)
+	dst = appendBody(dst, r.Body)
+	dst = append(dst, `,"attempts":`...)
+	dst = strconv.AppendInt(dst, int64(r.Attempts), 10)
+	dst = append(dst, `,"received_at":"`...)
+	dst = r.ReceivedAt.UTC().AppendFormat(dst, timeFormat)
+	dst = append(dst, `","finished_at":"`...)
+	dst = r.FinishedAt.UTC().AppendFormat(dst, timeFormat)
+	dst = append(dst, '"')
+	if r.Outcome != "" {
+		dst = appendField(append(dst, ','), "outcome", r.Outcome)
+	}
+	if r.Error != nil {
+		dst = appendField(append(dst, `,"error":{`...), "code", string(r.Error.Code))
+		dst = appendField(append(dst, ','), "message", r.Error.Message)
+		dst = append(dst, '}')
+	}
+	return append(dst, '}')
+}
+
+// appendField appends "name":"value". The name must need no escaping.
+func appendField(dst []byte, name, value string) []byte {
+	dst = append(dst, '"')
+	dst = append(dst, name...)
+	dst = append(dst, `":`...)
+	return appendText(dst, value)
+}
+
+func appendHeaders(dst []byte, headers []Header) []byte {
+	written := 0
+	for i := range headers {
+		name := headers[i].Name
+		if sameName(name, "Set-Cookie") || hasName(headers[:i], name) {
+			continue
+		}
+		if written == 0 {
+			dst = append(dst, `,"headers":{`...)
+		} else {
+			dst = append(dst, ',')
+		}
+		written++
+		dst = append(appendText(dst, name), ':')
+		value := headers[i].Value
+		if later := headers[i+1:]; hasName(later, name) {
+			for j := range later {
+				if sameName(later[j].Name, name) {
+					value += ", " + later[j].Value
+				}
+			}
+		}
+		dst = appendText(dst, value)
+	}
+	if written > 0 {
+		dst = append(dst, '}')
+	}
+	return dst
+}
+
+func hasName(headers []Header, name string) bool {
+	for i := range headers {
+		if sameName(headers[i].Name, name) {
+			return true
+		}
+	}
+	return false
+}
+
+func sameName(a, b string) bool { return len(a) == len(b) && strings.EqualFold(a, b) }
+
+func appendBody(dst []byte, body Body) []byte {
+	switch body.Kind {
+	case JSONBody:
+		if len(body.Data) > 0 {
+			dst = append(dst, `,"body":`...)
+			dst = append(dst, body.Data...)
+		}
+	case TextBody:
+		dst = appendText(append(dst, `,"body_text":`...), body.Data)
+	case BytesBody:
+		dst = append(dst, `,"body_base64":"`...)
+		dst = base64.StdEncoding.AppendEncode(dst, body.Data)
+		dst = append(dst, '"')
+	case ObjectBody:
+		dst = appendText(append(dst, `,"body_object":`...), body.Data)
+	}
+	return dst
+}
+
+// appendText appends s as a JSON string. What isn't UTF-8 becomes U+FFFD:
+// header values and texts from outside may be anything.
+func appendText[T string | []byte](dst []byte, s T) []byte {
+	dst = append(dst, '"')
+	start := 0
+	for i := 0; i < len(s); {
+		c := s[i]
+		if plain[c] && c < utf8.RuneSelf {
+			i++
+			continue
+		}
+		if c >= utf8.RuneSelf {
+			// Four bytes are enough for any rune, and no string of them is allocated.
+			if r, size := utf8.DecodeRuneInString(string(s[i:min(i+utf8.UTFMax, len(s))])); r != utf8.RuneError || size > 1 {
+				i += size
+				continue
+			}
+		}
+		dst = append(dst, s[start:i]...)
+		switch c {
+		case '"', '\\':
+			dst = append(dst, '\\', c)
+		case '\n':
+			dst = append(dst, '\\', 'n')
+		case '\r':
+			dst = append(dst, '\\', 'r')
+		case '\t':
+			dst = append(dst, '\\', 't')
+		default:
+			if c < 0x20 {
+				dst = append(dst, '\\', 'u', '0', '0', upperHex[c>>4], upperHex[c&15])
+			} else {
+				dst = append(dst, "\ufffd"...)
+			}
+		}
+		i++
+		start = i
+	}
+	dst = append(dst, s[start:]...)
+	return append(dst, '"')
+}

@@ -1,0 +1,220 @@
+// Package ledger holds the claims of requests that must not be sent twice: a
+// claim is a record at zoho.claims.<connection>.<id>, created before the
+// request's first byte leaves.
+//
+// It is not the record of what happened: that is the stored response. A claim
+// without a response means that the request may have been sent.
+//
+// Invariants: at most one holder at a time may send; a holder whose lease is
+// over by its own monotonic clock sends nothing; a claim is given up only by its
+// holder, and only where it is proved that nothing was sent; a claim that could
+// not be written counts as not held.
+package ledger
+
+import (
+	"context"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+	"github.com/nats-io/nuid"
+
+	"zoho-worker/internal/register"
+)
+
+// StreamName is the stream of claims.
+const StreamName = "ZOHO_CLAIMS"
+
+// StreamConfig is the configuration of the stream of claims. A claim protects
+// its request for as long as it is kept, so retention is also for how long an id
+// can't be used again.
+func StreamConfig(replicas int, retention time.Duration) jetstream.StreamConfig {
+	return register.Config(StreamName, "claims of requests that must not be sent twice", "zoho.claims.*.*", replicas, retention)
+}
+
+// ErrConflict says that the id was claimed for a request with other content.
+var ErrConflict = errors.New("the id belongs to a request with other content")
+
+// ErrExpired says that the claim's lease is over and nobody gave it up: the
+// request may have been sent, and whoever sent it is gone.
+var ErrExpired = errors.New("the claim's lease is over")
+
+// HeldError says that another holder's lease is running for another Left.
+type HeldError struct{ Left time.Duration }
+
+// Error implements error.
+func (e *HeldError) Error() string { return fmt.Sprintf("claimed for another %s", e.Left) }
+
+// margin is what a lease is longer than the time a holder may use of it: for
+// the exchange that wrote the claim and the clocks' drift.
+const margin = 5 * time.Second
+
+// Ledger writes claims.
+type Ledger struct {
+	registers *register.Stream
+	clock     *register.Clock
+	lease     time.Duration
+}
+
+// Open returns the ledger whose claims let their holder send for call.
+// The clock tells the server's time, by which others judge a lease.
+func Open(js jetstream.JetStream, clock *register.Clock, call time.Duration) *Ledger {
+	return &Ledger{registers: register.New(js, StreamName, 5*time.Second), clock: clock, lease: call + margin}
+}
+
+type state string
+
+const (
+	claimed  state = "claimed"
+	released state = "released"
+)
+
+// record is a claim as it is stored. Times are not in it: the server's time of
+// the write is the start of the lease.
+type record struct {
+	Nonce   string `json:"nonce"`
+	Digest  string `json:"digest"`
+	LeaseMS int64  `json:"lease_ms"`
+	State   state  `json:"state"`
+}
+
+// Claim is a right to send one request, until its lease is over.
+type Claim struct {
+	ledger  *Ledger
+	subject string
+	record  record
+
+	mu       sync.Mutex
+	revision uint64
+	until    time.Time // monotonic: when the holder must not begin to send any more
+}
+
+// Claim claims the request for sending. The error is ErrConflict, ErrExpired or
+// a *HeldError where somebody else has or had it; any other error means that
+// the claim could not be written and nothing may be sent.
+func (l *Ledger) Claim(ctx context.Context, connection, id string, digest [32]byte) (*Claim, error) {
+	c := &Claim{ledger: l, subject: "zoho.claims." + connection + "." + id, record: record{
+		Nonce: nuid.Next(), Digest: hex.EncodeToString(digest[:]), LeaseMS: l.lease.Milliseconds(), State: claimed,
+	}}
+	// A new claim first: nearly every request is new. Only a conflict makes it read.
+	var expected uint64
+	for {
+		err := c.write(ctx, expected)
+		if err == nil {
+			return c, nil
+		}
+		if !errors.Is(err, register.ErrConflict) {
+			return nil, fmt.Errorf("claim: %w", err)
+		}
+		there, entry, err := l.read(ctx, c.subject)
+		switch {
+		case errors.Is(err, register.ErrNotFound): // aged out in between
+			expected = 0
+			continue
+		case err != nil:
+			return nil, fmt.Errorf("claim: %w", err)
+		case there.Digest != c.record.Digest:
+			return nil, ErrConflict
+		case there.State != released:
+			return nil, l.standing(there, entry)
+		}
+		expected = entry.Revision
+	}
+}
+
+// Look reports what stands in the ledger without claiming: nil where the
+// request was never claimed or was given up, else the errors of Claim.
+func (l *Ledger) Look(ctx context.Context, connection, id string, digest [32]byte) error {
+	there, entry, err := l.read(ctx, "zoho.claims."+connection+"."+id)
+	switch {
+	case errors.Is(err, register.ErrNotFound):
+		return nil
+	case err != nil:
+		return fmt.Errorf("look up claim: %w", err)
+	case there.Digest != hex.EncodeToString(digest[:]):
+		return ErrConflict
+	case there.State == released:
+		return nil
+	}
+	return l.standing(there, entry)
+}
+
+func (l *Ledger) standing(there record, entry *register.Entry) error {
+	lease := time.Duration(there.LeaseMS) * time.Millisecond
+	if left := entry.Time.Add(lease).Sub(l.clock.Now()); left > 0 {
+		return &HeldError{Left: left}
+	}
+	return ErrExpired
+}
+
+func (l *Ledger) read(ctx context.Context, subject string) (record, *register.Entry, error) {
+	var r record
+	entry, err := l.registers.Get(ctx, subject)
+	if err != nil {
+		return r, nil, err
+	}
+	if err := json.Unmarshal(entry.Data, &r); err != nil {
+		return r, nil, fmt.Errorf("decode claim %s: %w", subject, err)
+	}
+	return r, entry, nil
+}
+
+// write stores the record and, if it is a claim, starts the lease: at the
+// instant before the exchange, so that the holder's lease ends first.
+func (c *Claim) write(ctx context.Context, expected uint64) error {
+	data, err := json.Marshal(c.record)
+	if err != nil {
+		return err
+	}
+	started := time.Now()
+	revision, err := c.ledger.registers.Put(ctx, c.subject, data, expected)
+	if err != nil {
+		return err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.revision = revision
+	c.until = started.Add(c.ledger.lease - margin)
+	return nil
+}
+
+// Left is how long the holder may still use the claim, by its own monotonic clock.
+func (c *Claim) Left() time.Duration {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return time.Until(c.until)
+}
+
+// ErrLeaseOver says that the holder's own lease ended before it began to send.
+var ErrLeaseOver = errors.New("lease of the claim is over: nothing was sent")
+
+// Permit is asked at the last moment before the first byte leaves; its error
+// is ErrLeaseOver where a suspended process comes back too late to send.
+func (c *Claim) Permit() error {
+	if c.Left() <= 0 {
+		return ErrLeaseOver
+	}
+	return nil
+}
+
+// Extend starts the lease anew for another attempt of the same holder. The
+// error is register.ErrConflict where the claim is no longer the holder's.
+func (c *Claim) Extend(ctx context.Context) error {
+	if err := c.write(ctx, c.revision); err != nil {
+		return fmt.Errorf("extend claim: %w", err)
+	}
+	return nil
+}
+
+// Release gives the claim up: the holder has proof that nothing was sent.
+func (c *Claim) Release(ctx context.Context) error {
+	c.record.State = released
+	if err := c.write(ctx, c.revision); err != nil {
+		return fmt.Errorf("release claim: %w", err)
+	}
+	return nil
+}

@@ -1,0 +1,317 @@
+// Package lock is an owned, renewed, fenced lock in Redis, whose waiters are
+// woken rather than poll.
+//
+// It is not for correctness. Redis may lose a lock (a flush, a failover to a
+// replica that lagged, an eviction), and a holder may be suspended for longer
+// than its lock lives. Who must be the only one needs a claim, which is a
+// compare-and-set in JetStream; this lock spares the others the race for it, and
+// everything must stay right without it.
+//
+// Invariants: as Redis sees it, a name has at most one owner; only the owner renews
+// or releases; fences of a name strictly grow, also over a flush and a failover
+// between servers whose clocks agree; a holder learns that it lost the lock no later
+// than Redis may give it to another; a Redis that is away costs an Acquire about one
+// Timeout, and all of them together one Timeout per Cooldown.
+package lock
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/nats-io/nuid"
+	"github.com/redis/go-redis/v9"
+	"github.com/redis/go-redis/v9/maintnotifications"
+)
+
+// ErrUnavailable says that Redis could not be asked or gave no sensible answer:
+// it is down, slow, read-only, full, loading, or the key holds something that is
+// no lock. The caller goes on without the lock.
+var ErrUnavailable = errors.New("lock is unavailable")
+
+// ErrLost is the cause with which a Lock's context ends when the lock is not
+// the holder's any more.
+var ErrLost = errors.New("lock is lost")
+
+// errReleased is the cause after Release.
+var errReleased = errors.New("lock is released")
+
+// Options of a Locker; the zero value is good.
+type Options struct {
+	// Prefix begins the names of all keys and channels. Default "zoho:".
+	Prefix string
+	// TTL is how long a lock outlives its holder. Too short loses it to a pause
+	// of the process; too long makes the others wait for a dead one. Default 15 s.
+	TTL time.Duration
+	// Timeout bounds one exchange with Redis. Too short takes a slow Redis for a
+	// dead one; too long is what every caller pays when it is dead. Default 300 ms.
+	Timeout time.Duration
+	// Cooldown is for how long, after a fault, Redis is taken for away without
+	// being asked. Default 1 s.
+	Cooldown time.Duration
+	// Logger defaults to slog.Default.
+	Logger *slog.Logger
+}
+
+// Locker hands out locks. It is safe for concurrent use and needs no closing:
+// it keeps nothing open while nobody holds a lock or waits for one.
+type Locker struct {
+	client  redis.UniversalClient
+	options Options
+	circuit circuit
+	bell    bell
+}
+
+// Client returns a Redis client for locks and counters: redis://, rediss:// or
+// unix://; a cluster by further addresses (?addr=…), a Sentinel group by
+// ?master_name=…. It never retries by itself and gives up after 300 ms, which
+// the URL may change (?read_timeout=500ms). It connects when it is first used.
+func Client(url string) (redis.UniversalClient, error) {
+	const timeout = 300 * time.Millisecond
+	quiet := &maintnotifications.Config{Mode: maintnotifications.ModeDisabled}
+	switch {
+	case strings.Contains(url, "master_name="):
+		o, err := redis.ParseFailoverURL(url)
+		if err != nil {
+			return nil, fmt.Errorf("redis URL: %w", hide(err))
+		}
+		o.MaxRetries, o.DialerRetries, o.DisableIdentity, o.ContextTimeoutEnabled = -1, 1, true, true
+		o.DialTimeout, o.ReadTimeout = cmp.Or(o.DialTimeout, timeout), cmp.Or(o.ReadTimeout, timeout)
+		o.WriteTimeout, o.PoolTimeout = cmp.Or(o.WriteTimeout, timeout), cmp.Or(o.PoolTimeout, timeout)
+		return redis.NewFailoverClient(o), nil
+	case strings.Contains(url, "addr="):
+		o, err := redis.ParseClusterURL(url)
+		if err != nil {
+			return nil, fmt.Errorf("redis URL: %w", hide(err))
+		}
+		o.MaxRetries, o.DialerRetries, o.DisableIdentity, o.ContextTimeoutEnabled = -1, 1, true, true
+		o.DialTimeout, o.ReadTimeout = cmp.Or(o.DialTimeout, timeout), cmp.Or(o.ReadTimeout, timeout)
+		o.WriteTimeout, o.PoolTimeout = cmp.Or(o.WriteTimeout, timeout), cmp.Or(o.PoolTimeout, timeout)
+		o.MaintNotificationsConfig = quiet
+		return redis.NewClusterClient(o), nil
+	}
+	o, err := redis.ParseURL(url)
+	if err != nil {
+		return nil, fmt.Errorf("redis URL: %w", hide(err))
+	}
+	o.MaxRetries, o.DialerRetries, o.DisableIdentity, o.ContextTimeoutEnabled = -1, 1, true, true
+	o.DialTimeout, o.ReadTimeout = cmp.Or(o.DialTimeout, timeout), cmp.Or(o.ReadTimeout, timeout)
+	o.WriteTimeout, o.PoolTimeout = cmp.Or(o.WriteTimeout, timeout), cmp.Or(o.PoolTimeout, timeout)
+	o.MaintNotificationsConfig = quiet
+	return redis.NewClient(o), nil
+}
+
+// hide drops what package url quotes: the URL, with its password.
+func hide(err error) error {
+	if strings.Contains(err.Error(), "parse ") {
+		return errors.New("is not a URL")
+	}
+	return err
+}
+
+// New returns a Locker. The client must observe the deadline of a context
+// (ContextTimeoutEnabled) and not retry, as that of Client does; otherwise
+// Timeout does not hold.
+func New(client redis.UniversalClient, options Options) *Locker {
+	options.Prefix = cmp.Or(options.Prefix, "zoho:")
+	options.TTL = cmp.Or(options.TTL, 15*time.Second)
+	options.Timeout = cmp.Or(options.Timeout, 300*time.Millisecond)
+	options.Cooldown = cmp.Or(options.Cooldown, time.Second)
+	if options.Logger == nil {
+		options.Logger = slog.Default()
+	}
+	l := &Locker{client: client, options: options}
+	l.circuit.cooldown = options.Cooldown
+	l.bell = bell{client: client, channel: options.Prefix + "released", timeout: options.Timeout}
+	return l
+}
+
+// Lock is a lock that is held, until Release or until it is lost.
+type Lock struct {
+	locker *Locker
+	name   string
+	nonce  string
+	fence  uint64
+	ctx    context.Context
+	cancel context.CancelCauseFunc
+	once   sync.Once
+	done   chan struct{} // closed when the renewal has ended
+}
+
+// Acquire waits until the name's lock is free and takes it. The error is the
+// cause of ctx where that ended first, else ErrUnavailable, wrapped.
+func (l *Locker) Acquire(ctx context.Context, name string) (*Lock, error) {
+	nonce := nuid.Next()
+	fence, asked, left, err := l.try(ctx, name, nonce)
+	if err != nil {
+		return nil, err
+	}
+	if fence != 0 {
+		return l.hold(name, nonce, fence, asked), nil
+	}
+	// The ear is on the channel before the next try, so that no release falls
+	// in between. If it can't be, the timer has to do.
+	rung, leave := l.bell.listen(ctx, name)
+	defer leave()
+	for {
+		fence, asked, left, err = l.try(ctx, name, nonce)
+		if err != nil {
+			return nil, err
+		}
+		if fence != 0 {
+			return l.hold(name, nonce, fence, asked), nil
+		}
+		timer := time.NewTimer(left)
+		select {
+		case <-rung:
+		case <-timer.C:
+		case <-ctx.Done():
+			timer.Stop()
+			return nil, fmt.Errorf("acquire lock %s: %w", name, context.Cause(ctx))
+		}
+		timer.Stop()
+	}
+}
+
+// try asks once. It returns the fence where the lock was free, else for how long
+// its holder can still have it.
+func (l *Locker) try(ctx context.Context, name, nonce string) (fence uint64, asked time.Time, left time.Duration, err error) {
+	var reply []int64
+	err = l.exchange(ctx, "acquire", name, func(ctx context.Context) error {
+		asked = time.Now()
+		var err error
+		reply, err = acquireScript.Run(ctx, l.client, l.keys(name), nonce, l.options.TTL.Milliseconds()).Int64Slice()
+		if err == nil && len(reply) != 2 {
+			err = errNoLock
+		}
+		// A lock of ours lives for about a TTL: what lives longer is none.
+		if err == nil && reply[0] == 0 && (reply[1] < 0 || time.Duration(reply[1])*time.Millisecond > 4*l.options.TTL) {
+			err = errNoLock
+		}
+		return err
+	})
+	if err != nil {
+		if !errors.Is(err, errOpen) && !errors.Is(err, errNoLock) {
+			// It may have been granted although nobody said so.
+			go l.unlock(name, nonce)
+		}
+		return 0, asked, 0, err
+	}
+	return uint64(reply[0]), asked, time.Duration(reply[1]+1) * time.Millisecond, nil
+}
+
+var (
+	errNoLock = errors.New("the key holds something that is no lock")
+	errOpen   = errors.New("Redis was away a moment ago")
+)
+
+// exchange does one exchange with Redis within Timeout. What goes wrong is
+// ErrUnavailable, and remembered where it is Redis itself that is away; the end
+// of the caller's ctx is nobody's fault.
+func (l *Locker) exchange(ctx context.Context, verb, name string, ask func(context.Context) error) error {
+	if !l.circuit.allow() {
+		return fmt.Errorf("%s lock %s: %w: %w", verb, name, ErrUnavailable, errOpen)
+	}
+	asking, cancel := context.WithTimeout(ctx, l.options.Timeout)
+	defer cancel()
+	err := ask(asking)
+	switch {
+	case err == nil:
+		l.circuit.close()
+		return nil
+	case ctx.Err() != nil:
+		return fmt.Errorf("%s lock %s: %w", verb, name, context.Cause(ctx))
+	case errors.Is(err, errNoLock), strings.Contains(err.Error(), "WRONGTYPE"):
+		l.circuit.close() // only this key
+	case l.circuit.open():
+		l.options.Logger.Warn("redis is unavailable, going on without locks", "err", err)
+	}
+	return fmt.Errorf("%s lock %s: %w: %w", verb, name, ErrUnavailable, err)
+}
+
+// hold begins the life of a lock that was asked for at the instant asked.
+func (l *Locker) hold(name, nonce string, fence uint64, asked time.Time) *Lock {
+	ctx, cancel := context.WithCancelCause(context.Background())
+	k := &Lock{locker: l, name: name, nonce: nonce, fence: fence, ctx: ctx, cancel: cancel, done: make(chan struct{})}
+	go k.renew(asked.Add(l.options.TTL))
+	return k
+}
+
+// renew keeps the lock at a third of its life, until it is released or lost.
+// Until is when Redis may give it to another: counted from before the exchange
+// that set it.
+func (k *Lock) renew(until time.Time) {
+	defer close(k.done)
+	ttl := k.locker.options.TTL
+	tick := time.NewTicker(ttl / 3)
+	defer tick.Stop()
+	for {
+		over := time.NewTimer(time.Until(until))
+		select {
+		case <-k.ctx.Done():
+			over.Stop()
+			return
+		case <-over.C:
+			k.cancel(ErrLost)
+			return
+		case <-tick.C:
+			over.Stop()
+		}
+		asked := time.Now()
+		var kept int64
+		err := k.locker.exchange(k.ctx, "renew", k.name, func(ctx context.Context) (err error) {
+			kept, err = renewScript.Run(ctx, k.locker.client, k.locker.keys(k.name)[:1], k.nonce, ttl.Milliseconds()).Int64()
+			return err
+		})
+		switch {
+		case err != nil: // until says how long that may go on
+		case kept == 0:
+			k.cancel(ErrLost)
+			return
+		default:
+			until = asked.Add(ttl)
+		}
+	}
+}
+
+// Fence is the lock's fencing number: greater than that of every lock of the
+// name before it.
+func (k *Lock) Fence() uint64 { return k.fence }
+
+// Context ends when the lock does: with the cause ErrLost where it was taken
+// from the holder or may have been.
+func (k *Lock) Context() context.Context { return k.ctx }
+
+// Release gives the lock back and wakes who waits for it. It takes about a
+// Timeout at most; where Redis is away the lock ends by itself. It may be called
+// more than once.
+func (k *Lock) Release() {
+	k.once.Do(func() {
+		k.cancel(errReleased)
+		<-k.done
+		if context.Cause(k.ctx) == errReleased {
+			k.locker.unlock(k.name, k.nonce)
+		}
+	})
+}
+
+// unlock frees the lock if the nonce owns it, with a context of its own: the
+// holder's is often over by then.
+func (l *Locker) unlock(name, nonce string) {
+	err := l.exchange(context.Background(), "release", name, func(ctx context.Context) error {
+		return releaseScript.Run(ctx, l.client, l.keys(name)[:1], nonce, l.bell.channel, name).Err()
+	})
+	if err != nil {
+		l.options.Logger.Debug("lock is left to run out", "err", err)
+	}
+}
+
+// keys are the lock's key and its fence's, in one slot of a cluster.
+func (l *Locker) keys(name string) []string {
+	return []string{l.options.Prefix + "lock:{" + name + "}", l.options.Prefix + "fence:{" + name + "}"}
+}

@@ -1,0 +1,329 @@
+package lock
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+
+	"zoho-worker/internal/lock/redistest"
+)
+
+func locker(t *testing.T, s *redistest.Server, options Options) *Locker {
+	t.Helper()
+	client, err := Client(s.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = client.Close() })
+	options.Logger = slog.New(slog.DiscardHandler)
+	return New(client, options)
+}
+
+func acquire(t *testing.T, l *Locker, name string) *Lock {
+	t.Helper()
+	k, err := l.Acquire(t.Context(), name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return k
+}
+
+func TestAcquireAndRelease(t *testing.T) {
+	t.Parallel()
+	s := redistest.Start(t)
+	l := locker(t, s, Options{})
+	first := acquire(t, l, "acme")
+	other := acquire(t, l, "globex") // another name is another lock
+	other.Release()
+	ttl, err := s.Client().PTTL(t.Context(), "zoho:lock:{acme}").Result()
+	if err != nil || ttl <= 0 || ttl > 15*time.Second {
+		t.Fatalf("ttl %v, %v", ttl, err)
+	}
+	first.Release()
+	first.Release()
+	if cause := context.Cause(first.Context()); errors.Is(cause, ErrLost) || cause == nil {
+		t.Errorf("context after release: %v", cause)
+	}
+	second := acquire(t, l, "acme")
+	defer second.Release()
+	if second.Fence() <= first.Fence() {
+		t.Errorf("fence %d after %d", second.Fence(), first.Fence())
+	}
+}
+
+func TestReleaseWakesWaiters(t *testing.T) {
+	t.Parallel()
+	s := redistest.Start(t)
+	const lockers, each = 4, 8
+	var inside, count atomic.Int32
+	var last atomic.Uint64
+	started := time.Now()
+	var wg sync.WaitGroup
+	for range lockers {
+		l := locker(t, s, Options{})
+		for range each {
+			wg.Go(func() {
+				k, err := l.Acquire(t.Context(), "acme")
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				defer k.Release()
+				if inside.Add(1) != 1 {
+					t.Error("two inside")
+				}
+				if before := last.Swap(k.Fence()); before >= k.Fence() {
+					t.Errorf("fence %d after %d", k.Fence(), before)
+				}
+				count.Add(1)
+				inside.Add(-1)
+			})
+		}
+	}
+	wg.Wait()
+	if count.Load() != lockers*each {
+		t.Errorf("%d got the lock", count.Load())
+	}
+	// Whoever slept through a release would have waited for the TTL of 15 s.
+	if took := time.Since(started); took > 10*time.Second {
+		t.Errorf("took %v: waiters were not woken", took)
+	}
+}
+
+func TestWaiterStopsWithItsContext(t *testing.T) {
+	t.Parallel()
+	l := locker(t, redistest.Start(t), Options{})
+	k := acquire(t, l, "acme")
+	defer k.Release()
+	ctx, cancel := context.WithCancelCause(t.Context())
+	reason := errors.New("enough")
+	go cancel(reason)
+	if _, err := l.Acquire(ctx, "acme"); !errors.Is(err, reason) || errors.Is(err, ErrUnavailable) {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestDeadHolderRunsOut(t *testing.T) {
+	t.Parallel()
+	s := redistest.Start(t)
+	if err := s.Client().Set(t.Context(), "zoho:lock:{acme}", "dead", 300*time.Millisecond).Err(); err != nil {
+		t.Fatal(err)
+	}
+	if !s.Real {
+		s.Pass(time.Second)
+	}
+	l := locker(t, s, Options{TTL: time.Second})
+	acquire(t, l, "acme").Release()
+}
+
+func TestRenewalOutlivesTTL(t *testing.T) {
+	t.Parallel()
+	s := redistest.Start(t)
+	if !s.Real {
+		t.Skip("time does not pass in miniredis")
+	}
+	l := locker(t, s, Options{TTL: 300 * time.Millisecond})
+	k := acquire(t, l, "acme")
+	defer k.Release()
+	ctx, cancel := context.WithTimeout(t.Context(), 900*time.Millisecond)
+	defer cancel()
+	if _, err := l.Acquire(ctx, "acme"); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("got %v", err)
+	}
+	if err := k.Context().Err(); err != nil {
+		t.Error(context.Cause(k.Context()))
+	}
+}
+
+func TestLost(t *testing.T) {
+	t.Parallel()
+	for name, lose := range map[string]func(t *testing.T, s *redistest.Server){
+		"flushed":    func(_ *testing.T, s *redistest.Server) { s.FlushAll() },
+		"killed":     func(_ *testing.T, s *redistest.Server) { s.Kill() },
+		"begun anew": func(_ *testing.T, s *redistest.Server) { s.Kill(); s.Restart() },
+		"another owner": func(t *testing.T, s *redistest.Server) {
+			s.Client().Set(t.Context(), "zoho:lock:{acme}", "x", time.Minute)
+		},
+		"another type": func(t *testing.T, s *redistest.Server) {
+			c := s.Client()
+			c.Del(t.Context(), "zoho:lock:{acme}")
+			c.LPush(t.Context(), "zoho:lock:{acme}", "x")
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s := redistest.Start(t)
+			k := acquire(t, locker(t, s, Options{TTL: 300 * time.Millisecond}), "acme")
+			lose(t, s)
+			select {
+			case <-k.Context().Done():
+			case <-time.After(5 * time.Second):
+				t.Fatal("the holder was not told")
+			}
+			if cause := context.Cause(k.Context()); !errors.Is(cause, ErrLost) {
+				t.Errorf("cause %v", cause)
+			}
+			k.Release()
+			if name == "another owner" {
+				if v := s.Client().Get(t.Context(), "zoho:lock:{acme}").Val(); v != "x" {
+					t.Errorf("released another's lock: %q", v)
+				}
+			}
+		})
+	}
+}
+
+func TestFenceGrowsOverFlush(t *testing.T) {
+	t.Parallel()
+	s := redistest.Start(t)
+	l := locker(t, s, Options{})
+	var last uint64
+	for range 5 {
+		k := acquire(t, l, "acme")
+		if k.Fence() <= last {
+			t.Errorf("fence %d after %d", k.Fence(), last)
+		}
+		last = k.Fence()
+		k.Release()
+		s.FlushAll()
+	}
+}
+
+// TestUnavailable has the faults of rows F25, F27 and B42.
+func TestUnavailable(t *testing.T) {
+	t.Parallel()
+	do := func(args ...any) func(*testing.T, *redistest.Server) {
+		return func(t *testing.T, s *redistest.Server) {
+			if !s.Real {
+				t.Skip("needs a real Redis")
+			}
+			if err := s.Client().Do(context.Background(), args...).Err(); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	for name, breaks := range map[string]func(*testing.T, *redistest.Server){
+		"killed":     func(_ *testing.T, s *redistest.Server) { s.Kill() },
+		"read only":  do("REPLICAOF", "127.0.0.1", "1"),
+		"full":       do("CONFIG", "SET", "maxmemory", "1"),
+		"no expiry":  do("SET", "zoho:lock:{acme}", strings.Repeat("x", 10<<20)),
+		"lives long": do("SET", "zoho:lock:{acme}", "x", "EX", "86400"),
+		"a list":     do("LPUSH", "zoho:lock:{acme}", "x"),
+		"fence list": do("LPUSH", "zoho:fence:{acme}", "x"),
+		"hangs":      do("CLIENT", "PAUSE", "20000"),
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s := redistest.Start(t)
+			l := locker(t, s, Options{})
+			breaks(t, s)
+			for i := range 3 {
+				started := time.Now()
+				_, err := l.Acquire(t.Context(), "acme")
+				if !errors.Is(err, ErrUnavailable) {
+					t.Fatalf("try %d: %v", i, err)
+				}
+				if took := time.Since(started); took > 900*time.Millisecond { // a Timeout, on a busy machine
+					t.Errorf("try %d took %v", i, took)
+				}
+			}
+			if name == "hangs" {
+				s.Kill() // or its clean-up waits for the pause
+			}
+		})
+	}
+}
+
+func TestCircuit(t *testing.T) {
+	t.Parallel()
+	listener, err := net.Listen("tcp", "127.0.0.1:0") // accepts, says nothing
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer listener.Close()
+	client, err := Client("redis://" + listener.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	l := New(client, Options{Logger: slog.New(slog.DiscardHandler), Cooldown: time.Hour})
+	started := time.Now()
+	for i := range 100 {
+		if _, err := l.Acquire(t.Context(), fmt.Sprint("c", i)); !errors.Is(err, ErrUnavailable) {
+			t.Fatal(err)
+		}
+	}
+	if took := time.Since(started); took > 2*time.Second {
+		t.Errorf("100 callers waited %v: each for itself", took)
+	}
+}
+
+func TestComesBackByItself(t *testing.T) {
+	t.Parallel()
+	s := redistest.Start(t)
+	l := locker(t, s, Options{Cooldown: 20 * time.Millisecond})
+	s.Kill()
+	if _, err := l.Acquire(t.Context(), "acme"); !errors.Is(err, ErrUnavailable) {
+		t.Fatal(err)
+	}
+	s.Restart()
+	deadline := time.Now().Add(10 * time.Second)
+	for {
+		k, err := l.Acquire(t.Context(), "acme")
+		if err == nil {
+			k.Release()
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatal(err)
+		}
+	}
+}
+
+func TestClientURL(t *testing.T) {
+	t.Parallel()
+	for url, want := range map[string]string{
+		"redis://localhost:6379/2":                           "*redis.Client",
+		"rediss://user:pass@localhost":                       "*redis.Client",
+		"unix:///run/redis.sock":                             "*redis.Client",
+		"redis://localhost:7000?addr=localhost:7001":         "*redis.ClusterClient",
+		"redis://localhost:26379?master_name=mymaster&db=0":  "*redis.Client",
+		"http://user:hunter2@localhost":                      "",
+		"redis://user:hunter2@local host:6379":               "",
+		"redis://user:hunter2@localhost:6379?pool_size=many": "",
+	} {
+		client, err := Client(url)
+		if want == "" {
+			if err == nil || strings.Contains(err.Error(), "hunter2") {
+				t.Errorf("%s: %v", url, err)
+			}
+			continue
+		}
+		if err != nil {
+			t.Errorf("%s: %v", url, err)
+			continue
+		}
+		if got := fmt.Sprintf("%T", client); got != want {
+			t.Errorf("%s: %s", url, got)
+		}
+		_ = client.Close()
+	}
+	client, err := Client("redis://localhost?read_timeout=500ms")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	o := client.(*redis.Client).Options()
+	if o.ReadTimeout != 500*time.Millisecond || o.DialTimeout != 300*time.Millisecond || o.MaxRetries > 0 || o.DialerRetries != 1 {
+		t.Errorf("%+v", o)
+	}
+}

@@ -1,0 +1,112 @@
+package relay
+
+import (
+	"fmt"
+
+	"zoho-worker/internal/envelope"
+	"zoho-worker/internal/zoho"
+)
+
+// action is what follows from an attempt.
+type action uint8
+
+const (
+	deliver action = iota // the answer is final
+	renew                 // get another access token and send once more
+	repeat                // send again after a pause
+	hold                  // the org is over a limit: the request waits, and its whole queue pauses
+	lost                  // it may have been carried out, nobody knows: never sent again
+)
+
+// facts is everything a judgement depends on.
+type facts struct {
+	answer     *zoho.Answer
+	repeatable bool
+	// uniqueField is set where the request names the field that carries its id.
+	uniqueField string
+	// renewed: the token was already renewed for this request.
+	renewed bool
+	// refusals counts the answers 500 to this request, this one included.
+	refusals int
+}
+
+// verdict is an action, and what the response says beside Zoho's own answer.
+type verdict struct {
+	action  action
+	code    envelope.Code
+	message string
+	// record is the id of the existing record where the answer proves that an
+	// earlier attempt of the same insert was carried out.
+	record string
+}
+
+// maxRefusals is how many answers 500 a request gets before it is taken to be
+// the cause itself. 502, 503 and 504 speak of Zoho, not of the request, and are
+// repeated until the deadline.
+const maxRefusals = 5
+
+// judge says what follows from the facts of an attempt. It is the table of
+// docs/design.md, "What the worker does with Zoho's answers", and does nothing else.
+func judge(f facts) verdict {
+	a := f.answer
+	switch {
+	case a.Status == 0 && a.Unsent:
+		return verdict{action: repeat}
+	case a.Status == 0:
+		return f.ambiguous("no answer came")
+	case a.Status == 401:
+		return f.unauthorized()
+	case a.Status == 429:
+		return verdict{action: hold}
+	case a.Status == 500 && f.repeatable && f.refusals >= maxRefusals:
+		return verdict{
+			action: deliver, code: envelope.RetriesExhausted,
+			message: fmt.Sprintf("Zoho answered 500 to each of %d attempts", f.refusals),
+		}
+	case a.Status == 408, a.Status == 500, a.Status == 502, a.Status == 503, a.Status == 504:
+		return f.ambiguous(fmt.Sprintf("Zoho answered %d", a.Status))
+	case a.TooLarge:
+		return verdict{
+			action: deliver, code: envelope.TooLarge,
+			message: "Zoho's answer is larger than a response can carry: ask for fewer records or fields",
+		}
+	case a.BodyError != nil && f.repeatable:
+		return verdict{action: repeat}
+	case a.BodyError != nil:
+		return verdict{
+			action: deliver, code: envelope.OutcomeUnknown,
+			message: fmt.Sprintf("Zoho answered %d, then the connection broke and the body is lost: look the record up before sending again", a.Status),
+		}
+	case a.Status == 400 && f.uniqueField != "":
+		if id, ok := zoho.DuplicateOf(a.Body, f.uniqueField); ok {
+			return verdict{action: deliver, record: id}
+		}
+	}
+	return verdict{action: deliver}
+}
+
+// ambiguous is for an attempt that may or may not have been carried out.
+func (f facts) ambiguous(what string) verdict {
+	if f.repeatable {
+		return verdict{action: repeat}
+	}
+	return verdict{
+		action: lost, code: envelope.OutcomeUnknown,
+		message: what + ", and the request may have been carried out: look the record up before sending again, or name a unique_field",
+	}
+}
+
+func (f facts) unauthorized() verdict {
+	switch f.answer.Code {
+	case "OAUTH_SCOPE_MISMATCH":
+		return verdict{
+			action: deliver, code: envelope.ScopeMissing,
+			message: "the connection was not granted a scope that this call needs: re-authorize it with more scopes",
+		}
+	case "INVALID_TOKEN", "AUTHENTICATION_FAILURE", "INVALID_OAUTHTOKEN", "INVALID_TICKET":
+		if !f.renewed {
+			return verdict{action: renew}
+		}
+	}
+	return verdict{action: deliver}
+}

@@ -1,0 +1,519 @@
+// Package relay carries out one request: it alone knows the whole way from a
+// decoded envelope to a final response.
+//
+// It does not know JetStream's deliveries, acks or consumers: it returns either
+// a final response or how long the request has to wait, never both and never
+// neither, and its caller settles the message.
+//
+// Invariants: a request that is not repeatable is claimed in the ledger before
+// its first byte leaves, and is never sent again unless it is proved that
+// nothing was sent; waiting uses up no attempt; whatever the worker decides
+// after an attempt, judge decided it.
+package relay
+
+import (
+	"context"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"strings"
+	"time"
+
+	"github.com/cenkalti/backoff/v4"
+	"github.com/prometheus/client_golang/prometheus"
+
+	"zoho-worker/internal/connection"
+	"zoho-worker/internal/envelope"
+	"zoho-worker/internal/failpoint"
+	"zoho-worker/internal/ledger"
+	"zoho-worker/internal/register"
+	"zoho-worker/internal/token"
+	"zoho-worker/internal/zoho"
+)
+
+// Delivery is a request as JetStream handed it over.
+type Delivery struct {
+	Connection string
+	Request    *envelope.Request
+	// Digest is the request's content, see envelope.Request.Digest.
+	Digest [32]byte
+	// ReceivedAt is when the server stored the request, by its clock.
+	ReceivedAt time.Time
+	// Redelivered says that the request was handed over before: to this worker,
+	// which let it wait, or to one that may be dead.
+	Redelivered bool
+	// Stopping is closed when the worker stops: pauses end, calls go on.
+	Stopping <-chan struct{}
+}
+
+// Result is what became of a request: exactly one of Response, Stored and Wait is set.
+type Result struct {
+	// Response is the final answer.
+	Response *envelope.Response
+	// Stored is the final answer as it is stored already: repeat it as it is.
+	Stored []byte
+	// Wait says that the request has to come again.
+	Wait *Wait
+	// Pause, where it is positive, is for how long no request of the org may be
+	// started by any worker.
+	Pause time.Duration
+}
+
+// Wait is why and for how long a request waits; it has used up nothing.
+type Wait struct {
+	For    time.Duration
+	Reason Reason
+}
+
+// Reason is a closed list: it is a metric label.
+type Reason string
+
+// The reasons to wait.
+const (
+	WaitToken    Reason = "token"    // no access token can be had now
+	WaitRevoked  Reason = "revoked"  // the grant is dead: until re-authorization
+	WaitClaim    Reason = "claim"    // another worker is at it, or was
+	WaitPause    Reason = "pause"    // Zoho said 429
+	WaitRetry    Reason = "retry"    // Zoho asked for a long pause before the next attempt
+	WaitStorage  Reason = "storage"  // JetStream did not answer: nothing may be sent
+	WaitStopping Reason = "stopping" // this worker stops: somebody else's turn
+)
+
+// Reasons returns the closed list.
+func Reasons() []Reason {
+	return []Reason{WaitToken, WaitRevoked, WaitClaim, WaitPause, WaitRetry, WaitStorage, WaitStopping}
+}
+
+// Connections knows the connections.
+type Connections interface {
+	// Get answers from memory, which is behind by a moment.
+	Get(name string) (*connection.Connection, bool)
+	// Fetch asks the stream's leader; its error is connection.ErrNotFound where there is none.
+	Fetch(ctx context.Context, name string) (*connection.Connection, error)
+}
+
+// Tokens gets access tokens. The errors are *token.Unavailable, or the context's.
+type Tokens interface {
+	Token(ctx context.Context, c *connection.Connection) (token.Token, error)
+	Renew(ctx context.Context, c *connection.Connection, failed token.Token) (token.Token, error)
+}
+
+// Caller sends one attempt to Zoho.
+type Caller interface {
+	Do(ctx context.Context, call *zoho.Call) *zoho.Answer
+}
+
+// Stored is a response that was stored before.
+type Stored struct {
+	Digest [32]byte
+	Data   []byte
+}
+
+// Responses looks stored responses up, through the stream's leader; nil where there is none.
+type Responses interface {
+	Lookup(ctx context.Context, connection, id string) (*Stored, error)
+}
+
+// Objects loads bodies too large for a message. The error is ErrNoObject where
+// the object isn't there, and an *envelope.Error where it can't be sent.
+type Objects interface {
+	Load(ctx context.Context, name string) ([]byte, error)
+}
+
+// ErrNoObject says that a request names an object that isn't in the bucket.
+var ErrNoObject = errors.New("no such object")
+
+// Options are the parts a Relay works with; all but Logger are required.
+type Options struct {
+	Connections Connections
+	Tokens      Tokens
+	Ledger      *ledger.Ledger
+	Zoho        Caller
+	Responses   Responses
+	Objects     Objects
+	Clock       *register.Clock
+	// CallTimeout bounds one attempt. It must be no more than what the ledger
+	// was opened with, or a call could outlive its claim.
+	CallTimeout time.Duration
+	Logger      *slog.Logger
+	Metrics     prometheus.Registerer
+}
+
+// Relay carries out requests.
+type Relay struct {
+	Options
+	pauses  pauses
+	metrics metrics
+}
+
+// New returns a relay.
+func New(o Options) *Relay {
+	return &Relay{Options: o, metrics: newMetrics(o.Metrics)}
+}
+
+// Do carries the request out as far as it can be now. It blocks for the length
+// of the calls and the pauses between them, so its caller keeps the message alive.
+func (r *Relay) Do(ctx context.Context, d *Delivery) Result {
+	j := &job{Relay: r, Delivery: d, once: !zoho.Repeatable(d.Request)}
+	defer j.finish()
+	// Reads are safe to carry out again and inserts are claimed; other writes
+	// look first, so that an old copy can't undo what came after it.
+	if d.Redelivered || (!j.once && d.Request.Method != "GET") {
+		if result, known := j.history(ctx); known {
+			return result
+		}
+	}
+	c, err := r.connection(ctx, d.Connection)
+	switch {
+	case errors.Is(err, connection.ErrNotFound):
+		return j.fail(envelope.UnknownConnection, "there is no connection "+d.Connection+": see `worker connections list`")
+	case err != nil:
+		return j.wait(WaitStorage, storagePause())
+	}
+	j.connection = c
+	if j.left() <= 0 {
+		return j.expired("before it was sent to Zoho")
+	}
+	if result, ok := j.load(ctx); !ok {
+		return result
+	}
+	return j.send(ctx)
+}
+
+// connection looks in memory and, before it says that there is none, asks the leader.
+func (r *Relay) connection(ctx context.Context, name string) (*connection.Connection, error) {
+	if c, ok := r.Connections.Get(name); ok {
+		return c, nil
+	}
+	if !envelope.ValidConnection(name) {
+		return nil, connection.ErrNotFound
+	}
+	return r.Connections.Fetch(ctx, name)
+}
+
+// job is one request on its way.
+type job struct {
+	*Relay
+	*Delivery
+	once       bool
+	connection *connection.Connection
+	claim      *ledger.Claim
+	// sent says that the claim can't be given back: a byte may have left.
+	sent     bool
+	body     []byte
+	attempts int
+	refusals int
+	renewed  bool
+	last     *zoho.Answer
+}
+
+// history answers from what is stored: the response, or a claim that says that
+// another worker is at it or was.
+func (j *job) history(ctx context.Context) (Result, bool) {
+	stored, err := j.Responses.Lookup(ctx, j.Delivery.Connection, j.Request.ID)
+	switch {
+	case err != nil:
+		return j.wait(WaitStorage, storagePause()), true
+	case stored != nil && stored.Digest != j.Digest:
+		return j.conflict(), true
+	case stored != nil:
+		return Result{Stored: stored.Data}, true
+	case !j.once:
+		return Result{}, false
+	}
+	if err := j.Ledger.Look(ctx, j.Delivery.Connection, j.Request.ID, j.Digest); err != nil {
+		return j.standing(err), true
+	}
+	return Result{}, false
+}
+
+// standing is what follows from somebody else's claim, after no response was found.
+func (j *job) standing(err error) Result {
+	var held *ledger.HeldError
+	switch {
+	case errors.As(err, &held):
+		return j.wait(WaitClaim, min(held.Left, claimPause()))
+	case errors.Is(err, ledger.ErrConflict):
+		return j.conflict()
+	case errors.Is(err, ledger.ErrExpired):
+		return j.fail(envelope.OutcomeUnknown,
+			"the worker that sent the request died before it could answer: look the record up before sending again, or name a unique_field")
+	}
+	return j.wait(WaitStorage, storagePause())
+}
+
+func (j *job) conflict() Result {
+	return j.fail(envelope.IDConflict, "id: "+j.Request.ID+" belongs to an earlier request with other content: take a new id")
+}
+
+// load fetches a body that is kept in the object store.
+func (j *job) load(ctx context.Context) (Result, bool) {
+	j.body = j.Request.Body.Data
+	if j.Request.Body.Kind != envelope.ObjectBody {
+		return Result{}, true
+	}
+	body, err := j.Objects.Load(ctx, string(j.Request.Body.Data))
+	var refused *envelope.Error
+	switch {
+	case errors.As(err, &refused):
+		return j.fail(refused.Code, refused.Message), false
+	case errors.Is(err, ErrNoObject):
+		return j.fail(envelope.InvalidRequest, "body_object: there is no such object in ZOHO_BODIES"), false
+	case err != nil:
+		return j.wait(WaitStorage, storagePause()), false
+	}
+	j.body = body
+	return Result{}, true
+}
+
+// send calls Zoho until there is a final response or a reason to wait.
+func (j *job) send(ctx context.Context) Result {
+	pause := newBackoff()
+	access, err := j.Tokens.Token(ctx, j.connection)
+	for {
+		if err != nil {
+			return j.withoutToken(err)
+		}
+		if j.once {
+			if result, ok := j.secure(ctx); !ok {
+				return result
+			}
+		}
+		answer := j.attempt(ctx, access)
+		v := judge(facts{
+			answer: answer, repeatable: !j.once, uniqueField: j.Request.UniqueField,
+			renewed: j.renewed, refusals: j.refusals,
+		})
+		switch v.action {
+		case deliver, lost:
+			return j.conclude(v)
+		case hold:
+			return j.hold(answer)
+		case renew:
+			j.renewed = true
+			access, err = j.Tokens.Renew(ctx, j.connection, access)
+			continue
+		}
+		d := max(pause.NextBackOff(), answer.RetryAfter)
+		switch {
+		case d >= j.left():
+			return j.expired(fmt.Sprintf("after %d attempts", j.attempts))
+		case d > maxPause:
+			return j.wait(WaitRetry, d)
+		case !j.sleep(ctx, d):
+			return j.wait(WaitStopping, 0)
+		}
+		access, err = j.Tokens.Token(ctx, j.connection)
+	}
+}
+
+// secure makes sure that this worker holds the claim for long enough to finish a call.
+func (j *job) secure(ctx context.Context) (Result, bool) {
+	if j.claim != nil && j.claim.Left() >= j.CallTimeout*9/10 {
+		return Result{}, true
+	}
+	var err error
+	if j.claim != nil {
+		if err = j.claim.Extend(ctx); err != nil {
+			// Whoever took it over answers; if nobody did, the lease decides.
+			j.claim = nil
+			return j.wait(WaitClaim, claimPause()), false
+		}
+		return Result{}, true
+	}
+	if j.claim, err = j.Ledger.Claim(ctx, j.Delivery.Connection, j.Request.ID, j.Digest); err == nil {
+		failpoint.Hit(failpoint.Claimed)
+		return Result{}, true
+	}
+	j.claim = nil
+	j.Logger.Debug("not claimed", "connection", j.Delivery.Connection, "id", j.Request.ID, "err", err)
+	if result, known := j.history(ctx); known {
+		return result, false
+	}
+	return j.wait(WaitStorage, storagePause()), false
+}
+
+// attempt sends the request once.
+func (j *job) attempt(ctx context.Context, access token.Token) *zoho.Answer {
+	call := &zoho.Call{
+		Location: j.connection.Location, Environment: zoho.Environment(j.connection.Environment),
+		Token: access.Access, Method: j.Request.Method, Path: j.Request.Path, RawQuery: j.Request.RawQuery,
+		Headers: j.Request.Headers, ContentType: contentType(j.Request.Body.Kind), Body: j.body, Once: j.once,
+	}
+	timeout := j.CallTimeout
+	if j.once {
+		call.Permit = j.claim.Permit
+		timeout = min(timeout, j.claim.Left())
+	}
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	answer := j.Zoho.Do(ctx, call)
+	failpoint.Hit(failpoint.Answered)
+	j.attempts++
+	j.last = answer
+	// 401 and 429 are refusals at the door (zoho-facts: rejected before execution).
+	j.sent = !answer.Unsent && answer.Status != 401 && answer.Status != 429
+	if answer.Status == 500 {
+		j.refusals++
+	}
+	j.metrics.attempt(j.Request.Method, answer)
+	if answer.Status > 0 && answer.Status < 500 && answer.Status != 429 {
+		j.pauses.reset(j.connection.Queue())
+	}
+	return answer
+}
+
+func contentType(k envelope.BodyKind) string {
+	switch k {
+	case envelope.JSONBody:
+		return "application/json"
+	case envelope.TextBody:
+		return "text/plain; charset=utf-8"
+	case envelope.BytesBody, envelope.ObjectBody:
+		return "application/octet-stream"
+	}
+	return ""
+}
+
+// hold makes the request and its org wait after a 429.
+func (j *job) hold(answer *zoho.Answer) Result {
+	d := j.pauses.next(j.connection.Queue(), answer.RetryAfter)
+	result := j.wait(WaitPause, d)
+	if d >= j.left() {
+		result = j.expired("while Zoho refuses more calls of the org (429)")
+	}
+	result.Pause = d
+	return result
+}
+
+// withoutToken makes the request wait for a token, or for re-authorization.
+func (j *job) withoutToken(err error) Result {
+	var u *token.Unavailable
+	if !errors.As(err, &u) {
+		return j.wait(WaitToken, time.Second)
+	}
+	if u.Reason == token.Revoked {
+		// Re-authorization brings the request back at once, by way of its queue.
+		return j.wait(WaitRevoked, j.left())
+	}
+	// Spread those that wait for the same instant.
+	return j.wait(WaitToken, max(time.Until(u.Until), 0)+rand.N(500*time.Millisecond))
+}
+
+// conclude makes the final response from the last answer and the verdict on it.
+func (j *job) conclude(v verdict) Result {
+	response := j.response()
+	if v.record != "" {
+		response.Status = 200
+		response.Outcome = envelope.Confirmed
+		response.Body = envelope.Body{Kind: envelope.JSONBody, Data: fmt.Appendf(nil,
+			`{"data":[{"code":"SUCCESS","details":{"id":%q},"message":"record already added","status":"success"}]}`, v.record)}
+	}
+	if v.code != "" {
+		response.Error = &envelope.Error{Code: v.code, Message: v.message}
+	}
+	return Result{Response: response}
+}
+
+// expired answers a request whose deadline is over, or will be before anything
+// more can be done for it.
+func (j *job) expired(when string) Result {
+	code, message := envelope.DeadlineExceeded, "the deadline passed "+when
+	if j.connection != nil && j.connection.Status == connection.Revoked {
+		code = envelope.ReauthorizationRequired
+		message = "the connection was revoked and not re-authorized before the deadline"
+	}
+	if j.last != nil && j.last.Err != nil {
+		message += "; last: " + j.last.Err.Error()
+	}
+	return j.fail(code, message)
+}
+
+func (j *job) fail(code envelope.Code, message string) Result {
+	response := j.response()
+	response.Error = &envelope.Error{Code: code, Message: message}
+	return Result{Response: response}
+}
+
+// response carries the last answer of Zoho, if there was one.
+func (j *job) response() *envelope.Response {
+	response := &envelope.Response{
+		ID: j.Request.ID, Connection: j.Delivery.Connection, Attempts: j.attempts,
+		ReceivedAt: j.ReceivedAt, FinishedAt: j.Clock.Now(),
+	}
+	if a := j.last; a != nil && a.Status != 0 {
+		response.Status = a.Status
+		response.Headers = a.Headers
+		if a.BodyError == nil && !a.TooLarge {
+			response.Body = envelope.BodyOf(header(a.Headers, "Content-Type"), a.Body)
+		}
+	}
+	return response
+}
+
+func header(headers []envelope.Header, name string) string {
+	for _, h := range headers {
+		if strings.EqualFold(h.Name, name) {
+			return h.Value
+		}
+	}
+	return ""
+}
+
+// wait makes the request come again, at its deadline at the latest.
+func (j *job) wait(reason Reason, d time.Duration) Result {
+	return Result{Wait: &Wait{Reason: reason, For: max(0, min(d, j.left()))}}
+}
+
+// left is the time until the deadline.
+func (j *job) left() time.Duration { return j.Request.Deadline.Sub(j.Clock.Now()) }
+
+// sleep reports whether the pause ran to its end.
+func (j *job) sleep(ctx context.Context, d time.Duration) bool {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return true
+	case <-j.Stopping:
+	case <-ctx.Done():
+	}
+	return false
+}
+
+// finish gives a claim back that proved to be unused. A fresh context: the
+// worker may be stopping, and a claim that stays makes the outcome unknown.
+func (j *job) finish() {
+	if j.claim == nil || j.sent {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	if err := j.claim.Release(ctx); err != nil {
+		j.Logger.Warn("claim not released: the request will be answered outcome_unknown",
+			"connection", j.Delivery.Connection, "id", j.Request.ID, "claim", hex.EncodeToString(j.Digest[:4]), "err", err)
+	}
+}
+
+// maxPause is the longest pause spent inside Do; a longer one is spent in the stream.
+const maxPause = 30 * time.Second
+
+// newBackoff supplies the pauses between attempts, with full jitter. Their upper
+// ends are 1 s, 2 s, 4 s, 8 s, 16 s, then 30 s each; the deadline ends them.
+func newBackoff() *backoff.ExponentialBackOff {
+	return backoff.NewExponentialBackOff(
+		backoff.WithInitialInterval(500*time.Millisecond),
+		backoff.WithMultiplier(2),
+		backoff.WithRandomizationFactor(1),
+		backoff.WithMaxInterval(15*time.Second),
+		backoff.WithMaxElapsedTime(0),
+	)
+}
+
+// claimPause is between two looks at a request that another worker is at.
+func claimPause() time.Duration { return time.Second + rand.N(time.Second) }
+
+// storagePause is for a JetStream that did not answer.
+func storagePause() time.Duration { return 2*time.Second + rand.N(3*time.Second) }

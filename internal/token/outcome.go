@@ -1,0 +1,130 @@
+package token
+
+import (
+	"context"
+	"errors"
+	"net"
+	"time"
+
+	"zoho-worker/internal/connection"
+	"zoho-worker/internal/secret"
+	"zoho-worker/internal/zoho"
+)
+
+// refresh asks Zoho, if there is still time to.
+func (s *Source) refresh(ctx context.Context, c *connection.Connection, refreshToken secret.Text) (*zoho.Grant, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	grant, err := s.options.Refresher.Refresh(ctx, c.Location, refreshToken)
+	if err == nil && (grant == nil || grant.AccessToken.IsZero() || grant.ExpiresIn <= 0) {
+		return nil, &zoho.Error{Kind: zoho.BadAnswer}
+	}
+	return grant, err
+}
+
+// minted is the claimed record r after its refresh brought a token. Its life
+// counts from before it was asked for.
+func (s *Source) minted(ctx context.Context, c *connection.Connection, r record, grant *zoho.Grant, used secret.Text, began time.Time) record {
+	next := record{
+		Grant: r.Grant, Generation: r.Generation + 1, Mints: r.Mints, APIDomain: grant.APIDomain,
+		MintedAt: began, ExpiresAt: began.Add(grant.ExpiresIn),
+	}
+	if next.APIDomain == "" {
+		next.APIDomain = r.APIDomain
+	}
+	// Zoho does not rotate refresh tokens, but keeps the right to (zoho-facts 1.4).
+	if rotated := grant.RefreshToken; !rotated.IsZero() && rotated != used {
+		updated, err := s.options.Connections.Reauthorize(ctx, c.Name, rotated, func(there *connection.Connection) error {
+			if there.Grant != c.Grant {
+				return errors.New("authorized anew meanwhile")
+			}
+			return nil
+		})
+		if err != nil {
+			s.options.Logger.Error("rotated refresh token is not stored", "connection", c.Name, "err", err)
+		} else {
+			next.Grant = updated.Grant
+		}
+	}
+	next.Sealed = s.options.Keyring.Seal([]byte(grant.AccessToken.Reveal()), next.associated(c)...)
+	s.metrics.refreshes.WithLabelValues(resultMinted).Inc()
+	return next
+}
+
+// fresh is the token that minted sealed, from memory.
+func (s *Source) fresh(c *connection.Connection, r record) Token {
+	st := &state{record: r}
+	s.open(st, c)
+	return st.token
+}
+
+// judge is the claimed record r after its refresh failed, and the error to tell.
+func (s *Source) judge(ctx context.Context, c *connection.Connection, r record, cause error) (record, error) {
+	kind, retryAfter := zoho.Unavailable, time.Duration(0)
+	if fault, ok := errors.AsType[*zoho.Error](cause); ok {
+		kind, retryAfter = fault.Kind, fault.RetryAfter
+	}
+	reason := AccountsUnavailable
+	switch kind {
+	case zoho.DeadGrant:
+		reason = Revoked
+		s.revoke(ctx, c)
+	case zoho.Throttled:
+		reason = Throttled
+	case zoho.Misconfigured:
+		reason = Misconfigured
+	}
+	next := r.failed(reason, s.serverNow(), retryAfter)
+	if unsent(cause) && len(next.Mints) > 0 {
+		// Zoho counts only what reaches it. Otherwise an accounts server that
+		// was away for some minutes would use up the budget.
+		next.Mints = next.Mints[:len(next.Mints)-1]
+	}
+	s.metrics.refreshes.WithLabelValues(string(reason)).Inc()
+	log := s.options.Logger.Warn
+	if reason == Misconfigured {
+		log = s.options.Logger.Error
+	}
+	log("token is not refreshed", "connection", c.Name, "reason", reason, "failures", next.Failures,
+		"until", next.BlockedUntil, "err", cause)
+	return next, s.unavailable(reason, next.BlockedUntil, cause)
+}
+
+// unsent reports whether it is proved that no byte reached Zoho.
+func unsent(err error) bool {
+	op, ok := errors.AsType[*net.OpError](err)
+	if ok && op.Op == "dial" {
+		return true
+	}
+	_, ok = errors.AsType[*net.DNSError](err)
+	return ok
+}
+
+// revoke marks the connection revoked, if this grant is still the one it has.
+func (s *Source) revoke(ctx context.Context, c *connection.Connection) {
+	changed, err := s.options.Connections.MarkRevoked(ctx, c.Name, c.Grant, "Zoho no longer accepts the refresh token (invalid_code)")
+	if err != nil {
+		// The record says so too: whoever asks next marks it.
+		s.options.Logger.Error("connection is not marked revoked", "connection", c.Name, "err", err)
+		return
+	}
+	if changed {
+		s.options.Logger.Error("connection is revoked: authorize it again", "connection", c.Name)
+		s.options.Events(c.Name, EventRevoked)
+	}
+}
+
+// told tells of the change from one record to the next, if it is one that
+// somebody wants to know of.
+func (s *Source) told(c *connection.Connection, before, after record) {
+	paused := func(r record) bool { return r.Reason == Throttled || r.Reason == Misconfigured }
+	switch {
+	case after.Reason == "" && before.Reason == Revoked:
+		s.options.Events(c.Name, EventRecovered)
+	case after.Reason == "" && paused(before):
+		s.options.Events(c.Name, EventResumed)
+	case paused(after) && !paused(before.under(after.Grant)):
+		s.options.Events(c.Name, EventPaused)
+	}
+}

@@ -1,0 +1,330 @@
+package zoho
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+
+	"zoho-worker/internal/envelope"
+	"zoho-worker/internal/secret"
+)
+
+// Rows F36 and F37: whatever the server does to a connection, a call that must
+// not be repeated arrives at most once, and Unsent is never a lie.
+func TestOnceIsNeverSentTwice(t *testing.T) {
+	t.Parallel()
+	ends := map[string]func(*rawConn){
+		"reset":              func(c *rawConn) { c.reset() },
+		"close":              func(*rawConn) {},
+		"half an answer":     func(c *rawConn) { c.say("HTTP/1.1 201 Cre"); c.reset() },
+		"not HTTP":           func(c *rawConn) { c.say(markedBody + "\r\n\r\n") },
+		"1xx, then a reset":  func(c *rawConn) { c.say("HTTP/1.1 102 Processing\r\n\r\n"); c.reset() },
+		"header, then reset": func(c *rawConn) { c.say("HTTP/1.1 201 Created\r\nContent-Length: 2\r\n"); c.reset() },
+	}
+	calls := map[string]func(*Call){
+		"insert":             func(*Call) {},
+		"empty body":         func(c *Call) { c.Body = nil },
+		"function by GET":    func(c *Call) { c.Method, c.Body = "GET", nil }, // net/http repeats GETs
+		"delete":             func(c *Call) { c.Method, c.Body = "DELETE", nil },
+		"header over buffer": func(c *Call) { c.Headers = []envelope.Header{{Name: "X", Value: strings.Repeat("x", 40<<10)}} },
+		"large body":         func(c *Call) { c.Body = make([]byte, 300<<10) },
+	}
+	for endName, end := range ends {
+		for callName, change := range calls {
+			for _, reused := range []bool{false, true} {
+				t.Run(fmt.Sprintf("%s/%s/reused=%v", endName, callName, reused), func(t *testing.T) {
+					t.Parallel()
+					s := listen(t, func(c *rawConn) {
+						for {
+							r, _, err := c.request()
+							if err != nil {
+								return
+							}
+							if r.Header.Get("Warm") == "" {
+								end(c)
+								return
+							}
+							c.say(okEmpty)
+						}
+					})
+					c := newClient(t, s.url)
+					want := int64(1)
+					if reused {
+						warm := list()
+						warm.Headers = []envelope.Header{{Name: "Warm", Value: "1"}}
+						if a := do(t, c, warm); a.Status != 200 {
+							t.Fatalf("warm up: %+v", a)
+						}
+						want++
+					}
+					call := insert()
+					change(call)
+					var permits atomic.Int64
+					call.Permit = func() error { permits.Add(1); return nil }
+					a := do(t, c, call)
+					if got := s.requests.Load(); got != want {
+						t.Errorf("%d requests arrived, want %d", got, want)
+					}
+					if a.Unsent || a.Status != 0 || a.Err == nil || permits.Load() != 1 {
+						t.Errorf("permits %d, answer %+v", permits.Load(), a)
+					}
+					if strings.Contains(a.Err.Error(), markedBody) {
+						t.Errorf("error quotes the server: %v", a.Err)
+					}
+					if reused && s.accepted.Load() > 2 {
+						t.Errorf("%d connections", s.accepted.Load())
+					}
+				})
+			}
+		}
+	}
+}
+
+// Row F37: a server that closes kept connections at the moment they are used
+// again. Each id arrives at most once, and only what is said to be unsent doesn't.
+func TestKeptConnectionsThatClose(t *testing.T) {
+	t.Parallel()
+	var mu sync.Mutex
+	seen := map[string]int{}
+	s := listen(t, func(c *rawConn) {
+		r, _, err := c.request()
+		if err != nil {
+			return
+		}
+		mu.Lock()
+		seen[r.Header.Get("Id")]++
+		mu.Unlock()
+		c.say(createdOK) // and closes without having said so
+	})
+	c := newClient(t, s.url)
+	for i := range 300 {
+		id := fmt.Sprint(i)
+		call := insert()
+		if i%3 == 0 {
+			call.Body = nil
+		}
+		call.Headers = []envelope.Header{{Name: "Id", Value: id}}
+		a := do(t, c, call)
+		mu.Lock()
+		n := seen[id]
+		mu.Unlock()
+		switch {
+		case n > 1, a.Unsent && n != 0, a.Status != 0 && n != 1, a.Status != 0 && a.Unsent:
+			t.Fatalf("id %s arrived %d times, answer %+v", id, n, a)
+		}
+	}
+}
+
+// Row F37: the server closes before reading anything.
+func TestCloseBeforeReading(t *testing.T) {
+	t.Parallel()
+	s := listen(t, func(c *rawConn) { c.reset() })
+	a := do(t, newClient(t, s.url), insert())
+	if a.Status != 0 || a.Err == nil || s.requests.Load() != 0 {
+		t.Errorf("answer %+v", a)
+	}
+}
+
+func TestPermit(t *testing.T) {
+	t.Parallel()
+	denied := errors.New("the lease is over")
+	for name, change := range map[string]func(*Call){
+		"insert":             func(*Call) {},
+		"empty body":         func(c *Call) { c.Body = nil },
+		"function by GET":    func(c *Call) { c.Method, c.Body = "GET", nil },
+		"header over buffer": func(c *Call) { c.Headers = []envelope.Header{{Name: "X", Value: strings.Repeat("x", 40<<10)}} },
+		"large body":         func(c *Call) { c.Body = make([]byte, 300<<10) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s := listen(t, func(c *rawConn) {
+				for {
+					if _, _, err := c.request(); err != nil {
+						return
+					}
+					c.say(okEmpty)
+				}
+			})
+			c := newClient(t, s.url)
+			for warm := range 2 { // on a fresh connection, then on kept ones
+				before := s.bytes.Load()
+				call := insert()
+				change(call)
+				asked := 0
+				call.Permit = func() error { asked++; return denied }
+				a := do(t, c, call)
+				if !a.Unsent || a.Err != denied || a.Status != 0 || asked != 1 {
+					t.Errorf("asked %d times, answer %+v", asked, a)
+				}
+				if got := s.bytes.Load(); got != before {
+					t.Errorf("%d bytes left", got-before)
+				}
+				if warm == 0 {
+					if a := do(t, c, list()); a.Status != 200 {
+						t.Fatalf("warm up: %+v", a)
+					}
+				}
+			}
+			call := insert()
+			change(call)
+			call.Once, call.Permit = false, func() error { panic("asked for a repeatable call") }
+			if a := do(t, c, call); a.Status != 200 || a.Unsent {
+				t.Errorf("repeatable: %+v", a)
+			}
+		})
+	}
+}
+
+// A call whose context ends while Permit is asked isn't sent.
+func TestContextEndsDuringPermit(t *testing.T) {
+	t.Parallel()
+	s := listen(t, func(c *rawConn) { c.request() })
+	shutdown := errors.New("shutting down")
+	ctx, cancel := context.WithCancelCause(context.Background())
+	call := insert()
+	var returned atomic.Bool
+	call.Permit = func() error { cancel(shutdown); returned.Store(true); return nil }
+	a := newClient(t, s.url).Do(ctx, call)
+	if !a.Unsent || !errors.Is(a.Err, shutdown) || s.bytes.Load() != 0 || !returned.Load() {
+		t.Errorf("answer %+v, %d bytes", a, s.bytes.Load())
+	}
+}
+
+// "Which failures of a call may be repeated": no connection was had.
+func TestUnsent(t *testing.T) {
+	t.Parallel()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	closed := "http://" + l.Addr().String()
+	l.Close()
+	gone := errors.New("gone")
+	ended, end := context.WithCancelCause(context.Background())
+	end(gone)
+	s := listen(t, func(c *rawConn) { c.request() })
+	for name, row := range map[string]struct {
+		ctx  context.Context
+		url  string
+		call func(*Call)
+		err  error
+	}{
+		"connection refused":     {context.Background(), closed, nil, nil},
+		"context ended before":   {ended, s.url, nil, gone},
+		"reserved header":        {context.Background(), s.url, func(c *Call) { c.Headers = []envelope.Header{{Name: "idempotency-KEY", Value: "1"}} }, ErrRequest},
+		"authorization":          {context.Background(), s.url, func(c *Call) { c.Headers = []envelope.Header{{Name: "authorization", Value: "x"}} }, ErrRequest},
+		"header injection":       {context.Background(), s.url, func(c *Call) { c.Headers = []envelope.Header{{Name: "X", Value: "a\r\nb: c"}} }, ErrRequest},
+		"path off /crm":          {context.Background(), s.url, func(c *Call) { c.Path = "/oauth/v2/token" }, ErrRequest},
+		"path with a space":      {context.Background(), s.url, func(c *Call) { c.Path = "/crm/v8/Leads HTTP/1.1" }, ErrRequest},
+		"query with a newline":   {context.Background(), s.url, func(c *Call) { c.RawQuery = "a=b\r\nX: y" }, ErrRequest},
+		"path with a query":      {context.Background(), s.url, func(c *Call) { c.Path = "/crm/v8/Leads?a=b" }, ErrRequest},
+		"bad method":             {context.Background(), s.url, func(c *Call) { c.Method = "PO ST" }, ErrRequest},
+		"unknown data centre":    {context.Background(), s.url, func(c *Call) { c.Location = "xx" }, ErrRequest},
+		"unknown environment":    {context.Background(), s.url, func(c *Call) { c.Environment = "" }, ErrRequest},
+		"no token":               {context.Background(), s.url, func(c *Call) { c.Token = secret.Text{} }, ErrRequest},
+		"token with line breaks": {context.Background(), s.url, func(c *Call) { c.Token = secret.New(markedToken + "\r\nX: y") }, ErrRequest},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			call := insert()
+			if row.call != nil {
+				row.call(call)
+			}
+			a := newClient(t, row.url).Do(row.ctx, call)
+			if !a.Unsent || a.Err == nil || a.Status != 0 || row.err != nil && !errors.Is(a.Err, row.err) {
+				t.Errorf("answer %+v", a)
+			}
+			if strings.Contains(a.Err.Error(), "MARKED") {
+				t.Errorf("error shows a secret: %v", a.Err)
+			}
+		})
+	}
+	t.Cleanup(func() {
+		if s.bytes.Load() != 0 {
+			t.Errorf("%d bytes left", s.bytes.Load())
+		}
+	})
+}
+
+// The gate itself, in the cases that a real kernel rarely gives.
+func TestGate(t *testing.T) {
+	t.Parallel()
+	fresh := func(once bool, asked *int) *gate {
+		ctx, cancel := context.WithCancelCause(context.Background())
+		t.Cleanup(func() { cancel(nil) })
+		return &gate{ctx: ctx, cancel: cancel, once: once, permit: func() error { *asked++; return nil }}
+	}
+	failing := errors.New("broken pipe")
+	link := func(g *gate, n int, err error) *conn {
+		w := &countingConn{Conn: stubConn{n: n, err: err}}
+		c := &conn{Conn: w, wire: w}
+		g.attach(c)
+		return c
+	}
+	t.Run("no call", func(t *testing.T) {
+		w := &countingConn{Conn: stubConn{}}
+		if _, err := (&conn{Conn: w, wire: w}).Write([]byte("x")); err != errNoCall {
+			t.Error(err)
+		}
+	})
+	t.Run("once: nothing taken, and no second connection", func(t *testing.T) {
+		asked := 0
+		g := fresh(true, &asked)
+		if _, err := link(g, 0, failing).Write([]byte("x")); err != failing {
+			t.Error(err)
+		}
+		second := link(g, 1, nil)
+		if _, err := second.Write([]byte("x")); err == nil || second.wire.out.Load() != 0 {
+			t.Error("sent on a second connection")
+		}
+		if refusal := g.shut(); refusal != failing || g.left() || asked != 1 {
+			t.Errorf("refusal %v, left %v, asked %d", refusal, g.left(), asked)
+		}
+	})
+	t.Run("once: a part taken", func(t *testing.T) {
+		asked := 0
+		g := fresh(true, &asked)
+		if _, err := link(g, 1, failing).Write([]byte("xy")); err != failing {
+			t.Error(err)
+		}
+		if _, err := link(g, 1, nil).Write([]byte("x")); err != errSecondSend {
+			t.Error(err)
+		}
+		if g.shut(); !g.left() {
+			t.Error("said to be unsent")
+		}
+	})
+	t.Run("repeatable: left on the first, not on the second", func(t *testing.T) {
+		asked := 0
+		g := fresh(false, &asked)
+		link(g, 1, nil).Write([]byte("x"))
+		link(g, 0, failing).Write([]byte("x"))
+		if g.shut(); !g.left() || asked != 0 {
+			t.Errorf("left %v, asked %d", g.left(), asked)
+		}
+	})
+	t.Run("late bytes", func(t *testing.T) {
+		asked := 0
+		g := fresh(true, &asked)
+		c := link(g, 1, nil)
+		if refusal := g.shut(); refusal != nil || g.left() {
+			t.Error(refusal)
+		}
+		if _, err := c.Write([]byte("x")); err != errShut || asked != 0 {
+			t.Errorf("err %v, asked %d", err, asked)
+		}
+	})
+}
+
+type stubConn struct {
+	net.Conn
+	n   int
+	err error
+}
+
+func (c stubConn) Write([]byte) (int, error) { return c.n, c.err }

@@ -1,0 +1,286 @@
+package zoho
+
+import (
+	"bytes"
+	"encoding/json"
+	"slices"
+	"strings"
+
+	"zoho-worker/internal/envelope"
+)
+
+// Operation is what the table says of a call's method and path.
+type Operation struct {
+	// Name is one of OperationNames: a metric's label.
+	Name string
+	// Repeatable says that a second sending does no more than the first, for
+	// any body. Function Repeatable looks at the body too.
+	Repeatable bool
+	// Heavy says that the operation always counts against Zoho's
+	// sub-concurrency of ten (zoho-facts 3.3). Writes of more than ten records
+	// and lists that are sorted or by view do too, which the path can't tell.
+	Heavy bool
+	// Credits is the least that the call costs of the org's daily credits
+	// (zoho-facts 3.2); more records or rows can make it more.
+	Credits int
+}
+
+// row is one line of the table. An empty method is any. Of the pattern's
+// segments after the version, "{m}" stands for a module, "*" for any one
+// segment, and "…" at the end for all the rest, none included.
+type row struct {
+	method  string
+	pattern string
+	Operation
+}
+
+// The rows; the first that fits counts. Paths and credits are those of
+// zoho-facts 3.2 to 4.9 and of Zoho's published OpenAPI description.
+//
+// POSTs: only COQL reads and nothing else. A function runs the customer's own
+// code under any method, and a composite may hold any sub-request, so that
+// neither is repeatable, whatever the method says.
+var rows = []row{
+	{"POST", "coql", Operation{"coql", true, true, 1}},
+	{"", "__composite_requests", Operation{"composite", false, true, 1}},
+	{"", "functions/…", Operation{"function", false, false, 1}},
+	{"POST", "bulk:read", Operation{"bulk.read", false, false, 50}},
+	{"POST", "bulk:write", Operation{"bulk.write", false, false, 500}},
+	{"GET", "bulk:read/*/result", Operation{"bulk.result", true, false, 1}},
+	{"GET", "bulk:read/*", Operation{"bulk.status", true, false, 1}},
+	{"GET", "bulk:write/*", Operation{"bulk.status", true, false, 1}},
+	{"POST", "upload", Operation{"upload", false, false, 1}},
+	{"POST", "files", Operation{"upload", false, false, 1}},
+	{"GET", "files", Operation{"download", true, false, 1}},
+	{"POST", "{m}/*/Attachments", Operation{"upload", false, false, 1}},
+	{"POST", "{m}/*/photo", Operation{"upload", false, false, 1}},
+	{"GET", "{m}/*/Attachments/*", Operation{"download", true, false, 1}},
+	{"GET", "{m}/*/photo", Operation{"download", true, false, 1}},
+	{"GET", "settings/…", Operation{"settings", true, false, 1}},
+	{"GET", "{m}/search", Operation{"records.search", true, false, 1}},
+	{"GET", "{m}/deleted", Operation{"records.deleted", true, false, 2}},
+	{"GET", "{m}/actions/count", Operation{"records.count", true, false, 50}},
+	{"POST", "{m}/upsert", Operation{"records.upsert", false, false, 1}},
+	{"POST", "{m}/actions/mass_delete", Operation{"records.mass_delete", false, false, 1}},
+	{"POST", "Leads/actions/mass_convert", Operation{"leads.mass_convert", false, false, 200}},
+	{"POST", "{m}/*/actions/convert", Operation{"leads.convert", false, true, 5}},
+	{"POST", "{m}/*/actions/send_mail", Operation{"mail.send", false, true, 20}},
+	{"GET", "{m}", Operation{"records.list", true, false, 1}},
+	{"GET", "{m}/*", Operation{"records.get", true, false, 1}},
+	{"POST", "{m}", Operation{"records.insert", false, false, 1}},
+	{"PUT", "{m}", Operation{"records.update", true, false, 1}},
+	{"PUT", "{m}/*", Operation{"records.update", true, false, 1}},
+	{"PATCH", "{m}", Operation{"records.update", true, false, 1}},
+	{"PATCH", "{m}/*", Operation{"records.update", true, false, 1}},
+	{"DELETE", "{m}", Operation{"records.delete", true, false, 1}},
+	{"DELETE", "{m}/*", Operation{"records.delete", true, false, 1}},
+	{"GET", "{m}/*/*", Operation{"related.list", true, false, 1}},
+}
+
+// other is the Name of what no row fits.
+const other = "other"
+
+// reservedSegments are first segments that name no module, besides those
+// beginning with two underscores.
+var reservedSegments = []string{"settings", "users", "org", "files", "actions", "functions", "coql", "upload", "backup", "features"}
+
+// OperationNames returns the closed list of operation names, "other" last.
+func OperationNames() []string {
+	var names []string
+	for _, r := range rows {
+		if !slices.Contains(names, r.Name) {
+			names = append(names, r.Name)
+		}
+	}
+	return append(names, other)
+}
+
+// OperationOf returns the operation of a method and an escaped path. What isn't
+// in the table is "other", repeatable unless it is a POST.
+func OperationOf(method, path string) Operation {
+	rest, ok := strings.CutPrefix(path, "/crm/")
+	bulk := false
+	if ok {
+		rest, bulk = strings.CutPrefix(rest, "bulk/")
+		var version string
+		version, rest, ok = strings.Cut(rest, "/")
+		ok = ok && len(version) > 1 && version[0] == 'v' && version[1] >= '0' && version[1] <= '9'
+	}
+	if ok {
+		for i := range rows {
+			if r := &rows[i]; (r.method == "" || r.method == method) && matches(r.pattern, rest, bulk) {
+				return r.Operation
+			}
+		}
+	}
+	safe := method == "GET" || method == "PUT" || method == "PATCH" || method == "DELETE"
+	return Operation{Name: other, Repeatable: safe, Credits: 1}
+}
+
+// matches reports whether the segments of path fit a row's pattern.
+func matches(pattern, path string, bulk bool) bool {
+	pattern, wants := strings.CutPrefix(pattern, "bulk:")
+	if wants != bulk {
+		return false
+	}
+	for {
+		want, patternRest, patternMore := strings.Cut(pattern, "/")
+		if want == "…" {
+			return true
+		}
+		have, pathRest, pathMore := strings.Cut(path, "/")
+		switch want {
+		case "*":
+			if have == "" {
+				return false
+			}
+		case "{m}":
+			if have == "" || strings.HasPrefix(have, "__") || slices.Contains(reservedSegments, have) {
+				return false
+			}
+		default:
+			if have != want {
+				return false
+			}
+		}
+		if patternMore && patternRest == "…" && !pathMore {
+			return true
+		}
+		if !patternMore || !pathMore {
+			return patternMore == pathMore
+		}
+		pattern, path = patternRest, pathRest
+	}
+}
+
+// Repeatable reports whether r can be sent twice without doing more than once.
+// Besides what the table says, that is
+//   - an insert of one record whose unique_field holds the request's id, so
+//     that a repetition is refused with DUPLICATE_DATA (zoho-facts 6);
+//   - an upsert with duplicate_check_fields, each record of which has a value
+//     for one of them, so that a repetition finds the record and updates it.
+//     One hole is Zoho's own: a value longer than the field is cut when stored
+//     and compared uncut, so that it isn't found (zoho-facts 6, S81).
+//
+// In doubt it says no: then the request is claimed and sent once.
+func Repeatable(r *envelope.Request) bool {
+	op := OperationOf(r.Method, r.Path)
+	switch {
+	case op.Repeatable:
+		return true
+	case r.Body.Kind != envelope.JSONBody:
+		return false
+	case op.Name == "records.insert":
+		return r.UniqueField != "" && carriesID(r.Body.Data, r.UniqueField, r.ID)
+	case op.Name == "records.upsert":
+		return checksDuplicates(r.Body.Data)
+	}
+	return false
+}
+
+// carriesID reports whether body inserts one record with id in field.
+func carriesID(body []byte, field, id string) bool {
+	top, ok := object(body)
+	if !ok {
+		return false
+	}
+	var data []json.RawMessage
+	if json.Unmarshal(top["data"], &data) != nil || len(data) != 1 {
+		return false
+	}
+	record, ok := object(data[0])
+	return ok && (text(record[field]) == id || string(record[field]) == id && id != "")
+}
+
+// checksDuplicates reports whether the upsert in body looks for duplicates in fields of
+// which each of its records has one.
+func checksDuplicates(body []byte) bool {
+	top, ok := object(body)
+	if !ok {
+		return false
+	}
+	var fields []string
+	if json.Unmarshal(top["duplicate_check_fields"], &fields) != nil || len(fields) == 0 {
+		return false
+	}
+	var data []json.RawMessage
+	if json.Unmarshal(top["data"], &data) != nil || len(data) == 0 {
+		return false
+	}
+	for _, raw := range data {
+		record, ok := object(raw)
+		if !ok || !slices.ContainsFunc(fields, func(f string) bool { return hasValue(record[f]) }) {
+			return false
+		}
+	}
+	return true
+}
+
+// hasValue reports whether raw is a JSON string that isn't blank, or a number.
+func hasValue(raw json.RawMessage) bool {
+	if len(raw) == 0 {
+		return false
+	}
+	return strings.TrimSpace(text(raw)) != "" || raw[0] == '-' || raw[0] >= '0' && raw[0] <= '9'
+}
+
+// object returns the members of a JSON object by their exact names, and false
+// for anything else, also where a name comes twice: Zoho might see the other one.
+func object(raw []byte) (map[string]json.RawMessage, bool) {
+	d := json.NewDecoder(bytes.NewReader(raw))
+	if t, err := d.Token(); err != nil || t != json.Delim('{') {
+		return nil, false
+	}
+	members := make(map[string]json.RawMessage)
+	for d.More() {
+		t, err := d.Token()
+		if err != nil {
+			return nil, false
+		}
+		name, _ := t.(string)
+		var value json.RawMessage
+		if _, twice := members[name]; twice || d.Decode(&value) != nil {
+			return nil, false
+		}
+		members[name] = value
+	}
+	if _, err := d.Token(); err != nil {
+		return nil, false
+	}
+	return members, true
+}
+
+// DuplicateOf recognises the body of a 400 that refuses one record because
+// field, by its API name, holds a value that another record has already, and
+// returns that record's id (zoho-facts 4.1). For a request whose unique field
+// carries its own id this proves that an earlier sending of it arrived.
+func DuplicateOf(body []byte, field string) (id string, ok bool) {
+	var answer struct {
+		Data []struct {
+			Code    string `json:"code"`
+			Status  string `json:"status"`
+			Details struct {
+				APIName   string          `json:"api_name"`
+				ID        json.RawMessage `json:"id"`
+				Duplicate struct {
+					ID json.RawMessage `json:"id"`
+				} `json:"duplicate_record"`
+			} `json:"details"`
+		} `json:"data"`
+	}
+	if field == "" || json.Unmarshal(body, &answer) != nil || len(answer.Data) != 1 {
+		return "", false
+	}
+	d := answer.Data[0]
+	if d.Code != "DUPLICATE_DATA" || d.Status != "error" || d.Details.APIName != field {
+		return "", false
+	}
+	id, within := text(d.Details.ID), text(d.Details.Duplicate.ID)
+	if id == "" {
+		id = within
+	}
+	if id == "" || within != "" && within != id || strings.Trim(id, "0123456789") != "" {
+		return "", false
+	}
+	return id, true
+}

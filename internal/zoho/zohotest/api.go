@@ -1,0 +1,252 @@
+package zohotest
+
+import (
+	"encoding/json"
+	"errors"
+	"maps"
+	"net/http"
+	"net/url"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+)
+
+var (
+	errTrailing = errors.New("trailing data")
+	versions    = regexp.MustCompile(`^v[2-9](\.[0-9])?$`)
+	moduleName  = regexp.MustCompile(`^[A-Za-z][A-Za-z0-9_]{0,99}$`)
+	recordID    = regexp.MustCompile(`^[0-9]{1,19}$`)
+)
+
+// api answers a call under /crm/: method and path pick the operation.
+func (s *Server) api(x *exchange) *result {
+	segments := strings.Split(strings.TrimPrefix(x.call.Path, "/"), "/")
+	if len(segments) < 3 || segments[0] != "crm" || slices.Contains(segments, "") {
+		return noSuchURL()
+	}
+	bulk := segments[1] == "bulk"
+	segments = segments[1:]
+	if bulk {
+		segments = segments[1:]
+	}
+	if len(segments) < 2 || !versions.MatchString(segments[0]) {
+		return noSuchURL()
+	}
+	x.version = int(segments[0][1] - '0')
+	query, err := url.ParseQuery(x.call.RawQuery)
+	if err != nil {
+		return fail(http.StatusBadRequest, "INVALID_DATA", "invalid query parameter", nil)
+	}
+	rest := segments[1:]
+	if bulk {
+		return x.bulk(rest)
+	}
+	switch rest[0] {
+	case "coql":
+		return x.only(rest, http.MethodPost, "coql.READ", x.coql)
+	case "org":
+		return x.only(rest, http.MethodGet, "org.READ", x.orgInfo)
+	case "users":
+		return x.only(rest, http.MethodGet, "users.READ", func() *result { return x.users(query) })
+	case "__composite_requests":
+		return x.only(rest, http.MethodPost, "", x.composite)
+	case "upload":
+		return x.only(rest, http.MethodPost, "", x.upload)
+	case "settings":
+		if len(rest) == 2 && rest[1] == "modules" {
+			return x.only(rest[1:], http.MethodGet, "settings.modules.READ", x.modules)
+		}
+		return noSuchURL()
+	}
+	return x.records(rest, query)
+}
+
+// only runs an operation that has one method and no path below it.
+func (x *exchange) only(rest []string, method, scope string, f func() *result) *result {
+	if len(rest) > 1 {
+		return noSuchURL()
+	}
+	if x.call.Method != method {
+		return wrongMethod()
+	}
+	if scope != "" && !x.access.grant.allows("ZohoCRM", scope) {
+		return scopeMismatch()
+	}
+	return f()
+}
+
+// records routes what belongs to a module.
+func (x *exchange) records(rest []string, query url.Values) *result {
+	name := rest[0]
+	if !moduleName.MatchString(name) {
+		return fail(http.StatusBadRequest, "INVALID_MODULE", "the module name given seems to be invalid", nil)
+	}
+	verb, ok := map[string]string{
+		http.MethodGet: "READ", http.MethodPost: "CREATE", http.MethodPut: "UPDATE",
+		http.MethodPatch: "UPDATE", http.MethodDelete: "DELETE",
+	}[x.call.Method]
+	if !ok {
+		return wrongMethod()
+	}
+	if !x.access.grant.allows("ZohoCRM", "modules."+name+"."+verb) {
+		return scopeMismatch()
+	}
+	routes := map[string]func() *result{}
+	switch {
+	case len(rest) == 1:
+		routes["GET"] = func() *result { return x.list(name, query) }
+		routes["POST"] = func() *result { return x.insert(name) }
+		routes["PUT"] = func() *result { return x.update(name, "") }
+		routes["DELETE"] = func() *result { return x.deleteMany(name, query) }
+	case len(rest) == 2 && rest[1] == "upsert":
+		routes["POST"] = func() *result { return x.upsert(name) }
+	case len(rest) == 2 && rest[1] == "search":
+		routes["GET"] = func() *result { return x.search(name, query) }
+	case len(rest) == 2 && rest[1] == "deleted":
+		routes["GET"] = func() *result { return x.deletedRecords(name, query) }
+	case len(rest) == 3 && rest[1] == "actions" && rest[2] == "count":
+		routes["GET"] = func() *result { return x.count(name) }
+	case len(rest) == 2:
+		routes["GET"] = func() *result { return x.one(name, rest[1], query) }
+		routes["PUT"] = func() *result { return x.update(name, rest[1]) }
+		routes["DELETE"] = func() *result { return x.deleteOne(name, rest[1]) }
+	default:
+		return noSuchURL()
+	}
+	routes["PATCH"] = routes["PUT"]
+	if f := routes[x.call.Method]; f != nil {
+		return f()
+	}
+	return wrongMethod()
+}
+
+// charge takes the price of this call; a result is a refusal.
+func (x *exchange) charge(price int, heavy bool) *result { return x.org.charge(x, price, heavy) }
+
+func (x *exchange) orgInfo() *result {
+	if res := x.charge(1, false); res != nil {
+		return res
+	}
+	return reply(http.StatusOK, "", params{"org": []any{params{
+		"id": x.org.ID, "zgid": x.org.ID, "company_name": x.org.name(), "primary_email": x.user.Email,
+		"time_zone": "UTC", "iso_code": "US", "currency": "US Dollar - USD",
+	}}})
+}
+
+func (x *exchange) users(query url.Values) *result {
+	if res := x.charge(1, false); res != nil {
+		return res
+	}
+	var list []any
+	users := x.s.Users()
+	for _, id := range slices.Sorted(maps.Keys(users)) {
+		u := users[id]
+		if u.OrgID != x.org.ID || query.Get("type") == "CurrentUser" && id != x.user.ID {
+			continue
+		}
+		list = append(list, params{
+			"id": u.ID, "zuid": u.ZUID, "full_name": u.Name, "email": u.Email, "status": "active",
+			"confirm": true, "role": params{"name": "CEO", "id": "1"}, "profile": params{"name": "Administrator", "id": "2"},
+		})
+	}
+	return reply(http.StatusOK, "", params{"users": list, "info": params{
+		"per_page": 200, "count": len(list), "page": 1, "more_records": false,
+	}})
+}
+
+func (x *exchange) modules() *result {
+	if res := x.charge(1, false); res != nil {
+		return res
+	}
+	var list []any
+	for i, name := range x.s.Modules(x.org.ID) {
+		list = append(list, params{
+			"api_name": name, "module_name": name, "plural_label": name, "id": strconv.Itoa(i + 1), "api_supported": true,
+			"creatable": true, "editable": true, "deletable": true, "viewable": true, "generated_type": "default",
+		})
+	}
+	if list == nil {
+		return empty(http.StatusNoContent)
+	}
+	return reply(http.StatusOK, "", params{"modules": list})
+}
+
+// composite runs up to five calls one after another. rollback_on_fail is not simulated.
+func (x *exchange) composite() *result {
+	var body struct {
+		Requests []struct {
+			ID      string            `json:"sub_request_id"`
+			Method  string            `json:"method"`
+			URI     string            `json:"uri"`
+			Params  map[string]any    `json:"params"`
+			Headers map[string]string `json:"headers"`
+			Body    json.RawMessage   `json:"body"`
+		} `json:"__composite_requests"`
+	}
+	if err := decode(x.body, &body); err != nil {
+		return notJSON()
+	}
+	if n := len(body.Requests); n == 0 || n > 5 {
+		return fail(http.StatusBadRequest, "LIMIT_REACHED", "Limit of composite requests is 5", params{"limit": 5})
+	}
+	if res := x.charge(0, true); res != nil {
+		return res
+	}
+	type response struct {
+		Status  int             `json:"status_code"`
+		Headers params          `json:"headers"`
+		Body    json.RawMessage `json:"body"`
+	}
+	total := &result{code: "SUCCESS"}
+	var rows []any
+	failed := 0
+	for _, r := range body.Requests {
+		u, err := url.Parse(r.URI)
+		if err != nil || strings.Contains(u.Path, "__composite_requests") {
+			return noSuchURL()
+		}
+		q := u.Query()
+		for name, v := range r.Params {
+			q.Set(name, canonical(v))
+		}
+		sub := &exchange{s: x.s, r: x.r, user: x.user, org: x.org, access: x.access, body: r.Body, heavy: x.heavy}
+		sub.call = Call{Endpoint: API, Method: r.Method, Path: u.Path, RawQuery: q.Encode(), Header: http.Header{}}
+		for name, v := range r.Headers {
+			sub.call.Header.Set(name, v)
+		}
+		res := x.s.api(sub)
+		total.applied = total.applied || res.applied
+		total.ids = append(total.ids, res.ids...)
+		status, message := "success", "composite sub request executed successfully"
+		if res.Status >= http.StatusBadRequest {
+			status, message = "error", "composite sub request failed"
+			failed++
+		}
+		if len(res.Body) == 0 {
+			res.Body = []byte("null")
+		}
+		rows = append(rows, params{
+			"code": "SUCCESS", "status": status, "message": message, "sub_request_id": r.ID,
+			"details": params{"response": response{res.Status, params{}, res.Body}},
+		})
+	}
+	total.Status = written(len(rows)-failed, failed, http.StatusOK)
+	total.Body = encode(params{"__composite_requests": rows})
+	return total
+}
+
+// written is the status of a call with so many good and bad parts.
+func written(good, bad, success int) int {
+	switch {
+	case bad == 0:
+		return success
+	case good == 0:
+		return http.StatusBadRequest
+	}
+	return http.StatusMultiStatus
+}
+
+func notJSON() *result {
+	return fail(http.StatusBadRequest, "INVALID_DATA", "body", params{"expected_data_type": "jsonobject"})
+}

@@ -1,0 +1,249 @@
+package zohotest
+
+import (
+	"maps"
+	"slices"
+	"sync"
+	"time"
+)
+
+// Org is a Zoho organisation.
+type Org struct {
+	ID   string // zgid; empty: one is made up
+	Name string
+	// Concurrency is how many calls may be in flight at one instant before a 429; 0: any.
+	// Zoho: Free 5, Standard 10, Professional 15, Enterprise 20, Ultimate 25.
+	Concurrency int
+	// SubConcurrency bounds the heavy calls among them (COQL, composite, sorted
+	// lists, writes of more than 10 records). Zoho: 10. 0: any.
+	SubConcurrency int
+	// Credits is how many may be used within 24 hours before a 429; 0: any.
+	Credits int
+}
+
+// User is a person of an org: the one whose consent a connection holds.
+type User struct {
+	ID       string // the CRM user id
+	ZUID     string // empty: like ID
+	Email    string
+	Name     string
+	OrgID    string
+	Location string // data centre: us, eu, in, au, jp, cn, ca, sa, uk; empty: us
+}
+
+// org is an Org with its records and its counts.
+type org struct {
+	Org
+	mu      sync.RWMutex // guards modules and what is in them
+	modules map[string]*module
+	jobs    map[string]*job
+
+	gate     sync.Mutex // guards the counts
+	inFlight int
+	heavy    int
+	highest  int
+	refused  int
+	spent    []minute // of the last 24 hours, oldest first
+	used     int      // their sum
+}
+
+// minute holds the credits used within one minute.
+type minute struct {
+	at time.Time
+	n  int
+}
+
+// AddOrg adds an org, or changes the limits and name of one that is there, and
+// returns it with its id.
+func (s *Server) AddOrg(o Org) Org {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if o.ID == "" {
+		o.ID = s.newID()
+	}
+	if old := s.orgs[o.ID]; old != nil {
+		old.gate.Lock()
+		old.Name, old.Concurrency, old.SubConcurrency, old.Credits = o.Name, o.Concurrency, o.SubConcurrency, o.Credits
+		old.gate.Unlock()
+		return o
+	}
+	s.orgs[o.ID] = &org{Org: o, modules: map[string]*module{}, jobs: map[string]*job{}}
+	return o
+}
+
+// AddUser adds a user, or replaces the one with that id. It panics when the org is unknown.
+func (s *Server) AddUser(u User) {
+	s.org(u.OrgID)
+	if u.Location == "" {
+		u.Location = "us"
+	}
+	if u.ZUID == "" {
+		u.ZUID = u.ID
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.users[u.ID] = &u
+}
+
+// Users returns all users, by id.
+func (s *Server) Users() map[string]User {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	m := make(map[string]User, len(s.users))
+	for id, u := range s.users {
+		m[id] = *u
+	}
+	return m
+}
+
+// org returns an org for a test's call; a test that names an unknown one is wrong.
+func (s *Server) org(id string) *org {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	o := s.orgs[id]
+	if o == nil {
+		panic("zohotest: no org " + id)
+	}
+	return o
+}
+
+func (s *Server) user(id string) *User {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	u := s.users[id]
+	if u == nil {
+		panic("zohotest: no user " + id)
+	}
+	return u
+}
+
+// name may change while calls are under way.
+func (o *org) name() string {
+	o.gate.Lock()
+	defer o.gate.Unlock()
+	return o.Name
+}
+
+// MaxInFlight is the highest number of API calls of an org ever seen at one
+// instant, those included that were refused for it.
+func (s *Server) MaxInFlight(orgID string) int {
+	o := s.org(orgID)
+	o.gate.Lock()
+	defer o.gate.Unlock()
+	return o.highest
+}
+
+// InFlight is the number of API calls of an org in flight now.
+func (s *Server) InFlight(orgID string) int {
+	o := s.org(orgID)
+	o.gate.Lock()
+	defer o.gate.Unlock()
+	return o.inFlight
+}
+
+// Throttled is the number of calls that an org's own limits refused with 429;
+// injected ones are not counted.
+func (s *Server) Throttled(orgID string) int {
+	o := s.org(orgID)
+	o.gate.Lock()
+	defer o.gate.Unlock()
+	return o.refused
+}
+
+// enter counts an identified call as in flight, and refuses it when that is one too many.
+func (x *exchange) enter() {
+	o := x.org
+	if o == nil {
+		return
+	}
+	o.gate.Lock()
+	defer o.gate.Unlock()
+	x.counted = true
+	o.inFlight++
+	o.highest = max(o.highest, o.inFlight)
+	if x.refused == nil && o.Concurrency > 0 && o.inFlight > o.Concurrency {
+		o.refused++
+		x.refused = tooMany(Concurrency)
+	}
+}
+
+// leave takes the call out of the counts.
+func (o *org) leave(x *exchange) {
+	if o == nil || !x.counted {
+		return
+	}
+	o.gate.Lock()
+	defer o.gate.Unlock()
+	o.inFlight--
+	if x.heavy {
+		o.heavy--
+	}
+}
+
+// charge takes the price of a call, or says which limit forbids the call.
+func (o *org) charge(x *exchange, price int, heavy bool) *result {
+	o.gate.Lock()
+	defer o.gate.Unlock()
+	if heavy && !x.heavy {
+		if o.SubConcurrency > 0 && o.heavy >= o.SubConcurrency {
+			o.refused++
+			return tooMany(SubConcurrency)
+		}
+		x.heavy = true
+		o.heavy++
+	}
+	now := x.s.now()
+	o.forget(now)
+	if o.Credits > 0 && o.used+price > o.Credits {
+		o.refused++
+		return tooMany(CreditsExhausted)
+	}
+	at := now.Truncate(time.Minute)
+	if n := len(o.spent); n > 0 && o.spent[n-1].at.Equal(at) {
+		o.spent[n-1].n += price
+	} else {
+		o.spent = append(o.spent, minute{at, price})
+	}
+	o.used += price
+	return nil
+}
+
+// forget frees the credits that were used more than 24 hours ago.
+func (o *org) forget(now time.Time) {
+	i := 0
+	for ; i < len(o.spent) && now.Sub(o.spent[i].at) >= 24*time.Hour; i++ {
+		o.used -= o.spent[i].n
+	}
+	o.spent = o.spent[i:]
+}
+
+// creditsLeft is told only once half of them is used.
+func (o *org) creditsLeft(now time.Time) (left int, tell bool) {
+	if o == nil {
+		return 0, false
+	}
+	o.gate.Lock()
+	defer o.gate.Unlock()
+	if o.Credits == 0 {
+		return 0, false
+	}
+	o.forget(now)
+	return max(o.Credits-o.used, 0), 2*o.used >= o.Credits
+}
+
+// CreditsUsed is what the calls of the last 24 hours have cost.
+func (s *Server) CreditsUsed(orgID string) int {
+	o := s.org(orgID)
+	o.gate.Lock()
+	defer o.gate.Unlock()
+	o.forget(s.now())
+	return o.used
+}
+
+// Modules returns the names of an org's modules that hold or held records.
+func (s *Server) Modules(orgID string) []string {
+	o := s.org(orgID)
+	o.mu.RLock()
+	defer o.mu.RUnlock()
+	return slices.Sorted(maps.Keys(o.modules))
+}
