@@ -2,6 +2,7 @@ package lock
 
 import (
 	"context"
+	"errors"
 	"sync"
 	"time"
 
@@ -76,8 +77,8 @@ func (b *bell) leave(name string, ear chan struct{}) {
 }
 
 // run subscribes and passes releases on until the line is closed. Where the
-// connection breaks go-redis subscribes again; what was published in between is
-// lost, and the waiters' timers stand in.
+// connection breaks all waiters are woken, because a release may have been
+// missed and Redis may be gone; the next Receive subscribes again.
 func (b *bell) run(l *line) {
 	defer close(l.done)
 	ctx, cancel := context.WithTimeout(context.Background(), b.timeout)
@@ -87,16 +88,38 @@ func (b *bell) run(l *line) {
 	}
 	cancel()
 	close(l.ready)
-	_ = err // the channel below tries again by itself
-	for msg := range l.pubsub.Channel(redis.WithChannelSize(1024), redis.WithChannelHealthCheckInterval(3*time.Second)) {
-		b.ring(msg.Payload)
+	for {
+		if errors.Is(err, redis.ErrClosed) {
+			return
+		}
+		if err != nil {
+			b.ringAll()
+			time.Sleep(b.timeout / 3)
+		}
+		var msg any
+		msg, err = l.pubsub.Receive(context.Background())
+		if released, ok := msg.(*redis.Message); ok {
+			b.ring(released.Payload)
+		}
+	}
+}
+
+func (b *bell) ringAll() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, ears := range b.waiters {
+		ring(ears)
 	}
 }
 
 func (b *bell) ring(name string) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	for ear := range b.waiters[name] {
+	ring(b.waiters[name])
+}
+
+func ring(ears map[chan struct{}]struct{}) {
+	for ear := range ears {
 		select {
 		case ear <- struct{}{}:
 		default:

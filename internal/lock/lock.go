@@ -166,7 +166,9 @@ func (l *Locker) Acquire(ctx context.Context, name string) (*Lock, error) {
 		if fence != 0 {
 			return l.hold(name, nonce, fence, asked), nil
 		}
-		timer := time.NewTimer(left)
+		// A wait ends at the latest with the holder's time; a third of a life is
+		// for a connection that is dead without saying so.
+		timer := time.NewTimer(min(left, l.options.TTL/3))
 		select {
 		case <-rung:
 		case <-timer.C:

@@ -112,6 +112,33 @@ func TestWaiterStopsWithItsContext(t *testing.T) {
 	}
 }
 
+// TestWaiterLearnsThatRedisDied: it does not wait for the holder's time to pass.
+func TestWaiterLearnsThatRedisDied(t *testing.T) {
+	t.Parallel()
+	s := redistest.Start(t)
+	l := locker(t, s, Options{TTL: time.Hour})
+	k := acquire(t, l, "acme")
+	failed := make(chan error, 1)
+	go func() {
+		_, err := l.Acquire(t.Context(), "acme")
+		failed <- err
+	}()
+	for { // until the waiter listens
+		n, err := s.Client().PubSubNumSub(t.Context(), "zoho:released").Result()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if n["zoho:released"] == 1 {
+			break
+		}
+	}
+	s.Kill()
+	if err := <-failed; !errors.Is(err, ErrUnavailable) {
+		t.Error(err)
+	}
+	k.Release()
+}
+
 func TestDeadHolderRunsOut(t *testing.T) {
 	t.Parallel()
 	s := redistest.Start(t)

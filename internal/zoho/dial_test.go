@@ -126,11 +126,11 @@ func TestNamesThatPointInside(t *testing.T) {
 	if a := do(t, c, insert()); !a.Unsent || !errors.Is(a.Err, errAddress) {
 		t.Errorf("other port: %+v", a)
 	}
-	// Plain http stays on the machine, whatever localhost says.
-	c = newClient(t, "http://localhost:1")
-	withResolver(c, resolver("93.184.215.14"), "http://localhost:1")
-	if a := do(t, c, insert()); !a.Unsent {
-		t.Errorf("plain http: %+v", a)
+	// Plain http stays on the machine, whatever the name says.
+	d := newDialer(nil, "http://simulator.example:1")
+	d.loopback.Resolver = resolver("10.1.2.3")
+	if _, err := d.plain(context.Background(), "tcp", "simulator.example:1"); !errors.Is(err, errLoopback) {
+		t.Errorf("plain http: %v", err)
 	}
 	if err := only(netip.Addr.IsLoopback, errLoopback)(context.Background(), "tcp", "93.184.215.14:80", nil); err != errLoopback {
 		t.Error(err)
@@ -194,7 +194,9 @@ func TestTLS(t *testing.T) {
 	}{
 		{"good", good, &tls.Config{Certificates: []tls.Certificate{goodCert}}, 201},
 		{"prefers HTTP/2", good, &tls.Config{Certificates: []tls.Certificate{goodCert}, NextProtos: []string{"h2", "http/1.1"}}, 201},
-		{"HTTP/2 only", good, &tls.Config{Certificates: []tls.Certificate{goodCert}, NextProtos: []string{"h2"}}, 0},
+		{"no HTTP/1.1", good, &tls.Config{GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) {
+			return &tls.Config{Certificates: []tls.Certificate{goodCert}, NextProtos: []string{"spdy/3"}}, nil
+		}, Certificates: []tls.Certificate{goodCert}}, 0},
 		{"unknown authority", good, &tls.Config{Certificates: []tls.Certificate{otherCert}}, 0},
 		{"expired", expired, &tls.Config{Certificates: []tls.Certificate{expiredCert}}, 0},
 		{"another name", named, &tls.Config{Certificates: []tls.Certificate{namedCert}}, 0},

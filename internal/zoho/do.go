@@ -182,10 +182,17 @@ var reserved = []string{
 	"Idempotency-Key", "X-Idempotency-Key",
 }
 
+// Values that every call shares; net/http only reads them.
+var (
+	acceptGzip  = []string{"gzip"}
+	acceptPlain = []string{"identity"}
+	agent       = []string{userAgent}
+)
+
 // callHeader builds the header of a call.
 func callHeader(call *Call) (http.Header, error) {
 	h := make(http.Header, len(call.Headers)+4)
-	encoding := "gzip"
+	encoding := acceptGzip
 	for i := range call.Headers {
 		name, value := call.Headers[i].Name, call.Headers[i].Value
 		for _, r := range reserved {
@@ -201,17 +208,17 @@ func callHeader(call *Call) (http.Header, error) {
 		case strings.EqualFold(name, "Content-Type"):
 			name = "Content-Type"
 		case strings.EqualFold(name, "Range"):
-			encoding = "identity" // a part of a compressed body can't be undone
+			encoding = acceptPlain // a part of a compressed body can't be undone
 		}
 		h[name] = append(h[name], value)
 	}
 	if h["User-Agent"] == nil {
-		h["User-Agent"] = []string{userAgent}
+		h["User-Agent"] = agent
 	}
 	if h["Content-Type"] == nil && call.ContentType != "" {
 		h["Content-Type"] = []string{call.ContentType}
 	}
-	h["Accept-Encoding"] = []string{encoding}
+	h["Accept-Encoding"] = encoding
 	h["Authorization"] = []string{"Zoho-oauthtoken " + call.Token.Reveal()}
 	return h, nil
 }

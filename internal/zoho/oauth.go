@@ -89,8 +89,13 @@ const CodeBadAPIDomain = "oauth_bad_api_domain"
 // Error implements error. The text holds nothing of the answer but its code.
 func (e *Error) Error() string {
 	s := fmt.Sprintf("zoho: %s at %q: %s", e.Op, e.location, e.Kind)
-	if e.Code != "" || e.Status != 0 {
+	switch {
+	case e.Code != "" && e.Status != 0:
 		s += fmt.Sprintf(" (%s, status %d)", e.Code, e.Status)
+	case e.Code != "":
+		s += " (" + e.Code + ")"
+	case e.Status != 0:
+		s += fmt.Sprintf(" (status %d)", e.Status)
 	}
 	if e.cause != nil {
 		s += ": " + e.cause.Error()

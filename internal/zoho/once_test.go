@@ -5,10 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/http/httptrace"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"zoho-worker/internal/envelope"
 	"zoho-worker/internal/secret"
@@ -117,6 +119,81 @@ func TestKeptConnectionsThatClose(t *testing.T) {
 		case n > 1, a.Unsent && n != 0, a.Status != 0 && n != 1, a.Status != 0 && a.Unsent:
 			t.Fatalf("id %s arrived %d times, answer %+v", id, n, a)
 		}
+	}
+}
+
+// "Reused keep-alive connection closed, nothing written": the call goes out on
+// another one, though net/http itself gives up where there is a body.
+func TestKeptConnectionClosedBeforeTheFirstByte(t *testing.T) {
+	t.Parallel()
+	for _, body := range []string{"", "{}"} {
+		s := listen(t, func(c *rawConn) {
+			for {
+				if _, _, err := c.request(); err != nil {
+					return
+				}
+				c.say(createdOK)
+			}
+		})
+		c := newClient(t, s.url)
+		do(t, c, list())
+		cut := false
+		ctx := httptrace.WithClientTrace(context.Background(), &httptrace.ClientTrace{GotConn: func(info httptrace.GotConnInfo) {
+			if info.Reused && !cut {
+				cut = true
+				info.Conn.Close()
+				time.Sleep(20 * time.Millisecond) // for net/http's goroutines to notice
+			}
+		}})
+		call := insert()
+		permits := 0
+		call.Body, call.Permit = []byte(body), func() error { permits++; return nil }
+		a := c.Do(ctx, call)
+		if !cut || permits != 1 || s.requests.Load() != 2 || a.Status != 201 || a.Unsent {
+			t.Errorf("cut %v, %d permits, %d requests, answer %+v", cut, permits, s.requests.Load(), a)
+		}
+	}
+}
+
+// A refusal doesn't use up the kept connections.
+func TestRefusalCostsOneConnection(t *testing.T) {
+	t.Parallel()
+	var barrier atomic.Pointer[sync.WaitGroup]
+	s := listen(t, func(c *rawConn) {
+		for {
+			if _, _, err := c.request(); err != nil {
+				return
+			}
+			all := barrier.Load()
+			all.Done()
+			all.Wait()
+			c.say(okEmpty)
+		}
+	})
+	c := newClient(t, s.url)
+	together := func(n int) {
+		all := new(sync.WaitGroup)
+		all.Add(n)
+		barrier.Store(all)
+		var calls sync.WaitGroup
+		for range n {
+			calls.Go(func() {
+				if a := do(t, c, list()); a.Status != 200 {
+					t.Errorf("%+v", a)
+				}
+			})
+		}
+		calls.Wait()
+	}
+	together(4)
+	call := insert()
+	call.Body, call.Permit = nil, func() error { return errors.New("no") }
+	if a := do(t, c, call); !a.Unsent {
+		t.Errorf("%+v", a)
+	}
+	together(3)
+	if s.accepted.Load() != 4 {
+		t.Errorf("%d connections, want 4", s.accepted.Load())
 	}
 }
 

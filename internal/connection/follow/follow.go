@@ -67,6 +67,7 @@ type Follower struct {
 	epoch   atomic.Uint64
 	stop    context.CancelFunc
 	done    chan struct{}
+	failure error // of the last try; read when done is closed
 
 	// What follows belongs to whoever holds mu: the goroutine that applies.
 	mu      sync.Mutex
@@ -78,7 +79,8 @@ type Follower struct {
 const timeout = 5 * time.Second
 
 // Start returns a Follower that has handed over everything that is in the
-// stream, or the reason why that was not possible before ctx ended.
+// stream. It tries until ctx ends; the error is jetstream.ErrStreamNotFound, at
+// once, where there is no stream.
 func Start(ctx context.Context, js jetstream.JetStream, options Options) (*Follower, error) {
 	if options.Check <= 0 {
 		options.Check = 15 * time.Second
@@ -102,7 +104,7 @@ func Start(ctx context.Context, js jetstream.JetStream, options Options) (*Follo
 		return f, nil
 	case <-ctx.Done():
 		f.Close()
-		return nil, fmt.Errorf("follow %s: %w", options.Stream, context.Cause(ctx))
+		return nil, fmt.Errorf("follow %s: %w", options.Stream, errors.Join(context.Cause(ctx), f.failure))
 	}
 }
 
@@ -117,8 +119,8 @@ func (f *Follower) Close() {
 	<-f.done
 }
 
-// run follows the stream again and again; only the first try's failure is
-// reported, later ones are repaired.
+// run follows the stream again and again, and reports when it is loaded for the
+// first time, or isn't there.
 func (f *Follower) run(ctx context.Context, first chan<- error) {
 	defer close(f.done)
 	var created time.Time
@@ -133,7 +135,10 @@ func (f *Follower) run(ctx context.Context, first chan<- error) {
 		if ctx.Err() != nil {
 			return
 		}
-		report(err)
+		f.failure = err
+		if errors.Is(err, jetstream.ErrStreamNotFound) {
+			report(err)
+		}
 		f.options.Logger.Debug("follow again", "stream", f.options.Stream, "reason", err)
 		select {
 		case <-ctx.Done():

@@ -3,6 +3,7 @@ package zohotest
 import (
 	"encoding/json"
 	"errors"
+	"fmt"
 	"maps"
 	"net/http"
 	"net/url"
@@ -76,49 +77,72 @@ func (x *exchange) only(rest []string, method, scope string, f func() *result) *
 	return f()
 }
 
+// verbs are the methods in the words of scopes.
+var verbs = map[string]string{
+	http.MethodGet: "READ", http.MethodPost: "CREATE", http.MethodPut: "UPDATE", http.MethodPatch: "UPDATE", http.MethodDelete: "DELETE",
+}
+
 // records routes what belongs to a module.
 func (x *exchange) records(rest []string, query url.Values) *result {
 	name := rest[0]
 	if !moduleName.MatchString(name) {
 		return fail(http.StatusBadRequest, "INVALID_MODULE", "the module name given seems to be invalid", nil)
 	}
-	verb, ok := map[string]string{
-		http.MethodGet: "READ", http.MethodPost: "CREATE", http.MethodPut: "UPDATE",
-		http.MethodPatch: "UPDATE", http.MethodDelete: "DELETE",
-	}[x.call.Method]
+	verb, ok := verbs[x.call.Method]
 	if !ok {
 		return wrongMethod()
 	}
 	if !x.access.grant.allows("ZohoCRM", "modules."+name+"."+verb) {
 		return scopeMismatch()
 	}
-	routes := map[string]func() *result{}
-	switch {
-	case len(rest) == 1:
-		routes["GET"] = func() *result { return x.list(name, query) }
-		routes["POST"] = func() *result { return x.insert(name) }
-		routes["PUT"] = func() *result { return x.update(name, "") }
-		routes["DELETE"] = func() *result { return x.deleteMany(name, query) }
-	case len(rest) == 2 && rest[1] == "upsert":
-		routes["POST"] = func() *result { return x.upsert(name) }
-	case len(rest) == 2 && rest[1] == "search":
-		routes["GET"] = func() *result { return x.search(name, query) }
-	case len(rest) == 2 && rest[1] == "deleted":
-		routes["GET"] = func() *result { return x.deletedRecords(name, query) }
-	case len(rest) == 3 && rest[1] == "actions" && rest[2] == "count":
-		routes["GET"] = func() *result { return x.count(name) }
-	case len(rest) == 2:
-		routes["GET"] = func() *result { return x.one(name, rest[1], query) }
-		routes["PUT"] = func() *result { return x.update(name, rest[1]) }
-		routes["DELETE"] = func() *result { return x.deleteOne(name, rest[1]) }
-	default:
+	method := x.call.Method
+	if method == http.MethodPatch {
+		method = http.MethodPut
+	}
+	thing := place(rest)
+	switch method + " " + thing {
+	case "GET module":
+		return x.list(name, query)
+	case "POST module":
+		return x.insert(name)
+	case "PUT module":
+		return x.update(name, "")
+	case "DELETE module":
+		return x.deleteMany(name, query)
+	case "GET record":
+		return x.one(name, rest[1], query)
+	case "PUT record":
+		return x.update(name, rest[1])
+	case "DELETE record":
+		return x.deleteOne(name, rest[1])
+	case "POST upsert":
+		return x.upsert(name)
+	case "GET search":
+		return x.search(name, query)
+	case "GET deleted":
+		return x.deletedRecords(name, query)
+	case "GET count":
+		return x.count(name)
+	}
+	if thing == "" {
 		return noSuchURL()
 	}
-	routes["PATCH"] = routes["PUT"]
-	if f := routes[x.call.Method]; f != nil {
-		return f()
-	}
 	return wrongMethod()
+}
+
+// place says what a path below /crm/v<N>/ names; "": nothing.
+func place(rest []string) string {
+	switch {
+	case len(rest) == 1:
+		return "module"
+	case len(rest) == 2 && slices.Contains([]string{"upsert", "search", "deleted"}, rest[1]):
+		return rest[1]
+	case len(rest) == 2:
+		return "record"
+	case len(rest) == 3 && rest[1] == "actions" && rest[2] == "count":
+		return "count"
+	}
+	return ""
 }
 
 // charge takes the price of this call; a result is a refusal.
@@ -208,7 +232,7 @@ func (x *exchange) composite() *result {
 		}
 		q := u.Query()
 		for name, v := range r.Params {
-			q.Set(name, canonical(v))
+			q.Set(name, fmt.Sprint(v))
 		}
 		sub := &exchange{s: x.s, r: x.r, user: x.user, org: x.org, access: x.access, body: r.Body, heavy: x.heavy}
 		sub.call = Call{Endpoint: API, Method: r.Method, Path: u.Path, RawQuery: q.Encode(), Header: http.Header{}}

@@ -31,8 +31,7 @@ type hook struct {
 }
 
 // OnCall runs f at that stage of every call that matches, on the call's own
-// goroutine: the call goes on when f returns. f must not call back into the
-// server to change hooks and wait for them.
+// goroutine: the call goes on when f returns.
 func (s *Server) OnCall(stage Stage, m Match, f func(Call)) (remove func()) {
 	h := &hook{stage, m, f}
 	s.hooks.mu.Lock()

@@ -54,6 +54,11 @@ func Maintenance() Fault {
 	return AnswerWith("503", http.StatusServiceUnavailable, `{"code":"SERVICE_UNAVAILABLE","details":{},"message":"Service temporarily unavailable for maintenance","status":"error"}`)
 }
 
+// ErrorIn200 says 200 and carries a failed record, as documented for mass updates.
+func ErrorIn200() Fault {
+	return AnswerWith("200 error", http.StatusOK, `{"data":[{"code":"INVALID_DATA","details":{},"message":"invalid data","status":"error"}]}`)
+}
+
 // HTMLError is a page of a gateway: 502 and 504, and 400 as seen under load.
 func HTMLError(status int) Fault {
 	text := strconv.Itoa(status) + " " + http.StatusText(status)

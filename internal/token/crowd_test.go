@@ -1,0 +1,181 @@
+package token
+
+import (
+	"errors"
+	"testing"
+	"time"
+
+	"zoho-worker/internal/lock"
+	"zoho-worker/internal/lock/redistest"
+)
+
+const crowd = 16
+
+// expired is a box with workers that all know a token that is over.
+func expired(t *testing.T, redis string) (*box, []*worker) {
+	t.Helper()
+	b := newBox(t)
+	b.redis = redis
+	workers := b.workers(crowd)
+	b.connect(workers...)
+	workers[0].put(workers[0].sealed(1, time.Hour, -time.Second))
+	for _, w := range workers {
+		w.until(func(st *state) bool { return st.record.Generation == 1 })
+	}
+	return b, workers
+}
+
+func oneCall(t *testing.T, b *box) {
+	t.Helper()
+	if n := b.accounts.count(); n != 1 {
+		t.Errorf("%d refreshes, want 1", n)
+	}
+}
+
+// TestOneRefreshInPeace is F29: sixteen workers, fifty requests each, at once.
+func TestOneRefreshInPeace(t *testing.T) {
+	t.Parallel()
+	b, workers := expired(t, redistest.Start(t).URL)
+	allGot(t, askAll(workers, 50), 2)
+	oneCall(t, b)
+}
+
+// TestOneRefreshThroughFlush is F23: the second half comes when the lock is gone.
+func TestOneRefreshThroughFlush(t *testing.T) {
+	t.Parallel()
+	redis := redistest.Start(t)
+	b, workers := expired(t, redis.URL)
+	open := b.accounts.shut()
+	defer open()
+	first := askAll(workers[:crowd/2], 5)
+	<-b.accounts.entered
+	<-b.ended // the one that refreshes has the lock
+	redis.FlushAll()
+	second := askAll(workers[crowd/2:], 5)
+	if err := <-b.ended; err != nil { // another one has it too
+		t.Error(err)
+	}
+	open()
+	allGot(t, first, 2)
+	allGot(t, second, 2)
+	oneCall(t, b)
+}
+
+// TestOneRefreshThroughKill is F24 and F26: Redis dies, or comes back empty, in
+// the middle.
+func TestOneRefreshThroughKill(t *testing.T) {
+	t.Parallel()
+	for name, restart := range map[string]bool{"stays away": false, "comes back empty": true} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			redis := redistest.Start(t)
+			b, workers := expired(t, redis.URL)
+			open := b.accounts.shut()
+			defer open()
+			first := askAll(workers[:crowd/2], 5)
+			<-b.accounts.entered
+			redis.Kill()
+			if restart {
+				redis.Restart()
+			}
+			second := askAll(workers[crowd/2:], 5)
+			if restart {
+				for { // until one that came later has the lock again, or has to do without
+					if err := <-b.ended; err == nil || errors.Is(err, lock.ErrUnavailable) {
+						break
+					}
+				}
+			} else {
+				for range crowd { // all have lost or not got it
+					<-b.ended
+				}
+			}
+			open()
+			allGot(t, first, 2)
+			allGot(t, second, 2)
+			oneCall(t, b)
+		})
+	}
+}
+
+// TestOneRefreshWithoutRedis is F25.
+func TestOneRefreshWithoutRedis(t *testing.T) {
+	t.Parallel()
+	b, workers := expired(t, nowhere(t))
+	open := b.accounts.shut()
+	defer open()
+	answers := askAll(workers, 5)
+	for range crowd { // all go on without a lock, while one refreshes
+		if err := <-b.ended; !errors.Is(err, lock.ErrUnavailable) {
+			t.Error(err)
+		}
+	}
+	<-b.accounts.entered
+	open()
+	allGot(t, answers, 2)
+	oneCall(t, b)
+}
+
+func TestOneRefreshWithoutLocker(t *testing.T) {
+	t.Parallel()
+	b, workers := expired(t, "")
+	allGot(t, askAll(workers, 5), 2)
+	oneCall(t, b)
+}
+
+// TestOneMoreAfterACrash is F28: a claim whose holder is dead is waited out.
+func TestOneMoreAfterACrash(t *testing.T) {
+	t.Parallel()
+	for name, redis := range map[string]func() string{
+		"with redis": func() string { return redistest.Start(t).URL }, "without": func() string { return "" },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			b, workers := expired(t, redis())
+			const lease = 700 * time.Millisecond
+			dead := workers[0].sealed(1, time.Hour, -time.Second)
+			dead = dead.claimed(claim{Nonce: "dead", LeaseMS: lease.Milliseconds(), By: "dead"}, workers[0].serverNow())
+			written := time.Now()
+			workers[0].put(dead)
+			for _, w := range workers {
+				w.until(func(st *state) bool { return st.record.Claim != nil })
+			}
+			allGot(t, askAll(workers, 5), 2)
+			oneCall(t, b)
+			if took := time.Since(written); took < lease-50*time.Millisecond {
+				t.Errorf("took over after %v, before the lease of %v was over", took, lease)
+			}
+			if mints := workers[0].entry("acme").state.Load().record.Mints; len(mints) != 2 {
+				t.Errorf("%d mints counted, want the dead worker's too", len(mints))
+			}
+		})
+	}
+}
+
+// TestStormOfInvalidTokens is F32: all workers were refused the same token.
+func TestStormOfInvalidTokens(t *testing.T) {
+	t.Parallel()
+	b := newBox(t)
+	b.redis = redistest.Start(t).URL
+	workers := b.workers(crowd)
+	b.connect(workers...)
+	refused := workers[0].must()
+	for _, w := range workers {
+		w.until(func(st *state) bool { return st.record.Generation == 1 && st.record.Claim == nil })
+	}
+	answers := make(chan answer, crowd)
+	for _, w := range workers {
+		go func() {
+			token, err := w.Renew(t.Context(), w.acme(), refused)
+			answers <- answer{token, err}
+		}()
+	}
+	for range crowd {
+		if a := <-answers; a.err != nil || a.token.Generation != 2 {
+			t.Errorf("%+v", a)
+		}
+	}
+	if n := b.accounts.count(); n != 2 {
+		t.Errorf("%d refreshes, want 2", n)
+	}
+}

@@ -1,0 +1,254 @@
+package integration
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"zoho-worker/internal/devbox"
+	"zoho-worker/internal/envelope"
+	"zoho-worker/internal/zoho/zohotest"
+)
+
+// Every method makes its round trip, and a JSON body arrives byte for byte.
+func TestRoundTrips(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, zohotest.Options{})
+	r.demo(10)
+	r.worker()
+	id := r.Zoho.Seed(devbox.OrgID, "Leads", map[string]any{"Last_Name": "Seed", "Company": "Before"})[0]
+
+	got := r.call("demo", doc{"id": "get", "method": "GET", "url": "/v8/Leads/" + id})
+	wantStatus(t, got, 200)
+	if !bytes.Contains(got.Body.Data, []byte(`"Seed"`)) {
+		t.Fatalf("body %s", got.Body.Data)
+	}
+	body := `{"data":[{"Last_Name":"O'Neil <&>  \u00e9 é","No":12345678901234567890,"x":1e400}]  }`
+	r.publishRaw("demo", fmt.Appendf(nil, `{"id":"post","method":"POST","url":"/v8/Leads","body":%s}`, body))
+	wantStatus(t, r.await("demo", "post"), 201)
+	wantStatus(t, r.call("demo", doc{"id": "put", "method": "PUT", "url": "/v8/Leads/" + id, "body": doc{"data": []doc{{"Company": "After"}}}}), 200)
+	wantStatus(t, r.call("demo", doc{"id": "patch", "method": "PATCH", "url": "/v8/Leads/" + id, "body": doc{"data": []doc{{"Company": "Later"}}}}), 200)
+	wantStatus(t, r.call("demo", doc{"id": "delete", "method": "DELETE", "url": "/v8/Leads", "query": doc{"ids": id}}), 200)
+	gone := r.call("demo", doc{"id": "gone", "method": "GET", "url": "/v8/Leads/" + id})
+	if gone.Error != nil || gone.Status != 204 && gone.Status != 404 {
+		t.Fatalf("a deleted record is %s", gone.AppendJSON(nil))
+	}
+	posts := r.Zoho.Find(zohotest.Match{Method: "POST", Path: "/crm/v8/Leads"})
+	if len(posts) != 1 || string(posts[0].Body) != body {
+		t.Fatalf("the simulator saw %d POSTs, the first %q, want %q", len(posts), posts[0].Body, body)
+	}
+	r.drained()
+}
+
+// A response is what Zoho said: headers without cookies, 4xx delivered.
+func TestAnswersAreDelivered(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, zohotest.Options{})
+	r.demo(10)
+	r.worker()
+	r.Zoho.SetMandatory(devbox.OrgID, "Leads", "Last_Name")
+	bad := r.call("demo", doc{"id": "bad", "method": "POST", "url": "/v8/Leads", "body": doc{"data": []doc{{"Company": "x"}}}})
+	wantStatus(t, bad, 400)
+	if !bytes.Contains(bad.Body.Data, []byte("MANDATORY_NOT_FOUND")) {
+		t.Fatalf("body %s", bad.Body.Data)
+	}
+	for _, h := range bad.Headers {
+		if strings.EqualFold(h.Name, "Set-Cookie") || strings.Contains(h.Value, r.Zoho.CookieSecret()) {
+			t.Fatalf("a cookie came through: %v", h)
+		}
+	}
+	html := zohotest.AnswerWith("html", 400, "<html><b>no</b></html>", "Content-Type", "text/html")
+	r.Zoho.Inject(html.On("GET", "/crm/v8/Leads"))
+	got := r.call("demo", list("html"))
+	wantStatus(t, got, 400)
+	if got.Body.Kind != envelope.TextBody || string(got.Body.Data) != "<html><b>no</b></html>" {
+		t.Fatalf("body %v %s", got.Body.Kind, got.Body.Data)
+	}
+}
+
+// Refusals name the field, use no call, and never stop the queue.
+func TestBadRequests(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, zohotest.Options{})
+	r.demo(10)
+	r.worker()
+	bad := map[string]string{
+		`{"id":"B01","method":"GET","url":"https://evil.example/crm/v8/Leads"}`:                          "url",
+		`{"id":"B06","method":"GET","url":"/../oauth/v2/token"}`:                                         "url",
+		`{"id":"B07","method":"GET","url":"/v8/%2e%2e/oauth/v2/token"}`:                                  "url",
+		`{"id":"B14","method":"GET","url":"/v8/Leads","query":{"authtoken":"x"}}`:                        "query",
+		`{"id":"B15","method":"GET","url":"/v8/Leads","headers":{"Authorization":"Zoho-oauthtoken x"}}`:  "headers",
+		`{"id":"B17","method":"POST","url":"/v8/Leads","headers":{"Idempotency-Key":"x"},"body":{}}`:     "headers",
+		`{"id":"B19","method":"TRACE","url":"/v8/Leads"}`:                                                "method",
+		`{"id":"B20","method":"GET","url":"/v8/Leads","body":{}}`:                                        "body",
+		`{"id":"B21","method":"GET","url":"/v8/Leads","reply_to":"$JS.ACK.ZOHO_REQUESTS.w.1.5.1.1.0"}`:   "reply_to",
+		`{"id":"B23","method":"GET","url":"/v8/Leads","reply_to":"zoho.requests.demo"}`:                  "reply_to",
+		`{"id":"B24","method":"GET","url":"/v8/Leads","connection":"other"}`:                             "connection",
+		`{"id":"B29","method":"GET","method":"POST","url":"/v8/Leads"}`:                                  "method",
+		`{"id":"B32","method":"GET","url":"/v8/Leads","deadline":"2099-01-01T00:00:00Z"}`:                "deadline",
+		`{"id":"B31","method":"POST","url":"/v8/Leads","body":{},"body_base64":"AAAA"}`:                  "body",
+		`{"id":"BUF","method":"POST","url":"/v8/Leads","unique_field":"Key","body":{"data":[{"Key":1}]}}`: "unique_field",
+	}
+	for document, field := range bad {
+		r.publishRaw("demo", []byte(document))
+		var id struct{ ID string }
+		if err := json.Unmarshal([]byte(document), &id); err != nil {
+			t.Fatal(err)
+		}
+		wantCode(t, r.await("demo", id.ID), envelope.InvalidRequest, field)
+	}
+	// Nobody can be answered: whole, with the reason, to the dead letters.
+	for _, document := range []string{"", "no JSON", "\x00\x01", `{"method":"GET"}`, `{"id":"bad id","method":"GET","url":"/v8/Leads"}`} {
+		r.publishRaw("demo", []byte(document))
+	}
+	stream, err := r.js.Stream(t.Context(), "ZOHO_DEAD")
+	if err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "five dead letters", func() bool {
+		info, err := stream.Info(t.Context())
+		return err == nil && info.State.Msgs == 5
+	})
+	letter, err := stream.GetMsg(t.Context(), 2)
+	if err != nil || string(letter.Data) != "no JSON" || letter.Header.Get("Zoho-Dead-Code") != "invalid_request" {
+		t.Fatalf("dead letter %v %q: %v", letter.Header, letter.Data, err)
+	}
+	wantStatus(t, r.call("demo", list("good")), 200)
+	if n := r.Zoho.Count(zohotest.Match{}); n != 1 {
+		t.Fatalf("the simulator saw %d API calls, want the one good", n)
+	}
+	r.drained()
+}
+
+// A connection that nobody added is answered, and one added later works.
+func TestUnknownConnection(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, zohotest.Options{})
+	r.worker()
+	r.publish("demo", list("early"))
+	wantCode(t, r.await("demo", "early"), envelope.UnknownConnection, "demo")
+	r.demo(10)
+	wantStatus(t, r.call("demo", list("later")), 200)
+	if err := r.store.Remove(t.Context(), "demo"); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the removed connection is unknown", func() bool {
+		got := r.call("demo", list(r.id("removed")))
+		return got.Error != nil && got.Error.Code == envelope.UnknownConnection
+	})
+}
+
+// The same id again gets the same answer; with other content, id_conflict.
+func TestIDIsIdempotencyKey(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, zohotest.Options{})
+	r.demo(10)
+	r.worker()
+	first := r.call("demo", insert("one", "Once"))
+	wantStatus(t, first, 201)
+	again := r.call("demo", insert("one", "Once"))
+	if string(first.AppendJSON(nil)) != string(again.AppendJSON(nil)) {
+		t.Fatalf("the repeated response differs:\n%s\n%s", first.AppendJSON(nil), again.AppendJSON(nil))
+	}
+	wantCode(t, r.call("demo", insert("one", "Other")), envelope.IDConflict, "one")
+	if got := r.executed(); got["Once"] != 1 || got["Other"] != 0 {
+		t.Fatalf("the simulator executed %v", got)
+	}
+	// An old copy of an update does not undo what came after it.
+	id := r.Zoho.Seed(devbox.OrgID, "Leads", map[string]any{"Last_Name": "Updated"})[0]
+	update := func(key, company string) doc {
+		return doc{"id": key, "method": "PUT", "url": "/v8/Leads/" + id, "body": doc{"data": []doc{{"Company": company}}}}
+	}
+	wantStatus(t, r.call("demo", update("u1", "first")), 200)
+	wantStatus(t, r.call("demo", update("u2", "second")), 200)
+	wantStatus(t, r.call("demo", update("u1", "first")), 200)
+	for _, record := range r.Zoho.Records(devbox.OrgID, "Leads") {
+		if record["Last_Name"] == "Updated" && record["Company"] != "second" {
+			t.Fatalf("the record is %v", record)
+		}
+	}
+}
+
+// The deadline ends every wait, and a passed one is never sent.
+func TestDeadline(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, zohotest.Options{})
+	r.demo(10)
+	r.worker()
+	past := list("past")
+	past["deadline"] = time.Now().Add(-time.Minute).UTC().Format(time.RFC3339)
+	wantCode(t, r.call("demo", past), envelope.DeadlineExceeded)
+	if n := r.Zoho.Count(zohotest.Match{}); n != 0 {
+		t.Fatalf("the simulator saw %d calls", n)
+	}
+	r.Zoho.Inject(zohotest.AnswerWith("down", 503, "").On("GET", "").Repeat(-1))
+	down := list("down")
+	down["deadline"] = time.Now().Add(3 * time.Second).UTC().Format(time.RFC3339Nano)
+	got := r.call("demo", down)
+	wantCode(t, got, envelope.DeadlineExceeded)
+	if got.Status != 503 || got.Attempts < 2 {
+		t.Fatalf("response is %s, want the last status and several attempts", got.AppendJSON(nil))
+	}
+}
+
+// A caller that waits sends to zoho.call and gets the answer as the reply.
+func TestCallService(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, zohotest.Options{})
+	r.demo(10)
+	r.worker()
+	ask := func(document string) *envelope.Response {
+		t.Helper()
+		msg, err := r.nc.Request("zoho.call.demo", []byte(document), patience)
+		if err != nil {
+			t.Fatal(err)
+		}
+		response, err := envelope.DecodeResponse(msg.Data)
+		if err != nil {
+			t.Fatalf("%v in %s", err, msg.Data)
+		}
+		return response
+	}
+	wantStatus(t, ask(` {"id":"a","method":"GET","url":"/v8/Leads?fields=Last_Name"}`), 200)
+	wantCode(t, ask(`{"id":"b","method":"FETCH","url":"/v8/Leads"}`), envelope.InvalidRequest, "method")
+	wantCode(t, ask(`{"id":"c","method":"GET","url":"/v8/Leads","reply_to":"_INBOX.x"}`), envelope.InvalidRequest, "reply_to")
+}
+
+// A large body goes by way of the object store.
+func TestBodyObject(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, zohotest.Options{})
+	r.demo(10)
+	r.worker()
+	objects, err := r.js.ObjectStore(t.Context(), "ZOHO_BODIES")
+	if err != nil {
+		t.Fatal(err)
+	}
+	large := []byte(`{"data":[{"Last_Name":"Large","Description":"` + strings.Repeat("x", 3<<20) + `"}]}`)
+	if _, err := objects.PutBytes(t.Context(), "large", large); err != nil {
+		t.Fatal(err)
+	}
+	wantStatus(t, r.call("demo", doc{"id": "o", "method": "POST", "url": "/v8/Leads", "body_object": "large", "headers": doc{"Content-Type": "application/json"}}), 201)
+	wantCode(t, r.call("demo", doc{"id": "p", "method": "POST", "url": "/v8/Leads", "body_object": "none"}), envelope.InvalidRequest, "body_object")
+	if r.executed()["Large"] != 1 {
+		t.Fatal("the large record is not there")
+	}
+}
+
+// An answer that no message can hold is told, with its status.
+func TestTooLarge(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, zohotest.Options{})
+	r.demo(10)
+	r.worker()
+	huge := `{"data":"` + strings.Repeat("y", 2<<20) + `"}`
+	r.Zoho.Inject(zohotest.AnswerWith("huge", 200, huge, "Content-Type", "application/json").On("GET", "/crm/v8/Leads"))
+	got := r.call("demo", list("huge"))
+	wantCode(t, got, envelope.TooLarge)
+	if got.Status != 200 || got.Body.Kind != envelope.NoBody {
+		t.Fatalf("response is %s", got.AppendJSON(nil))
+	}
+}
