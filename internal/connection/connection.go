@@ -24,6 +24,7 @@ import (
 
 	"github.com/nats-io/nats.go/jetstream"
 
+	"zoho-worker/internal/envelope"
 	"zoho-worker/internal/register"
 	"zoho-worker/internal/secret"
 )
@@ -155,7 +156,6 @@ func (c *Connection) Queue() string {
 }
 
 var (
-	validName     = regexp.MustCompile(`^[a-z0-9][a-z0-9_-]{0,62}$`)
 	validLocation = regexp.MustCompile(`^[a-z]{2,8}$`)
 	validID       = regexp.MustCompile(`^[A-Za-z0-9_-]{0,64}$`)
 	validScope    = regexp.MustCompile(`^[A-Za-z0-9._:/-]{1,128}$`)
@@ -169,7 +169,7 @@ func (c *Connection) Validate() error {
 			faults = append(faults, fmt.Errorf("%s: %s", field, rule))
 		}
 	}
-	check(validName.MatchString(c.Name), "name", "must be 1 to 63 of a-z 0-9 _ -, the first a letter or digit")
+	check(envelope.ValidConnection(c.Name), "name", "must be 1 to 63 of a-z 0-9 _ -, the first a letter or digit")
 	check(printable(c.Nickname, 200), "nickname", "must be at most 200 characters without control characters")
 	check(validLocation.MatchString(c.Location), "location", "must be a data centre: us, eu, in, au, jp, cn, ca, sa, uk, …")
 	check(slices.Contains([]string{Production, Sandbox, Developer}, c.Environment), "environment", "must be production, sandbox or developer")

@@ -14,6 +14,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"zoho-worker/internal/connection/follow"
+	"zoho-worker/internal/envelope"
 	"zoho-worker/internal/register"
 	"zoho-worker/internal/secret"
 )
@@ -148,7 +149,7 @@ func (s *Store) Fetch(ctx context.Context, name string) (*Connection, error) {
 
 // fetch is Fetch, with tombstones.
 func (s *Store) fetch(ctx context.Context, name string) (*Connection, error) {
-	if !validName.MatchString(name) {
+	if !envelope.ValidConnection(name) {
 		return nil, ErrNotFound
 	}
 	epoch := s.epoch()

@@ -251,7 +251,7 @@ func (c *Consumer) pull(q *queue) error {
 		return fmt.Errorf("create consumer %s: %w", p.name, err)
 	}
 	info := source.CachedInfo()
-	if same, _ := p.covers(info.Config); !same {
+	if !p.covers(info.Config) {
 		c.mend(q.name)
 		return nil
 	}

@@ -60,10 +60,15 @@ func (c *Consumer) mend(name string) {
 	}
 }
 
-// settleDown is how long a change of a queue's connections waits for the calls
-// in flight. What takes longer is handed over twice: inserts are claimed, so
-// the second one waits, and the rest is safe to repeat.
-const settleDown = 5 * time.Second
+// A change of a queue's connections waits for the calls in flight, settleDown
+// at most, and no longer than settled after the last of them ended: what is
+// left then is not being called but waits. A call that takes longer is handed
+// over twice: inserts are claimed, so the second one waits, and the rest is
+// safe to repeat.
+const (
+	settleDown = 5 * time.Second
+	settled    = 500 * time.Millisecond
+)
 
 func (c *Consumer) remodel(ctx context.Context, p plan) error {
 	if len(p.subjects) == 0 {
@@ -81,54 +86,56 @@ func (c *Consumer) remodel(ctx context.Context, p plan) error {
 		return err
 	}
 	config := there.CachedInfo().Config
-	same, _ := p.covers(config)
-	if same {
+	if p.covers(config) {
 		return nil
 	}
-	if sameSubjects(p, config) {
+	if p.sameSubjects(config) {
 		_, err = c.JetStream.UpdateConsumer(ctx, RequestStream, p.config())
 		return err
 	}
 	// A consumer does not go back for older messages of a subject it did not
 	// have before, and keeps those in hand of one it has no longer. So it starts
-	// over, at rest: first the reset, then the new subjects, because a worker
-	// that dies in between leaves work for the next look and nothing skipped.
-	if _, err = c.JetStream.PauseConsumer(ctx, RequestStream, p.name, time.Now().Add(2*settleDown)); err != nil {
+	// over, at rest. It is marked until it has, because a worker that dies in
+	// between must not leave requests that are skipped.
+	if _, err = c.JetStream.PauseConsumer(ctx, RequestStream, p.name, c.Clock.Now().Add(2*settleDown)); err != nil {
 		return err
 	}
-	rest := time.NewTimer(settleDown)
-	defer rest.Stop()
-	for resting := false; !resting; {
+	inHand, changed := -1, time.Now()
+	for until := time.Now().Add(settleDown); time.Now().Before(until); c.sleep(20 * time.Millisecond) {
 		info, err := there.Info(ctx)
 		if err != nil {
 			return err
 		}
-		if same, _ := p.covers(info.Config); same {
-			return nil // another worker was first
+		if p.covers(info.Config) {
+			return c.resume(ctx, p) // another worker was first
 		}
-		if info.NumAckPending == 0 {
+		if info.NumAckPending != inHand {
+			inHand, changed = info.NumAckPending, time.Now()
+		}
+		if inHand == 0 || time.Since(changed) > settled {
 			break
 		}
-		select {
-		case <-rest.C:
-			resting = true
-		case <-time.After(20 * time.Millisecond):
-		}
 	}
-	if _, err = c.JetStream.ResetConsumer(ctx, RequestStream, p.name); err != nil {
+	marked := p.config()
+	marked.Metadata = map[string]string{resetMark: "due"}
+	if _, err = c.JetStream.UpdateConsumer(ctx, RequestStream, marked); err != nil {
+		return err
+	}
+	if _, err = c.JetStream.ResetConsumerToSequence(ctx, RequestStream, p.name, 1); err != nil {
 		return err
 	}
 	if _, err = c.JetStream.UpdateConsumer(ctx, RequestStream, p.config()); err != nil {
 		return err
 	}
-	_, err = c.JetStream.ResumeConsumer(ctx, RequestStream, p.name)
-	return err
+	return c.resume(ctx, p)
 }
 
-func sameSubjects(p plan, config jetstream.ConsumerConfig) bool {
-	config.MaxAckPending = p.places
-	same, _ := p.covers(config)
-	return same
+// resume ends a pause by letting it run out: a consumer that is resumed by hand
+// does not look for messages until the next pull (seen on nats-server 2.15.2),
+// one whose pause runs out does.
+func (c *Consumer) resume(ctx context.Context, p plan) error {
+	_, err := c.JetStream.PauseConsumer(ctx, RequestStream, p.name, c.Clock.Now().Add(50*time.Millisecond))
+	return err
 }
 
 // pause keeps all workers from starting requests of the queue.

@@ -42,19 +42,23 @@ func (p plan) config() jetstream.ConsumerConfig {
 	}
 }
 
-// covers reports whether c is the consumer of the plan; grown says that the
-// plan has subjects that c has not.
-func (p plan) covers(c jetstream.ConsumerConfig) (same, grown bool) {
+// resetMark is in the metadata of a consumer that has yet to start over.
+const resetMark = "zoho-worker-reset"
+
+// covers reports whether the consumer is as the plan says.
+func (p plan) covers(c jetstream.ConsumerConfig) bool {
+	return p.sameSubjects(c) && c.MaxAckPending == p.places
+}
+
+// sameSubjects reports whether the consumer has the plan's subjects, from their
+// oldest message on.
+func (p plan) sameSubjects(c jetstream.ConsumerConfig) bool {
 	have := c.FilterSubjects
 	if len(have) == 0 && c.FilterSubject != "" {
 		have = []string{c.FilterSubject}
 	}
-	for _, s := range p.subjects {
-		if !slices.Contains(have, s) {
-			grown = true
-		}
-	}
-	return !grown && len(have) == len(p.subjects) && c.MaxAckPending == p.places, grown
+	have = slices.Sorted(slices.Values(have))
+	return slices.Equal(have, p.subjects) && c.Metadata[resetMark] == ""
 }
 
 // directory knows which queue a connection's requests are in. It is a view of

@@ -20,6 +20,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/url"
 	"strings"
 	"sync"
 	"time"
@@ -71,47 +72,48 @@ type Locker struct {
 // unix://; a cluster by further addresses (?addr=…), a Sentinel group by
 // ?master_name=…. It never retries by itself and gives up after 300 ms, which
 // the URL may change (?read_timeout=500ms). It connects when it is first used.
-func Client(url string) (redis.UniversalClient, error) {
-	const timeout = 300 * time.Millisecond
+// The error shows no part of the URL, which may hold a password.
+func Client(rawURL string) (redis.UniversalClient, error) {
+	parsed, err := url.Parse(rawURL)
+	if err != nil {
+		return nil, errors.New("redis URL: is not a URL")
+	}
 	quiet := &maintnotifications.Config{Mode: maintnotifications.ModeDisabled}
-	switch {
-	case strings.Contains(url, "master_name="):
-		o, err := redis.ParseFailoverURL(url)
+	switch query := parsed.Query(); {
+	case query.Has("master_name"):
+		o, err := redis.ParseFailoverURL(rawURL)
 		if err != nil {
-			return nil, fmt.Errorf("redis URL: %w", hide(err))
+			return nil, fmt.Errorf("redis URL: %w", err)
 		}
 		o.MaxRetries, o.DialerRetries, o.DisableIdentity, o.ContextTimeoutEnabled = -1, 1, true, true
-		o.DialTimeout, o.ReadTimeout = cmp.Or(o.DialTimeout, timeout), cmp.Or(o.ReadTimeout, timeout)
-		o.WriteTimeout, o.PoolTimeout = cmp.Or(o.WriteTimeout, timeout), cmp.Or(o.PoolTimeout, timeout)
+		impatient(&o.DialTimeout, &o.ReadTimeout, &o.WriteTimeout, &o.PoolTimeout)
 		return redis.NewFailoverClient(o), nil
-	case strings.Contains(url, "addr="):
-		o, err := redis.ParseClusterURL(url)
+	case query.Has("addr"):
+		o, err := redis.ParseClusterURL(rawURL)
 		if err != nil {
-			return nil, fmt.Errorf("redis URL: %w", hide(err))
+			return nil, fmt.Errorf("redis URL: %w", err)
 		}
 		o.MaxRetries, o.DialerRetries, o.DisableIdentity, o.ContextTimeoutEnabled = -1, 1, true, true
-		o.DialTimeout, o.ReadTimeout = cmp.Or(o.DialTimeout, timeout), cmp.Or(o.ReadTimeout, timeout)
-		o.WriteTimeout, o.PoolTimeout = cmp.Or(o.WriteTimeout, timeout), cmp.Or(o.PoolTimeout, timeout)
+		impatient(&o.DialTimeout, &o.ReadTimeout, &o.WriteTimeout, &o.PoolTimeout)
 		o.MaintNotificationsConfig = quiet
 		return redis.NewClusterClient(o), nil
+	default:
+		o, err := redis.ParseURL(rawURL)
+		if err != nil {
+			return nil, fmt.Errorf("redis URL: %w", err)
+		}
+		o.MaxRetries, o.DialerRetries, o.DisableIdentity, o.ContextTimeoutEnabled = -1, 1, true, true
+		impatient(&o.DialTimeout, &o.ReadTimeout, &o.WriteTimeout, &o.PoolTimeout)
+		o.MaintNotificationsConfig = quiet
+		return redis.NewClient(o), nil
 	}
-	o, err := redis.ParseURL(url)
-	if err != nil {
-		return nil, fmt.Errorf("redis URL: %w", hide(err))
-	}
-	o.MaxRetries, o.DialerRetries, o.DisableIdentity, o.ContextTimeoutEnabled = -1, 1, true, true
-	o.DialTimeout, o.ReadTimeout = cmp.Or(o.DialTimeout, timeout), cmp.Or(o.ReadTimeout, timeout)
-	o.WriteTimeout, o.PoolTimeout = cmp.Or(o.WriteTimeout, timeout), cmp.Or(o.PoolTimeout, timeout)
-	o.MaintNotificationsConfig = quiet
-	return redis.NewClient(o), nil
 }
 
-// hide drops what package url quotes: the URL, with its password.
-func hide(err error) error {
-	if strings.Contains(err.Error(), "parse ") {
-		return errors.New("is not a URL")
+// impatient sets the timeouts that the URL doesn't.
+func impatient(timeouts ...*time.Duration) {
+	for _, timeout := range timeouts {
+		*timeout = cmp.Or(*timeout, 300*time.Millisecond)
 	}
-	return err
 }
 
 // New returns a Locker. The client must observe the deadline of a context

@@ -259,7 +259,7 @@ func TestUnavailable(t *testing.T) {
 				if !errors.Is(err, ErrUnavailable) {
 					t.Fatalf("try %d: %v", i, err)
 				}
-				if took := time.Since(started); took > 900*time.Millisecond { // a Timeout, on a busy machine
+				if took := time.Since(started); took > 3*time.Second { // some Timeouts, on a busy machine
 					t.Errorf("try %d took %v", i, took)
 				}
 			}
@@ -289,7 +289,7 @@ func TestCircuit(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if took := time.Since(started); took > 2*time.Second {
+	if took := time.Since(started); took > 5*time.Second {
 		t.Errorf("100 callers waited %v: each for itself", took)
 	}
 }

@@ -52,8 +52,11 @@ func (s *Source) minted(ctx context.Context, c *connection.Connection, r record,
 	return next
 }
 
-// fresh is the token that minted sealed, from memory.
-func (s *Source) fresh(c *connection.Connection, r record) Token {
+// fresh is the token of the settled record: from memory, where it stands by now.
+func (s *Source) fresh(e *entry, c *connection.Connection, r record) Token {
+	if st := e.state.Load(); st.record.Nonce == r.Nonce && !st.token.Access.IsZero() {
+		return st.token
+	}
 	st := &state{record: r}
 	s.open(st, c)
 	return st.token

@@ -86,7 +86,7 @@ func (s *Source) fly(ctx context.Context, e *entry, name string, except uint64) 
 			return Token{}, err
 		}
 		if token, err := s.verdict(s.opened(e, e.state.Load(), c), c, except); err != nil || !token.Access.IsZero() {
-			return token, err
+			return token, s.concluded(ctx, c, err)
 		}
 		st, err := s.read(ctx, e, name)
 		if err != nil {
@@ -102,10 +102,7 @@ func (s *Source) fly(ctx context.Context, e *entry, name string, except uint64) 
 		}
 		st = s.opened(e, st, c)
 		if token, err := s.verdict(st, c, except); err != nil || !token.Access.IsZero() {
-			if st.record.Reason == Revoked {
-				s.revoke(ctx, c) // whoever recorded it may have died before it marked the connection
-			}
-			return token, err
+			return token, s.concluded(ctx, c, err)
 		}
 		r := st.record.under(c.Grant)
 		if r.Claim != nil {
@@ -124,6 +121,20 @@ func (s *Source) fly(ctx context.Context, e *entry, name string, except uint64) 
 			return token, err
 		}
 	}
+}
+
+// concluded passes on what a verdict says. Where that is that the grant is
+// revoked, the connection isn't marked yet: whoever recorded it died in between.
+func (s *Source) concluded(ctx context.Context, c *connection.Connection, err error) error {
+	if isRevoked(err) {
+		s.revoke(ctx, c)
+	}
+	return err
+}
+
+func isRevoked(err error) bool {
+	u, ok := errors.AsType[*Unavailable](err)
+	return ok && u.Reason == Revoked
 }
 
 // lock takes the Redis lock of the connection, so that the workers come one
@@ -249,7 +260,7 @@ func (s *Source) mint(ctx context.Context, e *entry, c *connection.Connection, s
 		return Token{}, true, fmt.Errorf("store token of connection %s: %w", c.Name, err)
 	}
 	s.told(c, st.record, settled)
-	return s.fresh(c, settled), true, nil
+	return s.fresh(e, c, settled), true, nil
 }
 
 // write stores the record in the place of the expected revision and takes it

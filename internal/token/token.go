@@ -254,12 +254,13 @@ func (s *Source) obtain(ctx context.Context, name string, failed uint64) (Token,
 	}
 	e := s.entry(name)
 	st := s.opened(e, e.state.Load(), c)
-	if token, err := s.verdict(st, c, failed); err != nil || !token.Access.IsZero() {
+	token, err := s.verdict(st, c, failed)
+	if !token.Access.IsZero() || err != nil && !isRevoked(err) {
 		return token, err
 	}
-	// Whatever generation the record has now will not do. All who find that
-	// out of the same generation share one flight.
-	return s.flight(ctx, e, c, st.record.Generation)
+	// The generation in memory will not do, nor will the one that failed, which
+	// memory may not have yet. All who find that out of the same one share a flight.
+	return s.flight(ctx, e, c, max(st.record.Generation, failed))
 }
 
 // verdict is what a state says without a refresh: a token, an *Unavailable, or

@@ -27,7 +27,7 @@ import (
 )
 
 // patience bounds every wait of a test; it is never what a test measures.
-const patience = 60 * time.Second
+const patience = 20 * time.Second
 
 // rig is a box with what a test needs to drive it.
 type rig struct {
@@ -52,7 +52,12 @@ func newRig(t *testing.T, options zohotest.Options) *rig {
 		t.Fatal(err)
 	}
 	t.Cleanup(box.Close)
-	r := &rig{Box: box, t: t, redis: redis, keys: secret.Generate(), logs: &logs{t: t}}
+	r := &rig{Box: box, t: t, redis: redis, keys: secret.Generate(), logs: &logs{}}
+	t.Cleanup(func() {
+		if t.Failed() {
+			t.Log(r.logs.tail(80))
+		}
+	})
 	if r.nc, err = nats.Connect(box.NATSURL); err != nil {
 		t.Fatal(err)
 	}
@@ -282,9 +287,12 @@ func (r *rig) executed() map[string]int {
 }
 
 // logs collects what the workers log; a failing test shows it.
-type logs struct {
-	t    *testing.T
-	text safeBuilder
+type logs struct{ text safeBuilder }
+
+// tail is the last lines.
+func (l *logs) tail(n int) string {
+	lines := strings.Split(l.text.String(), "\n")
+	return strings.Join(lines[max(0, len(lines)-n):], "\n")
 }
 
 func (l *logs) logger() *slog.Logger {
