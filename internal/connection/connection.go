@@ -134,8 +134,14 @@ func (c *Connection) Places() int {
 		word   string
 		places int
 	}{
-		{"free", 5}, {"standard", 10}, {"professional", 15}, {"ultimate", 25}, {"crm plus", 25}, {"crmplus", 25},
-		{"enterprise", 20}, {"one", 20},
+		{"free", 5},
+		{"standard", 10},
+		{"professional", 15},
+		{"ultimate", 25},
+		{"crm plus", 25},
+		{"crmplus", 25},
+		{"enterprise", 20},
+		{"one", 20},
 	} {
 		if strings.Contains(edition, row.word) {
 			return row.places

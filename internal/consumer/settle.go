@@ -3,6 +3,7 @@ package consumer
 import (
 	"context"
 	"crypto/sha256"
+	"errors"
 	"fmt"
 	"log/slog"
 	"runtime/debug"
@@ -98,7 +99,8 @@ func (c *Consumer) work(q *queue, m *message) {
 }
 
 func asError(err error) *envelope.Error {
-	if e, ok := err.(*envelope.Error); ok {
+	var e *envelope.Error
+	if errors.As(err, &e) {
 		return e
 	}
 	return &envelope.Error{Code: envelope.Internal, Message: "the envelope could not be read"}

@@ -29,8 +29,10 @@ func BenchmarkAppendResponse(b *testing.B) {
 		ID: "01J9ZC6W3Y4V8QK2M5T7R1XAPB", Connection: "acme", Status: 201, Attempts: 1,
 		ReceivedAt: benchReceived, FinishedAt: benchReceived.Add(320 * time.Millisecond),
 		Headers: []Header{
-			{"Content-Type", "application/json;charset=UTF-8"}, {"Date", "Sat, 31 Jan 2026 15:00:00 GMT"},
-			{"X-Api-Credits-Remaining", "49000"}, {"Strict-Transport-Security", "max-age=63072000"},
+			{"Content-Type", "application/json;charset=UTF-8"},
+			{"Date", "Sat, 31 Jan 2026 15:00:00 GMT"},
+			{"X-Api-Credits-Remaining", "49000"},
+			{"Strict-Transport-Security", "max-age=63072000"},
 		},
 		Body: Body{Kind: JSONBody, Data: append(append([]byte(`{"text":"`), bytes.Repeat([]byte("0123456789abcdef"), 63)...), `"}`...)},
 	}

@@ -149,7 +149,7 @@ type Lock struct {
 // cause of ctx where that ended first, else ErrUnavailable, wrapped.
 func (l *Locker) Acquire(ctx context.Context, name string) (*Lock, error) {
 	nonce := nuid.Next()
-	fence, asked, left, err := l.try(ctx, name, nonce)
+	fence, asked, _, err := l.try(ctx, name, nonce)
 	if err != nil {
 		return nil, err
 	}
@@ -161,7 +161,7 @@ func (l *Locker) Acquire(ctx context.Context, name string) (*Lock, error) {
 	rung, leave := l.bell.listen(ctx, name)
 	defer leave()
 	for {
-		fence, asked, left, err = l.try(ctx, name, nonce)
+		fence, asked, left, err := l.try(ctx, name, nonce)
 		if err != nil {
 			return nil, err
 		}
@@ -211,7 +211,7 @@ func (l *Locker) try(ctx context.Context, name, nonce string) (fence uint64, ask
 
 var (
 	errNoLock = errors.New("the key holds something that is no lock")
-	errOpen   = errors.New("Redis was away a moment ago")
+	errOpen   = errors.New("no Redis a moment ago")
 )
 
 // exchange does one exchange with Redis within Timeout. What goes wrong is
@@ -298,7 +298,7 @@ func (k *Lock) Release() {
 	k.once.Do(func() {
 		k.cancel(errReleased)
 		<-k.done
-		if context.Cause(k.ctx) == errReleased {
+		if errors.Is(context.Cause(k.ctx), errReleased) {
 			k.locker.unlock(k.name, k.nonce)
 		}
 	})

@@ -2,6 +2,7 @@ package token
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -290,8 +291,8 @@ func (w *worker) sealed(generation uint64, age, left time.Duration) record {
 
 func reasonOf(t *testing.T, err error) *Unavailable {
 	t.Helper()
-	u, ok := err.(*Unavailable)
-	if !ok {
+	var u *Unavailable
+	if !errors.As(err, &u) {
 		t.Fatalf("got %v, want *Unavailable", err)
 	}
 	return u

@@ -237,7 +237,8 @@ func (s *Source) mint(ctx context.Context, e *entry, c *connection.Connection, s
 	refreshing, cancelRefresh := context.WithDeadline(settling, begun.Add(s.options.RefreshTimeout))
 	defer cancelRefresh()
 	grant, err := s.refresh(refreshing, c, refreshToken)
-	settled, refused := r, error(nil)
+	var settled record
+	var refused error
 	if err != nil {
 		settled, refused = s.judge(settling, c, r, err)
 	} else {

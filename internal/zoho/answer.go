@@ -61,7 +61,7 @@ func readBody(resp *http.Response, limit int) ([]byte, error) {
 		unzippers.Put(z)
 	}()
 	if err := z.Reset(packed); err != nil {
-		if err == io.EOF && !packed.any {
+		if errors.Is(err, io.EOF) && !packed.any {
 			return nil, nil // an empty body that nevertheless says gzip
 		}
 		return nil, err

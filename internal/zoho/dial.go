@@ -166,7 +166,7 @@ func (d *dialer) tls(ctx context.Context, network, address string) (net.Conn, er
 	}
 	host, _, err := net.SplitHostPort(address)
 	if err != nil {
-		c.Close()
+		_ = c.Close()
 		return nil, err
 	}
 	config := d.config.Clone()
@@ -176,7 +176,7 @@ func (d *dialer) tls(ctx context.Context, network, address string) (net.Conn, er
 	ctx, cancel := context.WithTimeoutCause(ctx, handshakeTimeout, errHandshakeTimeout)
 	defer cancel()
 	if err := t.HandshakeContext(ctx); err != nil {
-		c.Close()
+		_ = c.Close()
 		if cause := context.Cause(ctx); cause != nil {
 			return nil, cause
 		}

@@ -129,7 +129,7 @@ func (c *Client) Do(ctx context.Context, call *Call) *Answer {
 		a.Unsent, a.Err = !g.left(), err
 		return a
 	}
-	defer resp.Body.Close()
+	defer func() { _ = resp.Body.Close() }()
 	a.Status = resp.StatusCode
 	a.Body, err = readBody(resp, c.config.MaxResponse)
 	switch {

@@ -42,10 +42,13 @@ func TestRequestOnTheWire(t *testing.T) {
 			c.Path, c.RawQuery = "/crm/v8/%E2%82%AC%2fa%2Fb/(x)!~*", "page_token=a+b%20c&&=&q=(A:equals:%28)&x=%zz"
 		}, []string{"POST /crm/v8/%E2%82%AC%2fa%2Fb/(x)!~*?page_token=a+b%20c&&=&q=(A:equals:%28)&x=%zz HTTP/1.1"}, nil},
 		{"empty POST", func(c *Call) { c.Body, c.ContentType = nil, "" }, []string{"Content-Length: 0"}, []string{"Content-Type", "chunked"}},
-		{"headers of the caller", func(c *Call) {
-			c.Headers = []envelope.Header{{Name: "X-EXTERNAL", Value: "Leads.Ext"}, {Name: "feature", Value: "bulk-write"}, {Name: "content-type", Value: "text/csv"}, {Name: "user-agent", Value: "mine"}, {Name: "accept-encoding", Value: "br"}}
-		}, []string{"X-EXTERNAL: Leads.Ext", "feature: bulk-write", "Content-Type: text/csv", "User-Agent: mine", "Accept-Encoding: gzip"},
-			[]string{"application/json", "zoho-worker", "br", "Go-http-client"}},
+		{
+			"headers of the caller", func(c *Call) {
+				c.Headers = []envelope.Header{{Name: "X-EXTERNAL", Value: "Leads.Ext"}, {Name: "feature", Value: "bulk-write"}, {Name: "content-type", Value: "text/csv"}, {Name: "user-agent", Value: "mine"}, {Name: "accept-encoding", Value: "br"}}
+			},
+			[]string{"X-EXTERNAL: Leads.Ext", "feature: bulk-write", "Content-Type: text/csv", "User-Agent: mine", "Accept-Encoding: gzip"},
+			[]string{"application/json", "zoho-worker", "br", "Go-http-client"},
+		},
 		{"range", func(c *Call) {
 			c.Method, c.Body, c.ContentType, c.Headers = "GET", nil, "", []envelope.Header{{Name: "range", Value: "bytes=0-1"}}
 		}, []string{"Accept-Encoding: identity", "range: bytes=0-1"}, []string{"Content-Length"}},

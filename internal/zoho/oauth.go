@@ -168,7 +168,7 @@ func (c *Client) Revoke(ctx context.Context, location string, token secret.Text)
 		return e
 	}
 	x := &exchange{client: c}
-	if _, err := x.RoundTrip(req); err != nil {
+	if _, err := x.RoundTrip(req); err != nil { //nolint:bodyclose // the exchange has read and closed it
 		e.Kind, e.cause = Unavailable, err
 		return e
 	}
@@ -309,13 +309,13 @@ func (x *exchange) RoundTrip(req *http.Request) (*http.Response, error) {
 		return r
 	})
 	if req.Body != nil {
-		req.Body.Close()
+		_ = req.Body.Close()
 	}
 	if err != nil {
 		x.err = err
 		return nil, err
 	}
-	defer resp.Body.Close()
+	defer func() { _ = resp.Body.Close() }()
 	body, err := readBody(resp, maxTokenAnswer)
 	if err != nil && !errors.Is(err, ErrTooLarge) {
 		x.err = describe(ctx, err)

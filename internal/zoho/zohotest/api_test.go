@@ -301,12 +301,19 @@ func TestPathsAndMethods(t *testing.T) {
 	t.Parallel()
 	b := newBox(t)
 	for _, c := range []struct{ method, path, want string }{
-		{"GET", "/crm/v8", "INVALID_URL_PATTERN"}, {"GET", "/crm/v8/", "INVALID_URL_PATTERN"}, {"GET", "/crm/x/Leads", "INVALID_URL_PATTERN"},
-		{"GET", "/crm/v8/Leads/1/2/3", "INVALID_URL_PATTERN"}, {"GET", "/crm/v8/settings/nothing", "INVALID_URL_PATTERN"},
-		{"GET", "/crm/bulk/v8/backup", "INVALID_URL_PATTERN"}, {"GET", "/crm/bulk/v8", "INVALID_URL_PATTERN"},
-		{"POST", "/crm/v8/Leads/1", "INVALID_REQUEST_METHOD"}, {"GET", "/crm/v8/coql", "INVALID_REQUEST_METHOD"},
-		{"DELETE", "/crm/v8/org", "INVALID_REQUEST_METHOD"}, {"OPTIONS", "/crm/v8/Leads", "INVALID_REQUEST_METHOD"},
-		{"GET", "/crm/v8/1x?fields=id", "INVALID_MODULE"}, {"DELETE", "/crm/v8/Leads", "REQUIRED_PARAM_MISSING"},
+		{"GET", "/crm/v8", "INVALID_URL_PATTERN"},
+		{"GET", "/crm/v8/", "INVALID_URL_PATTERN"},
+		{"GET", "/crm/x/Leads", "INVALID_URL_PATTERN"},
+		{"GET", "/crm/v8/Leads/1/2/3", "INVALID_URL_PATTERN"},
+		{"GET", "/crm/v8/settings/nothing", "INVALID_URL_PATTERN"},
+		{"GET", "/crm/bulk/v8/backup", "INVALID_URL_PATTERN"},
+		{"GET", "/crm/bulk/v8", "INVALID_URL_PATTERN"},
+		{"POST", "/crm/v8/Leads/1", "INVALID_REQUEST_METHOD"},
+		{"GET", "/crm/v8/coql", "INVALID_REQUEST_METHOD"},
+		{"DELETE", "/crm/v8/org", "INVALID_REQUEST_METHOD"},
+		{"OPTIONS", "/crm/v8/Leads", "INVALID_REQUEST_METHOD"},
+		{"GET", "/crm/v8/1x?fields=id", "INVALID_MODULE"},
+		{"DELETE", "/crm/v8/Leads", "REQUIRED_PARAM_MISSING"},
 	} {
 		r := b.call(c.method, c.path, "")
 		if r.part(t, "code") != c.want || (r.status == 404) != (c.want == "INVALID_URL_PATTERN") {

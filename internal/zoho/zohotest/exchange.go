@@ -141,7 +141,7 @@ func (x *exchange) execute() *result {
 	}
 	x.call.Code, x.call.Applied, x.call.RecordIDs = res.code, res.applied, res.ids
 	x.s.ledger.executed(x)
-	x.s.hooks.run(x.s, Executed, x)
+	x.s.hooks.run(Executed, x)
 	return res
 }
 
@@ -221,7 +221,7 @@ func (x *exchange) finish(status int) {
 		x.call.Fault = x.fault.Name
 	}
 	x.s.ledger.finish(x)
-	x.s.hooks.run(x.s, Answered, x)
+	x.s.hooks.run(Answered, x)
 	if l := x.s.opt.Logger; l != nil {
 		l.Debug("zoho call", slog.Uint64("seq", x.call.Seq), slog.String("endpoint", x.call.Endpoint),
 			slog.String("method", x.call.Method), slog.String("path", x.call.Path), slog.Int("status", status),

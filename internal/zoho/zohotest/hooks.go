@@ -46,7 +46,7 @@ func (s *Server) OnCall(stage Stage, m Match, f func(Call)) (remove func()) {
 	}
 }
 
-func (h *hooks) run(s *Server, stage Stage, x *exchange) {
+func (h *hooks) run(stage Stage, x *exchange) {
 	if !h.any.Load() {
 		return
 	}

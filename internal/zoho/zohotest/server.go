@@ -166,7 +166,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	s.ledger.begin(x)
 	defer x.finish(0) // for every path that ends without an answer
 
-	s.hooks.run(s, Arrived, x)
+	s.hooks.run(Arrived, x)
 	if x.call.Endpoint == API {
 		x.enter()
 		if x.fault = s.faults.take(x); x.fault != nil && x.fault.Unread {
@@ -182,7 +182,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		x.fault = s.faults.take(x)
 	}
 	s.ledger.publish(x)
-	s.hooks.run(s, BodyRead, x)
+	s.hooks.run(BodyRead, x)
 	if x.call.Endpoint == API && !s.pause(time.Duration(s.latency.Load())) {
 		x.cut(Close)
 	}

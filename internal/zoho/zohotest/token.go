@@ -88,7 +88,7 @@ func (a *authority) newGrant(u *User, scopes []string) *grant {
 	a.nth++
 	g := &grant{id: "grant-" + itoa(a.nth), refresh: newToken(), user: u, scopes: scopes}
 	a.grants[g.refresh] = g
-	mine := append(a.byUser[u.ID], g)
+	mine := append(slices.Clone(a.byUser[u.ID]), g)
 	if len(mine) > maxGrants {
 		a.kill(mine[0], stateEvicted)
 		mine = slices.Delete(mine, 0, 1)

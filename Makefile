@@ -1,0 +1,72 @@
+# Every target says what it is for: make help lists them.
+
+GO        ?= go
+TOOLS     := $(CURDIR)/.tools
+GOLANGCI  := $(TOOLS)/golangci-lint
+LINT_VERSION := v2.15.0
+VERSION   ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo 0.1.0-dev)
+LDFLAGS   := -s -w -X zoho-worker/internal/app.Version=$(VERSION)
+
+.DEFAULT_GOAL := help
+
+.PHONY: help
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: dev
+dev: ## everything in one process, with a simulated Zoho
+	$(GO) run ./cmd/worker dev
+
+.PHONY: build
+build: ## bin/worker as it runs in production: static, without the sandbox
+	CGO_ENABLED=0 $(GO) build -trimpath -tags production,grpcnotrace -ldflags "$(LDFLAGS)" -o bin/worker ./cmd/worker
+
+.PHONY: test
+test: ## what the README says: all tests of the main module
+	$(GO) test ./...
+
+.PHONY: check
+check: format vet lint race failpoints build ## what CI runs
+
+.PHONY: format
+format: $(GOLANGCI) ## fail where a file is not formatted
+	$(GOLANGCI) fmt --diff ./...
+
+.PHONY: fix
+fix: $(GOLANGCI) ## format, and mend what the linters can
+	$(GOLANGCI) fmt ./...
+	$(GOLANGCI) run --fix ./...
+
+.PHONY: vet
+vet: ## go vet, with each build tag
+	$(GO) vet ./...
+	$(GO) vet -tags failpoint ./...
+	$(GO) vet -tags production ./cmd/...
+
+.PHONY: lint
+lint: $(GOLANGCI) ## golangci-lint with .golangci.yml
+	$(GOLANGCI) run ./...
+
+.PHONY: race
+race: ## all tests of the main module, with the race detector
+	$(GO) test -race -timeout 20m ./...
+
+.PHONY: failpoints
+failpoints: ## the tests that stop a worker at each step of the path
+	$(GO) test -tags failpoint -timeout 10m -run 'Failpoint|Step' ./internal/... ./test/...
+
+.PHONY: fuzz
+fuzz: ## each fuzz test for FUZZTIME (default 30s)
+	@for f in $$(grep -ho 'func Fuzz[A-Za-z]*' internal/envelope/*_test.go | cut -d' ' -f2); do \
+		$(GO) test ./internal/envelope -run '^$$' -fuzz "^$$f$$" -fuzztime $${FUZZTIME:-30s} || exit 1; done
+
+.PHONY: bench
+bench: ## benchmarks of the envelope, the call, and the whole path
+	$(GO) test -run '^$$' -bench . -benchmem ./internal/envelope ./internal/zoho ./internal/token ./test/integration
+
+$(GOLANGCI):
+	GOBIN=$(TOOLS) $(GO) install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(LINT_VERSION)
+
+.PHONY: clean
+clean: ## remove what was built
+	rm -rf bin $(TOOLS)
