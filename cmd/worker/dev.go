@@ -24,7 +24,7 @@ import (
 	"zoho-worker/internal/secret"
 )
 
-func sandboxCommands() []*cobra.Command { return []*cobra.Command{devCommand()} }
+func sandboxCommands() []*cobra.Command { return []*cobra.Command{devCommand(), simulatorCommand()} }
 
 type devFlags struct {
 	natsAddr, httpAddr, zohoAddr, dataDir, logLevel string

@@ -113,7 +113,7 @@ func (s *Server) token(x *exchange) *result {
 		}
 		g := &grant{id: "online", user: c.user, scopes: c.Scopes}
 		if !c.Online {
-			g = s.auth.newGrant(c.user, c.Scopes)
+			g = s.auth.newGrant(c.user, newToken(), c.Scopes)
 		}
 		x.call.Grant, x.call.UserID, x.call.OrgID = g.id, g.user.ID, g.user.OrgID
 		return s.grantToken(x, g, now, !c.Online)
