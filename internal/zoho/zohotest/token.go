@@ -81,12 +81,21 @@ func (s *Server) GrantRefreshToken(userID string, scopes ...string) string {
 	u := s.user(userID)
 	s.auth.mu.Lock()
 	defer s.auth.mu.Unlock()
-	return s.auth.newGrant(u, scopes).refresh
+	return s.auth.newGrant(u, newToken(), scopes).refresh
 }
 
-func (a *authority) newGrant(u *User, scopes []string) *grant {
+// GrantThisRefreshToken is GrantRefreshToken with a token of the caller's choice,
+// for a sandbox whose connection outlives the simulator.
+func (s *Server) GrantThisRefreshToken(userID, token string, scopes ...string) {
+	u := s.user(userID)
+	s.auth.mu.Lock()
+	defer s.auth.mu.Unlock()
+	s.auth.newGrant(u, token, scopes)
+}
+
+func (a *authority) newGrant(u *User, token string, scopes []string) *grant {
 	a.nth++
-	g := &grant{id: "grant-" + itoa(a.nth), refresh: newToken(), user: u, scopes: scopes}
+	g := &grant{id: "grant-" + itoa(a.nth), refresh: token, user: u, scopes: scopes}
 	a.grants[g.refresh] = g
 	mine := append(slices.Clone(a.byUser[u.ID]), g)
 	if len(mine) > maxGrants {
