@@ -9,6 +9,7 @@
 package devbox
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -33,7 +34,7 @@ type Options struct {
 	ZohoAddr string // host:port; port 0: a free one
 	DataDir  string // of JetStream; empty: temporary
 	RedisURL string // of a real server; empty: in process
-	// Zoho's options; its own address is filled in.
+	// Zoho's options; its own address is filled in where APIURL is empty.
 	Zoho zohotest.Options
 }
 
@@ -187,7 +188,7 @@ func (b *Box) startZoho(o Options) error {
 		return &TakenError{Role: RoleZoho, Addr: o.ZohoAddr, Err: err}
 	}
 	b.ZohoURL = "http://" + listener.Addr().String()
-	o.Zoho.AccountsURL, o.Zoho.APIURL = b.ZohoURL, b.ZohoURL
+	o.Zoho.AccountsURL, o.Zoho.APIURL = b.ZohoURL, cmp.Or(o.Zoho.APIURL, b.ZohoURL)
 	b.Zoho = zohotest.New(o.Zoho)
 	b.Zoho.AddOrg(zohotest.Org{ID: OrgID, Name: "Demo Ltd", Concurrency: 10, SubConcurrency: 10})
 	b.Zoho.AddUser(zohotest.User{ID: UserID, Email: "demo@example.com", Name: "Demo User", OrgID: OrgID})

@@ -32,7 +32,7 @@ const patience = 20 * time.Second
 // rig is a box with what a test needs to drive it.
 type rig struct {
 	*devbox.Box
-	t      *testing.T
+	t      testing.TB
 	redis  *redistest.Server
 	keys   secret.Text
 	nc     *nats.Conn
@@ -44,7 +44,7 @@ type rig struct {
 
 // newRig starts a box without workers and with the streams, so that requests
 // may be published before the first worker starts.
-func newRig(t *testing.T, options zohotest.Options) *rig {
+func newRig(t testing.TB, options zohotest.Options) *rig {
 	t.Helper()
 	redis := redistest.Start(t)
 	box, err := devbox.Start(devbox.Options{RedisURL: redis.URL, DataDir: t.TempDir(), Zoho: options})
@@ -267,7 +267,7 @@ func (r *rig) drained() {
 }
 
 // eventually waits for something that has no signal of its own.
-func eventually(t *testing.T, what string, ok func() bool) {
+func eventually(t testing.TB, what string, ok func() bool) {
 	t.Helper()
 	for deadline := time.Now().Add(patience); !ok(); {
 		if time.Now().After(deadline) {
