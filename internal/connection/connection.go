@@ -37,7 +37,9 @@ const subjectPrefix = "zoho.connections."
 // StreamConfig is the configuration of the stream of connection records. They
 // are kept for ever.
 func StreamConfig(replicas int) jetstream.StreamConfig {
-	return register.Config(StreamName, "connections, their refresh tokens sealed", subjectPrefix+"*", replicas, 0)
+	config := register.Config(StreamName, "connections, their refresh tokens sealed, and who holds which Zoho user", subjectPrefix+"*", replicas, 0)
+	config.Subjects = append(config.Subjects, identityPrefix+"*.*.*.*")
+	return config
 }
 
 // Status says whether a connection can be used.
@@ -70,7 +72,10 @@ type Connection struct {
 	Environment string `json:"environment"`
 	OrgID       string `json:"org_id,omitempty"`
 	UserID      string `json:"user_id,omitempty"`
-	Edition     string `json:"edition,omitempty"`
+	// OrgName and UserName are what Zoho called them at the last consent, for people.
+	OrgName  string `json:"org_name,omitempty"`
+	UserName string `json:"user_name,omitempty"`
+	Edition  string `json:"edition,omitempty"`
 	// Concurrency is how many calls of the org may be in flight at one instant;
 	// 0: as its edition allows.
 	Concurrency  int      `json:"concurrency,omitempty"`
@@ -181,6 +186,8 @@ func (c *Connection) Validate() error {
 	check(slices.Contains([]string{Production, Sandbox, Developer}, c.Environment), "environment", "must be production, sandbox or developer")
 	check(validID.MatchString(c.OrgID), "org_id", "must be at most 64 letters, digits, _ or -")
 	check(validID.MatchString(c.UserID), "user_id", "must be at most 64 letters, digits, _ or -")
+	check(printable(c.OrgName, 200), "org_name", "must be at most 200 characters without control characters")
+	check(printable(c.UserName, 300), "user_name", "must be at most 300 characters without control characters")
 	check(printable(c.Edition, 64), "edition", "must be at most 64 characters without control characters")
 	check(c.Concurrency >= 0 && c.Concurrency <= 100, "concurrency", "must be 0 (as the edition allows) to 100")
 	check(len(c.Scopes) <= 200, "scopes", "must be at most 200")

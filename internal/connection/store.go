@@ -134,6 +134,20 @@ func (s *Store) All() []*Connection {
 	return all
 }
 
+// Removed returns the tombstones in memory, the last removed first: when and by
+// whom is in UpdatedAt and UpdatedBy.
+func (s *Store) Removed() []*Connection {
+	var all []*Connection
+	s.names.Range(func(_, v any) bool {
+		if c := v.(*entry).connection; c.Status == Removed && c.Revision > 0 {
+			all = append(all, c)
+		}
+		return true
+	})
+	slices.SortFunc(all, func(a, b *Connection) int { return b.UpdatedAt.Compare(a.UpdatedAt) })
+	return all
+}
+
 // Fetch reads the connection through the stream's leader, for who must not act
 // on something old. The error is ErrNotFound where it is not there.
 func (s *Store) Fetch(ctx context.Context, name string) (*Connection, error) {
@@ -174,7 +188,10 @@ func (s *Store) epoch() uint64 {
 
 // change takes in what the stream says.
 func (s *Store) change(change follow.Change) {
-	name := strings.TrimPrefix(change.Subject, subjectPrefix)
+	name, ok := strings.CutPrefix(change.Subject, subjectPrefix)
+	if !ok {
+		return // an identity: those are only read through the leader
+	}
 	if change.Gone {
 		s.apply(change.Position, &Connection{Name: name, Status: Removed})
 		return

@@ -14,8 +14,8 @@ import (
 
 // Add stores a new connection, active, with its first refresh token. The error
 // is ErrExists where the name is taken, an ErrDuplicate where the user has a
-// connection already. Two workers that add the same user under two names in the
-// same instant can both succeed: that costs refresh tokens, nothing else.
+// connection already, also where two workers add that user under two names in the
+// same instant: whoever holds the user's identity is decided by a compare-and-set.
 func (s *Store) Add(ctx context.Context, c Connection, refreshToken secret.Text) (*Connection, error) {
 	added := c.clone()
 	if added.Environment == "" {
@@ -106,6 +106,11 @@ func (s *Store) MarkRevoked(ctx context.Context, name string, grant uint64, reas
 // Remove replaces the connection by a tombstone without the secret. The error
 // is ErrNotFound where there is none. A record that can't be read is removed too.
 func (s *Store) Remove(ctx context.Context, name string) error {
+	return s.RemoveBy(ctx, name, "")
+}
+
+// RemoveBy is Remove with who did it, which the tombstone keeps.
+func (s *Store) RemoveBy(ctx context.Context, name, by string) error {
 	for {
 		c, err := s.Fetch(ctx, name)
 		if err != nil {
@@ -116,6 +121,9 @@ func (s *Store) Remove(ctx context.Context, name string) error {
 			tombstone.Location, tombstone.Environment, tombstone.CreatedAt = "us", Production, s.now()
 		}
 		tombstone.Status, tombstone.StatusReason = Removed, ""
+		if by != "" {
+			tombstone.UpdatedBy = by
+		}
 		tombstone.sealed, tombstone.renewed, tombstone.fault = nil, secret.Text{}, nil
 		_, err = s.put(ctx, tombstone)
 		if errors.Is(err, register.ErrConflict) {
@@ -193,6 +201,7 @@ func (s *Store) update(ctx context.Context, name string, change func(*Connection
 func (s *Store) put(ctx context.Context, c *Connection) (*Connection, error) {
 	c = c.clone()
 	c.UpdatedAt = s.now()
+	minted := grantID(c.renewed)
 	data, err := c.encode(s.keyring)
 	if err != nil {
 		return nil, err
@@ -203,6 +212,9 @@ func (s *Store) put(ctx context.Context, c *Connection) (*Connection, error) {
 	if c.Status == Active {
 		if existing, ok := s.duplicate(c); ok {
 			return nil, ErrDuplicate{Existing: existing}
+		}
+		if err := s.hold(ctx, c, minted); err != nil {
+			return nil, err
 		}
 	}
 	epoch := s.epoch()
