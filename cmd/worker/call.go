@@ -39,7 +39,7 @@ Exit status: 0 for 2xx and 3xx, 1 for 4xx and 5xx, 2 for an error of the worker.
   worker call demo PUT /v8/Leads/5725767000000524157 --body @lead.json`,
 		Args: cobra.ExactArgs(3),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if err := config.FromEnvironment(cmd.Flags(), os.LookupEnv); err != nil {
+			if err := config.Load(cmd.Flags(), os.LookupEnv); err != nil {
 				return err
 			}
 			request, err := flags.request(args[1], args[2], cmd.InOrStdin())

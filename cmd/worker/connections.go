@@ -37,7 +37,7 @@ func connectionsCommand() *cobra.Command {
 // withStore opens the connections and closes them after work. The streams are
 // made where they are not there yet: connections may come before the first worker.
 func withStore(cmd *cobra.Command, config *app.Config, work func(context.Context, *connection.Store) error) error {
-	if err := config.FromEnvironment(cmd.Flags(), os.LookupEnv); err != nil {
+	if err := config.Load(cmd.Flags(), os.LookupEnv); err != nil {
 		return err
 	}
 	keyring, err := secret.ParseKeyring(config.EncryptionKeys.Reveal())

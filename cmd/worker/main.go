@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"os/signal"
 	"syscall"
@@ -64,16 +65,21 @@ func runCommand() *cobra.Command {
 	config := app.Defaults()
 	cmd := &cobra.Command{
 		Use: "run", Short: "Run a worker until SIGTERM", Args: cobra.NoArgs,
-		Long: `Run a worker against the servers that the flags or the environment name.
-It creates or updates the streams and buckets it needs.`,
+		Long: `Run a worker against the servers that flags, environment or configuration file
+name. It creates or updates the streams and buckets it needs. SIGHUP reads the
+configuration again, for the log level.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if err := config.FromEnvironment(cmd.Flags(), os.LookupEnv); err != nil {
+			if err := config.Load(cmd.Flags(), os.LookupEnv); err != nil {
 				return err
 			}
 			if err := config.Validate(); err != nil {
 				return fmt.Errorf("the configuration is not complete:\n%w", err)
 			}
-			return app.Run(cmd.Context(), config, app.Logger(os.Stderr, config.LogLevel, config.LogFormat))
+			level := new(slog.LevelVar)
+			level.Set(app.Level(config.LogLevel))
+			logger := app.LoggerAt(os.Stderr, level, config.LogFormat)
+			app.FollowHangups(cmd.Context(), config, level, logger)
+			return app.Run(cmd.Context(), config, logger)
 		},
 	}
 	config.BindWorker(cmd.Flags())

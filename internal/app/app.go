@@ -8,6 +8,7 @@
 package app
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -73,6 +74,7 @@ func Start(ctx context.Context, c Config, logger *slog.Logger) (_ *Worker, err e
 	metrics := prometheus.NewRegistry()
 	metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 
+	c.NATSInboxPrefix = cmp.Or(c.NATSInboxPrefix, workerInbox)
 	if w.nc, err = Connect(c, "zoho-worker", logger); err != nil {
 		return nil, err
 	}
@@ -117,7 +119,7 @@ func Start(ctx context.Context, c Config, logger *slog.Logger) (_ *Worker, err e
 			Responses: responses, Objects: objects, Clock: clock, CallTimeout: c.CallTimeout, Logger: logger, Metrics: metrics,
 		}),
 		Decoder:     &envelope.Decoder{ReplyPrefixes: c.ReplyPrefixes, MaxBytes: int(w.nc.MaxPayload())},
-		MaxInFlight: c.MaxInFlight, Version: semver(Version), Logger: logger, Metrics: metrics,
+		MaxInFlight: c.MaxInFlight, AckWait: c.AckWait, Version: semver(Version), Logger: logger, Metrics: metrics,
 	})
 	if err := w.serveHTTP(c.HTTPAddr, metrics); err != nil {
 		return nil, err
@@ -165,39 +167,13 @@ func (w *Worker) Stop(ctx context.Context) {
 
 func (w *Worker) onStop(f func(context.Context)) { w.stop = append(w.stop, f) }
 
-// Connect connects to NATS for as long as the process lives.
-func Connect(c Config, name string, logger *slog.Logger) (*nats.Conn, error) {
-	options := []nats.Option{
-		nats.Name(name),
-		nats.MaxReconnects(-1),
-		nats.ReconnectWait(250 * time.Millisecond),
-		// No write that was given up on may appear later.
-		nats.ReconnectBufSize(-1),
-		nats.DisconnectErrHandler(func(_ *nats.Conn, err error) {
-			if err != nil {
-				logger.Warn("NATS connection lost: reconnecting", "err", err)
-			}
-		}),
-		nats.ReconnectHandler(func(nc *nats.Conn) { logger.Info("NATS connection is back", "nats", nc.ConnectedUrlRedacted()) }),
-		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) { logger.Warn("NATS", "err", err) }),
-	}
-	if c.NATSCreds != "" {
-		options = append(options, nats.UserCredentials(c.NATSCreds))
-	}
-	nc, err := nats.Connect(c.NATSURL, options...)
-	if err != nil {
-		return nil, fmt.Errorf("connect to NATS (--nats-url): %w", err)
-	}
-	return nc, nil
-}
-
 // openTokens builds the token source; without Redis it goes without the lock.
 func (w *Worker) openTokens(ctx context.Context, c Config, options token.Options) (*token.Source, error) {
-	if url := c.RedisURL.Reveal(); url != "" {
-		client, err := lock.Client(url)
-		if err != nil {
-			return nil, fmt.Errorf("--redis-url (REDIS_URL): %w", err)
-		}
+	client, err := OpenRedis(c, options.Logger)
+	if err != nil {
+		return nil, err
+	}
+	if client != nil {
 		w.onStop(func(context.Context) { _ = client.Close() })
 		options.Locker = lock.New(client, lock.Options{Prefix: "zoho:lock:", Logger: options.Logger})
 		ping, cancel := context.WithTimeout(ctx, time.Second)

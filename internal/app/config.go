@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"iter"
 	"net"
 	"net/url"
 	"os"
@@ -11,25 +12,42 @@ import (
 	"strings"
 	"time"
 
-	"github.com/spf13/pflag"
-
+	"zoho-worker/internal/consumer"
 	"zoho-worker/internal/envelope"
+	"zoho-worker/internal/lock"
 	"zoho-worker/internal/secret"
 	"zoho-worker/internal/zoho"
 )
 
-// Config is everything that can be set. Every field is a flag and an
-// environment variable of the same name (--nats-url, NATS_URL), a flag beating
-// the environment; a secret may also come from the file named by NAME_FILE.
+// Config is everything that can be set. Every field is a flag, an environment
+// variable and a key of the configuration file, of the same name (--nats-url,
+// NATS_URL, nats-url:). A flag beats the environment, that the file, that the
+// default. A secret may also come from the file named by NAME_FILE.
 type Config struct {
-	// NATSURL is a server's address, or several separated by commas.
+	// File is the configuration file, YAML; empty: none.
+	File string
+	// NATSURL is a server's address, or several separated by commas; tls://
+	// insists on TLS.
 	NATSURL string
 	// NATSCreds is a credentials file; empty: none.
 	NATSCreds string
+	// NATSNKey is a file with the seed of an nkey; empty: none.
+	NATSNKey string
+	// NATSCA is a file of certificate authorities for NATS; empty: the system's.
+	NATSCA string
+	// NATSCert and NATSKey are this side's certificate and key, for servers
+	// that ask for one (mTLS); empty: none.
+	NATSCert, NATSKey string
+	// NATSInboxPrefix begins the subjects on which this side is answered. With
+	// least privilege it is all a client may subscribe to. Empty: _INBOX, and
+	// _INBOX.zoho-worker for a worker.
+	NATSInboxPrefix string
 	// RedisURL is redis:// or rediss://, with the password where there is one.
 	// Empty: no Redis; then workers race for a refresh, and the claim in the
 	// token record decides.
 	RedisURL secret.Text
+	// RedisCA, RedisCert and RedisKey are for rediss://, like those of NATS.
+	RedisCA, RedisCert, RedisKey string
 	// ZohoClientID and ZohoClientSecret are those of the app in Zoho's API console.
 	ZohoClientID     string
 	ZohoClientSecret secret.Text
@@ -54,6 +72,12 @@ type Config struct {
 	// CallTimeout bounds one call to Zoho. Too little turns slow inserts into
 	// unknown outcomes; too much keeps an org's place occupied by a dead call.
 	CallTimeout time.Duration
+	// AckWait is how long the server waits for a worker's sign of life before it
+	// hands its requests to another; a worker gives one every third of it. Too
+	// little hands requests out twice when a network stalls, too much leaves those
+	// of a dead worker waiting. All workers should have the same; a queue that has
+	// work keeps its own until it has been idle for ten minutes.
+	AckWait time.Duration
 	// StopTimeout is the stop budget: how long a stopping worker waits for its
 	// calls. It is longer than CallTimeout, or stopping cuts calls.
 	StopTimeout time.Duration
@@ -66,6 +90,9 @@ type Config struct {
 	// simulator or a proxy. Plain http only for loopback addresses.
 	ZohoAccountsURL string
 	ZohoAPIURL      string
+
+	// origins says where each setting's value came from, by its name.
+	origins map[string]string
 }
 
 // Defaults are good for a worker beside a local NATS server and Redis.
@@ -73,102 +100,9 @@ func Defaults() Config {
 	return Config{
 		NATSURL: "nats://127.0.0.1:4222", RedisURL: secret.New("redis://127.0.0.1:6379"),
 		HTTPAddr: ":8080", MaxInFlight: 512, Replicas: 1,
-		Retention: 24 * time.Hour, CallTimeout: zoho.DefaultCallTimeout, StopTimeout: 70 * time.Second,
+		Retention: 24 * time.Hour, CallTimeout: zoho.DefaultCallTimeout, AckWait: consumer.DefaultAckWait, StopTimeout: 70 * time.Second,
 		ReplyPrefixes: []string{"_INBOX."}, LogLevel: "info", LogFormat: "auto",
 	}
-}
-
-// setting ties a field to its flag and its environment variable.
-type setting struct {
-	flag   string
-	secret *secret.Text
-	bind   func(flags *pflag.FlagSet, name, help string)
-	help   string
-}
-
-// env is the environment variable of a flag: --nats-url, NATS_URL.
-func env(flag string) string { return strings.ToUpper(strings.ReplaceAll(flag, "-", "_")) }
-
-// ConnectionSettings are the flags that reach the servers; WorkerSettings the rest.
-func (c *Config) connectionSettings() []setting {
-	return []setting{
-		text("nats-url", &c.NATSURL, "NATS server, or several separated by commas"),
-		text("nats-creds", &c.NATSCreds, "NATS credentials file"),
-		hidden("encryption-keys", &c.EncryptionKeys, "keys that seal what is stored: id:base64 of 32 bytes, comma separated, the first seals"),
-		number("replicas", &c.Replicas, "replicas of every stream: 1 on a single server, 3 in a cluster"),
-		duration("retention", &c.Retention, "how long responses and claims are kept, and ids remembered"),
-		text("log-level", &c.LogLevel, "debug, info, warn or error"),
-		text("log-format", &c.LogFormat, "json, text, or auto: text on a terminal, else json"),
-	}
-}
-
-func (c *Config) workerSettings() []setting {
-	return []setting{
-		hidden("redis-url", &c.RedisURL, "Redis server (redis:// or rediss://); none: go without"),
-		text("zoho-client-id", &c.ZohoClientID, "client id of the app in Zoho's API console"),
-		hidden("zoho-client-secret", &c.ZohoClientSecret, "client secret of the app in Zoho's API console"),
-		text("http-addr", &c.HTTPAddr, "address of /metrics, /healthz and /readyz"),
-		text("public-url", &c.PublicURL, "how a browser reaches the worker's pages"),
-		number("max-in-flight", &c.MaxInFlight, "requests in hand of this worker at one time, over all orgs"),
-		duration("call-timeout", &c.CallTimeout, "bound of one call to Zoho"),
-		duration("stop-timeout", &c.StopTimeout, "how long a stopping worker waits for its calls"),
-		list("reply-prefixes", &c.ReplyPrefixes, "what a reply_to may begin with, comma separated"),
-		text("zoho-accounts-url", &c.ZohoAccountsURL, "replaces every data centre's accounts server, for a simulator or a proxy"),
-		text("zoho-api-url", &c.ZohoAPIURL, "replaces every data centre's API host, for a simulator or a proxy"),
-	}
-}
-
-// BindClient adds the flags that a command line beside a worker needs.
-func (c *Config) BindClient(flags *pflag.FlagSet) { bind(flags, c.connectionSettings()) }
-
-// BindWorker adds all flags.
-func (c *Config) BindWorker(flags *pflag.FlagSet) {
-	bind(flags, c.connectionSettings())
-	bind(flags, c.workerSettings())
-}
-
-func bind(flags *pflag.FlagSet, settings []setting) {
-	for _, s := range settings {
-		help := s.help + " [$" + env(s.flag)
-		if s.secret != nil {
-			help += ", $" + env(s.flag) + "_FILE"
-		}
-		s.bind(flags, s.flag, help+"]")
-	}
-}
-
-// FromEnvironment fills in what no flag has set. All faults are reported at once.
-func (c *Config) FromEnvironment(flags *pflag.FlagSet, lookup func(string) (string, bool)) error {
-	var faults []error
-	for _, s := range append(c.connectionSettings(), c.workerSettings()...) {
-		flag := flags.Lookup(s.flag)
-		if flag == nil || flag.Changed {
-			continue
-		}
-		name := env(s.flag)
-		value, ok := lookup(name)
-		if s.secret != nil {
-			if file, there := lookup(name + "_FILE"); there && file != "" {
-				if ok && value != "" {
-					faults = append(faults, fmt.Errorf("%s and %s_FILE: set one of them", name, name))
-					continue
-				}
-				data, err := os.ReadFile(file)
-				if err != nil {
-					faults = append(faults, fmt.Errorf("%s_FILE: %w", name, err))
-					continue
-				}
-				value, ok = strings.TrimSpace(string(data)), true
-			}
-		}
-		if !ok || value == "" && s.flag != "redis-url" {
-			continue
-		}
-		if err := flag.Value.Set(value); err != nil {
-			faults = append(faults, fmt.Errorf("%s: %w", name, err))
-		}
-	}
-	return errors.Join(faults...)
 }
 
 // Validate reports everything that is wrong, each with what to do.
@@ -180,9 +114,33 @@ func (c Config) Validate() error {
 	if c.NATSURL == "" {
 		wrong("nats-url", "missing: give the NATS server's address, like nats://127.0.0.1:4222")
 	}
-	if c.NATSCreds != "" {
-		if _, err := os.Stat(c.NATSCreds); err != nil {
-			wrong("nats-creds", "%v", err)
+	for flag, file := range c.files() {
+		if file == "" {
+			continue
+		}
+		if f, err := os.Open(file); err != nil {
+			wrong(flag, "%v", err)
+		} else {
+			_ = f.Close()
+		}
+	}
+	if (c.NATSCert == "") != (c.NATSKey == "") {
+		wrong("nats-cert", "a certificate and its key go together: set --nats-cert and --nats-key")
+	}
+	if (c.RedisCert == "") != (c.RedisKey == "") {
+		wrong("redis-cert", "a certificate and its key go together: set --redis-cert and --redis-key")
+	}
+	if c.NATSCreds != "" && c.NATSNKey != "" {
+		wrong("nats-nkey", "set it or --nats-creds, not both")
+	}
+	if strings.ContainsAny(c.NATSInboxPrefix, "*> \t$") || strings.HasSuffix(c.NATSInboxPrefix, ".") {
+		wrong("nats-inbox-prefix", "%q: a plain subject without a dot at its end, like _INBOX.acme", c.NATSInboxPrefix)
+	}
+	if address := c.RedisURL.Reveal(); address != "" {
+		if client, err := lock.Client(address); err != nil {
+			wrong("redis-url", "%v", err)
+		} else {
+			_ = client.Close()
 		}
 	}
 	if c.ZohoClientID == "" {
@@ -211,6 +169,10 @@ func (c Config) Validate() error {
 	if c.CallTimeout < time.Second {
 		wrong("call-timeout", "must be at least 1s")
 	}
+	// A sign of life every third of it must get through a slow second.
+	if c.AckWait < 3*time.Second {
+		wrong("ack-wait", "must be at least 3s: a worker gives a sign of life every third of it")
+	}
 	if c.StopTimeout <= c.CallTimeout {
 		wrong("stop-timeout", "must be longer than --call-timeout (%s), or stopping cuts calls", c.CallTimeout)
 	}
@@ -235,6 +197,20 @@ func (c Config) Validate() error {
 	return errors.Join(faults...)
 }
 
+// files are the files that settings name, by flag.
+func (c Config) files() iter.Seq2[string, string] {
+	return func(yield func(string, string) bool) {
+		for _, f := range [][2]string{
+			{"nats-creds", c.NATSCreds}, {"nats-nkey", c.NATSNKey}, {"nats-ca", c.NATSCA}, {"nats-cert", c.NATSCert},
+			{"nats-key", c.NATSKey}, {"redis-ca", c.RedisCA}, {"redis-cert", c.RedisCert}, {"redis-key", c.RedisKey},
+		} {
+			if !yield(f[0], f[1]) {
+				return
+			}
+		}
+	}
+}
+
 // zoho is the configuration of the client, with responses of at most maxResponse bytes.
 func (c Config) zoho(maxResponse int) zoho.Config {
 	return zoho.Config{
@@ -243,35 +219,3 @@ func (c Config) zoho(maxResponse int) zoho.Config {
 		CallTimeout: c.CallTimeout, MaxResponse: maxResponse, MaxIdlePerHost: cmp.Or(c.MaxInFlight, zoho.DefaultMaxIdlePerHost),
 	}
 }
-
-func text(flag string, field *string, help string) setting {
-	return setting{flag: flag, help: help, bind: func(f *pflag.FlagSet, name, help string) { f.StringVar(field, name, *field, help) }}
-}
-
-func number(flag string, field *int, help string) setting {
-	return setting{flag: flag, help: help, bind: func(f *pflag.FlagSet, name, help string) { f.IntVar(field, name, *field, help) }}
-}
-
-func duration(flag string, field *time.Duration, help string) setting {
-	return setting{flag: flag, help: help, bind: func(f *pflag.FlagSet, name, help string) { f.DurationVar(field, name, *field, help) }}
-}
-
-func list(flag string, field *[]string, help string) setting {
-	return setting{flag: flag, help: help, bind: func(f *pflag.FlagSet, name, help string) { f.StringSliceVar(field, name, *field, help) }}
-}
-
-func hidden(flag string, field *secret.Text, help string) setting {
-	return setting{flag: flag, secret: field, help: help, bind: func(f *pflag.FlagSet, name, help string) {
-		f.Var((*secretValue)(field), name, help)
-	}}
-}
-
-// secretValue is a flag that help and error messages never show.
-type secretValue secret.Text
-
-func (v *secretValue) Set(s string) error {
-	*v = secretValue(secret.New(s))
-	return nil
-}
-func (v *secretValue) String() string { return "" }
-func (v *secretValue) Type() string   { return "secret" }

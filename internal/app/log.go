@@ -10,12 +10,20 @@ import (
 	"golang.org/x/term"
 )
 
-// Logger writes to w: lines for people on a terminal, JSON for machines elsewhere.
-func Logger(w io.Writer, level, format string) *slog.Logger {
+// Level is a level by its name; Validate has said so where it is none.
+func Level(name string) slog.Level {
 	var l slog.Level
-	if err := l.UnmarshalText([]byte(level)); err != nil {
-		l = slog.LevelInfo // Validate has said so
+	if err := l.UnmarshalText([]byte(name)); err != nil {
+		return slog.LevelInfo
 	}
+	return l
+}
+
+// Logger writes to w: lines for people on a terminal, JSON for machines elsewhere.
+func Logger(w io.Writer, level, format string) *slog.Logger { return LoggerAt(w, Level(level), format) }
+
+// LoggerAt is Logger with a level that may change: a *slog.LevelVar.
+func LoggerAt(w io.Writer, l slog.Leveler, format string) *slog.Logger {
 	file, isFile := w.(*os.File)
 	terminal := isFile && term.IsTerminal(int(file.Fd()))
 	if format == "json" || format != "text" && !terminal {

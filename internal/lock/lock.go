@@ -17,6 +17,7 @@ package lock
 import (
 	"cmp"
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -72,8 +73,9 @@ type Locker struct {
 // unix://; a cluster by further addresses (?addr=…), a Sentinel group by
 // ?master_name=…. It never retries by itself and gives up after 300 ms, which
 // the URL may change (?read_timeout=500ms). It connects when it is first used.
-// The error shows no part of the URL, which may hold a password.
-func Client(rawURL string) (redis.UniversalClient, error) {
+// A secure that is not nil brings the authorities and the certificate of
+// rediss://. The error shows no part of the URL, which may hold a password.
+func Client(rawURL string, secure ...*tls.Config) (redis.UniversalClient, error) {
 	parsed, err := url.Parse(rawURL)
 	if err != nil {
 		return nil, errors.New("redis URL: is not a URL")
@@ -87,6 +89,7 @@ func Client(rawURL string) (redis.UniversalClient, error) {
 		}
 		o.MaxRetries, o.DialerRetries, o.DisableIdentity, o.ContextTimeoutEnabled = -1, 1, true, true
 		impatient(&o.DialTimeout, &o.ReadTimeout, &o.WriteTimeout, &o.PoolTimeout)
+		with(&o.TLSConfig, secure)
 		return redis.NewFailoverClient(o), nil
 	case query.Has("addr"):
 		o, err := redis.ParseClusterURL(rawURL)
@@ -96,6 +99,7 @@ func Client(rawURL string) (redis.UniversalClient, error) {
 		o.MaxRetries, o.DialerRetries, o.DisableIdentity, o.ContextTimeoutEnabled = -1, 1, true, true
 		impatient(&o.DialTimeout, &o.ReadTimeout, &o.WriteTimeout, &o.PoolTimeout)
 		o.MaintNotificationsConfig = quiet
+		with(&o.TLSConfig, secure)
 		return redis.NewClusterClient(o), nil
 	default:
 		o, err := redis.ParseURL(rawURL)
@@ -105,8 +109,19 @@ func Client(rawURL string) (redis.UniversalClient, error) {
 		o.MaxRetries, o.DialerRetries, o.DisableIdentity, o.ContextTimeoutEnabled = -1, 1, true, true
 		impatient(&o.DialTimeout, &o.ReadTimeout, &o.WriteTimeout, &o.PoolTimeout)
 		o.MaintNotificationsConfig = quiet
+		with(&o.TLSConfig, secure)
 		return redis.NewClient(o), nil
 	}
+}
+
+// with adds the authorities and certificates to a configuration that is for TLS.
+func with(config **tls.Config, secure []*tls.Config) {
+	if *config == nil || len(secure) == 0 || secure[0] == nil {
+		return
+	}
+	merged := (*config).Clone()
+	merged.RootCAs, merged.Certificates = secure[0].RootCAs, secure[0].Certificates
+	*config = merged
 }
 
 // impatient sets the timeouts that the URL doesn't.

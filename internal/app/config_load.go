@@ -1,0 +1,238 @@
+package app
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/spf13/pflag"
+
+	"zoho-worker/internal/secret"
+)
+
+// setting ties a field to its flag, and so to its environment variable and its
+// key in the configuration file.
+type setting struct {
+	*pflag.Flag
+	secret *secret.Text // where it is one
+}
+
+// env is the environment variable of a flag: --nats-url, NATS_URL.
+func env(flag string) string { return strings.ToUpper(strings.ReplaceAll(flag, "-", "_")) }
+
+// connectionSettings are what a command line beside a worker needs.
+func (c *Config) connectionSettings() []setting {
+	return []setting{
+		text("nats-url", &c.NATSURL, "NATS server, or several separated by commas; tls:// insists on TLS"),
+		text("nats-creds", &c.NATSCreds, "NATS credentials file"),
+		text("nats-nkey", &c.NATSNKey, "file with the seed of a NATS nkey"),
+		text("nats-ca", &c.NATSCA, "file of certificate authorities for NATS (default the system's)"),
+		text("nats-cert", &c.NATSCert, "certificate of this side, for NATS servers that ask for one"),
+		text("nats-key", &c.NATSKey, "key of --nats-cert"),
+		text("nats-inbox-prefix", &c.NATSInboxPrefix, "what the subjects begin with on which this side is answered (default _INBOX; a worker's _INBOX.zoho-worker)"),
+		hidden("encryption-keys", &c.EncryptionKeys, "keys that seal what is stored: id:base64 of 32 bytes, comma separated, the first seals"),
+		number("replicas", &c.Replicas, "replicas of every stream: 1 on a single server, 3 in a cluster"),
+		duration("retention", &c.Retention, "how long responses and claims are kept, and ids remembered"),
+		text("log-level", &c.LogLevel, "debug, info, warn or error; SIGHUP reads it again from the file"),
+		text("log-format", &c.LogFormat, "json, text, or auto: text on a terminal, else json"),
+	}
+}
+
+// workerSettings are the rest.
+func (c *Config) workerSettings() []setting {
+	return []setting{
+		hidden("redis-url", &c.RedisURL, "Redis server: redis://, rediss:// or unix://; ?addr= for a cluster, ?master_name= for Sentinel; empty: go without"),
+		text("redis-ca", &c.RedisCA, "file of certificate authorities for rediss:// (default the system's)"),
+		text("redis-cert", &c.RedisCert, "certificate of this side, for Redis servers that ask for one"),
+		text("redis-key", &c.RedisKey, "key of --redis-cert"),
+		text("zoho-client-id", &c.ZohoClientID, "client id of the app in Zoho's API console"),
+		hidden("zoho-client-secret", &c.ZohoClientSecret, "client secret of the app in Zoho's API console"),
+		text("http-addr", &c.HTTPAddr, "address of /metrics, /healthz and /readyz"),
+		text("public-url", &c.PublicURL, "how a browser reaches the worker's pages"),
+		number("max-in-flight", &c.MaxInFlight, "requests in hand of this worker at one time, over all orgs"),
+		duration("call-timeout", &c.CallTimeout, "bound of one call to Zoho"),
+		duration("ack-wait", &c.AckWait, "after what silence of a worker the server hands its requests to another"),
+		duration("stop-timeout", &c.StopTimeout, "how long a stopping worker waits for its calls"),
+		list("reply-prefixes", &c.ReplyPrefixes, "what a reply_to may begin with, comma separated"),
+		text("zoho-accounts-url", &c.ZohoAccountsURL, "replaces every data centre's accounts server, for a simulator or a proxy"),
+		text("zoho-api-url", &c.ZohoAPIURL, "replaces every data centre's API host, for a simulator or a proxy"),
+	}
+}
+
+func (c *Config) settings() []setting { return append(c.connectionSettings(), c.workerSettings()...) }
+
+// BindClient adds the flags that a command line beside a worker needs.
+func (c *Config) BindClient(flags *pflag.FlagSet) { c.bind(flags, c.connectionSettings()) }
+
+// BindWorker adds all flags.
+func (c *Config) BindWorker(flags *pflag.FlagSet) { c.bind(flags, c.settings()) }
+
+func (c *Config) bind(flags *pflag.FlagSet, settings []setting) {
+	flags.StringVar(&c.File, "config", c.File, "configuration file, YAML: keys are the flags' names [$CONFIG]")
+	for _, s := range settings {
+		s.Usage += " [$" + env(s.Name)
+		if s.secret != nil {
+			s.Usage += ", $" + env(s.Name) + "_FILE"
+		}
+		s.Usage += "]"
+		flags.AddFlag(s.Flag)
+	}
+}
+
+// Where a setting's value came from: the name of an environment variable or the
+// place in the configuration file, or one of these.
+const (
+	fromFlag    = "flag"
+	fromDefault = "default"
+)
+
+// Load fills in what no flag has set: from the environment, else from the
+// configuration file. All faults are reported at once, those of the file with
+// their lines. Settings of the file that this command has no use for are read
+// past, unknown ones refused.
+func (c *Config) Load(flags *pflag.FlagSet, lookup func(string) (string, bool)) error {
+	if path, ok := lookup("CONFIG"); ok && !flags.Changed("config") {
+		c.File = path
+	}
+	file, err := readConfigFile(c.File, c.settings())
+	faults := []error{err}
+	c.origins = map[string]string{}
+	for _, s := range c.settings() {
+		flag := flags.Lookup(s.Name)
+		if flag == nil {
+			continue
+		}
+		c.origins[s.Name] = fromDefault
+		if flag.Changed {
+			c.origins[s.Name] = fromFlag
+			continue
+		}
+		value, origin, err := s.fromEnvironment(lookup)
+		if err == nil && origin == "" {
+			value, origin, err = file.value(s)
+		}
+		if err != nil {
+			faults = append(faults, err)
+			continue
+		}
+		if origin == "" {
+			continue
+		}
+		c.origins[s.Name] = origin
+		if err := flag.Value.Set(value); err != nil {
+			faults = append(faults, fmt.Errorf("%s: %s: %w", origin, s.Name, err))
+		}
+	}
+	return errors.Join(faults...)
+}
+
+// fromEnvironment returns the value that the environment gives, or no origin.
+func (s setting) fromEnvironment(lookup func(string) (string, bool)) (value, origin string, err error) {
+	name := env(s.Name)
+	value, ok := lookup(name)
+	if s.secret != nil {
+		if file, there := lookup(name + "_FILE"); there && file != "" {
+			if ok && value != "" {
+				return "", "", fmt.Errorf("%s and %s_FILE: set one of them", name, name)
+			}
+			data, err := os.ReadFile(file)
+			if err != nil {
+				return "", "", fmt.Errorf("%s_FILE: %w", name, err)
+			}
+			return strings.TrimSpace(string(data)), name + "_FILE", nil
+		}
+	}
+	// Compose files hand over variables that are empty for ones that aren't set.
+	// Only Redis can be done without.
+	if !ok || value == "" && s.Name != "redis-url" {
+		return "", "", nil
+	}
+	return value, name, nil
+}
+
+// raw is the setting's value as it would be written in a file, secrets included.
+func (s setting) raw() string {
+	if s.secret != nil {
+		return s.secret.Reveal()
+	}
+	if slice, ok := s.Value.(pflag.SliceValue); ok {
+		return strings.Join(slice.GetSlice(), ",")
+	}
+	return s.Value.String()
+}
+
+// Origin returns where the setting of that name got its value.
+func (c Config) Origin(name string) string { return cmp.Or(c.origins[name], fromDefault) }
+
+// Reload reads the environment and the file again, with the same flags.
+func (c Config) Reload(lookup func(string) (string, bool)) (Config, error) {
+	fresh := Defaults()
+	fresh.File = c.File
+	flags := pflag.NewFlagSet("reload", pflag.ContinueOnError)
+	fresh.BindWorker(flags)
+	for _, s := range c.settings() {
+		if c.Origin(s.Name) == fromFlag {
+			if err := flags.Set(s.Name, s.raw()); err != nil {
+				return c, err
+			}
+		}
+	}
+	if err := fresh.Load(flags, lookup); err != nil {
+		return c, err
+	}
+	return fresh, fresh.Validate()
+}
+
+// Changed returns the names of the settings that differ from those of other.
+func (c Config) Changed(other Config) []string {
+	var names []string
+	theirs := other.settings()
+	for i, s := range c.settings() {
+		if s.raw() != theirs[i].raw() {
+			names = append(names, s.Name)
+		}
+	}
+	return names
+}
+
+// made has pflag make the flag, so that it brings its own parser.
+func made(define func(*pflag.FlagSet)) *pflag.Flag {
+	set := pflag.NewFlagSet("", pflag.ContinueOnError)
+	define(set)
+	var flag *pflag.Flag
+	set.VisitAll(func(f *pflag.Flag) { flag = f })
+	return flag
+}
+
+func text(name string, field *string, help string) setting {
+	return setting{Flag: made(func(f *pflag.FlagSet) { f.StringVar(field, name, *field, help) })}
+}
+
+func number(name string, field *int, help string) setting {
+	return setting{Flag: made(func(f *pflag.FlagSet) { f.IntVar(field, name, *field, help) })}
+}
+
+func duration(name string, field *time.Duration, help string) setting {
+	return setting{Flag: made(func(f *pflag.FlagSet) { f.DurationVar(field, name, *field, help) })}
+}
+
+func list(name string, field *[]string, help string) setting {
+	return setting{Flag: made(func(f *pflag.FlagSet) { f.StringSliceVar(field, name, *field, help) })}
+}
+
+func hidden(name string, field *secret.Text, help string) setting {
+	return setting{secret: field, Flag: made(func(f *pflag.FlagSet) { f.Var((*secretValue)(field), name, help) })}
+}
+
+// secretValue is a flag that help and error messages never show.
+type secretValue secret.Text
+
+func (v *secretValue) Set(s string) error {
+	*v = secretValue(secret.New(s))
+	return nil
+}
+func (v *secretValue) String() string { return "" }
+func (v *secretValue) Type() string   { return "secret" }
