@@ -24,6 +24,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/semaphore"
+	"golang.org/x/sync/singleflight"
 
 	"zoho-worker/internal/connection"
 	"zoho-worker/internal/envelope"
@@ -51,7 +52,13 @@ type Options struct {
 	MaxInFlight int
 	// Look is the time between two looks at the stream, which find what a lost
 	// activity message left behind. Default 5 s.
-	Look    time.Duration
+	Look time.Duration
+	// AckWait is how long the server waits for a sign of life before it hands a
+	// request to somebody else; all in hand give one every third of it. Too little
+	// hands requests out twice when a network or a process stalls, which costs
+	// looks at the ledger; too much leaves the requests of a dead worker waiting.
+	// A queue's consumer keeps the one it was made with. Default DefaultAckWait.
+	AckWait time.Duration
 	Version string
 	Logger  *slog.Logger
 	Metrics prometheus.Registerer
@@ -71,12 +78,13 @@ type Consumer struct {
 	calling  context.Context // ends when the stop budget is over
 	stopCall context.CancelCauseFunc
 	loops    sync.WaitGroup // queue loops and watchers
-	requests sync.WaitGroup // requests in hand
+	requests sync.WaitGroup // requests in hand; grows only while loops run
+	alive    sync.WaitGroup // their sign of life
 
 	mu      sync.Mutex
 	stopped bool
 	active  map[string]*queue
-	mending map[string]chan struct{} // one mend of a queue at a time in this process
+	mending singleflight.Group
 	closers []func()
 	soon    chan struct{} // another worker has woken a queue
 }
@@ -85,6 +93,7 @@ type Consumer struct {
 type queue struct {
 	name   string
 	poked  bool // under Consumer.mu: there was activity since the loop last looked
+	narrow bool // the worker is full: one request is asked for at a time
 	expiry *expiry
 }
 
@@ -96,9 +105,12 @@ func New(o Options) *Consumer {
 	if o.Look == 0 {
 		o.Look = 5 * time.Second
 	}
+	if o.AckWait == 0 {
+		o.AckWait = DefaultAckWait
+	}
 	c := &Consumer{
-		Options: o, directory: newDirectory(), places: semaphore.NewWeighted(int64(o.MaxInFlight)),
-		hand: newHand(ackWait / 3), active: map[string]*queue{}, mending: map[string]chan struct{}{},
+		Options: o, directory: newDirectory(o.AckWait), places: semaphore.NewWeighted(int64(o.MaxInFlight)),
+		hand: newHand(o.AckWait / 3), active: map[string]*queue{},
 		soon: make(chan struct{}, 1),
 	}
 	c.metrics = newMetrics(o.Metrics, c)
@@ -153,7 +165,7 @@ func (c *Consumer) Start(ctx context.Context) (err error) {
 		return err
 	}
 	c.loops.Go(c.lookOut)
-	c.loops.Go(func() { c.hand.keepAlive(c.calling) })
+	c.alive.Go(func() { c.hand.keepAlive(c.calling) })
 	return nil
 }
 
@@ -173,6 +185,7 @@ func (c *Consumer) Stop(ctx context.Context) {
 	c.stopPull()
 	done := make(chan struct{})
 	go func() {
+		c.loops.Wait()
 		c.requests.Wait()
 		close(done)
 	}()
@@ -184,7 +197,7 @@ func (c *Consumer) Stop(ctx context.Context) {
 		<-done
 	}
 	c.stopCall(nil)
-	c.loops.Wait()
+	c.alive.Wait()
 }
 
 // activate serves the queue, if this worker doesn't already.
@@ -252,67 +265,92 @@ func (c *Consumer) pull(q *queue) error {
 	}
 	info := source.CachedInfo()
 	if !p.covers(info.Config) {
-		c.mend(q.name)
-		return nil
+		c.again(q, q.narrow)
+		return c.mend(q.name)
 	}
 	c.notePause(q, info)
-	// One request at a time is asked for, when there is a place for it: none
-	// grows old in this worker while another has a place.
-	messages, err := source.Messages(jetstream.PullMaxMessages(1), jetstream.PullExpiry(pullExpiry),
+	batch := p.places
+	if q.narrow {
+		batch = 1
+	}
+	messages, err := source.Messages(jetstream.PullMaxMessages(batch), jetstream.PullExpiry(pullExpiry),
 		jetstream.PullHeartbeat(pullHeartbeat), jetstream.WithMessagesErrOnMissingHeartbeat(true))
 	if err != nil {
 		return fmt.Errorf("pull from %s: %w", p.name, err)
 	}
+	// A stopping worker waits for no request that nobody wants any more.
+	defer context.AfterFunc(c.pulling, messages.Drain)()
 	defer c.drain(q, messages)
-	for {
-		if c.places.Acquire(c.pulling, 1) != nil {
-			return nil
+	for free := 0; ; {
+		// A place first: none grows old in this worker while another has a place.
+		if c.places.TryAcquire(1) {
+			if free++; q.narrow && free == widen {
+				c.places.Release(1)
+				c.again(q, false)
+				return nil
+			}
+		} else {
+			// This worker is full. What was asked for ahead is given back, and
+			// queues take turns at the places, one request each.
+			if !q.narrow {
+				c.again(q, true)
+				return nil
+			}
+			if free = 0; c.places.Acquire(c.pulling, 1) != nil {
+				return nil
+			}
 		}
-		wait, cancel := context.WithTimeout(c.pulling, idle)
-		msg, err := messages.Next(jetstream.NextContext(wait))
-		cancel()
-		if err == nil {
+		msg, err := messages.Next(jetstream.NextMaxWait(idle))
+		if err == nil && c.pulling.Err() == nil {
 			c.requests.Add(1)
 			go c.handle(q, msg)
 			continue
 		}
 		c.places.Release(1)
 		switch {
-		case c.pulling.Err() != nil, errors.Is(err, context.DeadlineExceeded):
+		case err == nil: // stopping
+			_ = msg.Nak()
+			return nil
+		case c.pulling.Err() != nil, errors.Is(err, nats.ErrTimeout):
 			return nil
 		case errors.Is(err, jetstream.ErrNoHeartbeat):
 			// The library has asked again; a reconnect or a new leader is on its way.
 		case errors.Is(err, jetstream.ErrConsumerDeleted), errors.Is(err, jetstream.ErrConsumerNotFound):
-			c.poke(q)
+			c.again(q, q.narrow)
 			return nil
 		default:
-			c.poke(q)
+			c.again(q, q.narrow)
 			return err
 		}
 	}
 }
 
-func (c *Consumer) poke(q *queue) {
+// widen is after how many places got without waiting a queue asks ahead again.
+const widen = 100
+
+// again has the queue served anew, with one request asked for at a time (narrow)
+// or as many as the org may have in flight.
+func (c *Consumer) again(q *queue, narrow bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	q.poked = true
+	q.poked, q.narrow = true, narrow
 }
 
 // drain ends the pulls and deals with what the server had handed over already:
-// a stopping worker gives it back, uncounted.
+// what can't be started is given back, uncounted.
 func (c *Consumer) drain(q *queue, messages jetstream.MessagesContext) {
 	messages.Drain()
 	for {
 		msg, err := messages.Next()
 		switch {
-		case err != nil && !errors.Is(err, jetstream.ErrNoHeartbeat):
-			return
+		case errors.Is(err, jetstream.ErrNoHeartbeat):
 		case err != nil:
-		case c.pulling.Err() != nil || c.places.Acquire(c.pulling, 1) != nil:
-			_ = msg.Nak()
-		default:
+			return
+		case c.pulling.Err() == nil && c.places.TryAcquire(1):
 			c.requests.Add(1)
 			go c.handle(q, msg)
+		default:
+			_ = msg.Nak()
 		}
 	}
 }

@@ -25,7 +25,9 @@ func (c *Consumer) changed(record *connection.Connection) {
 		// Every worker sees the change: let one be first, the others find it done.
 		c.sleep(rand.N(100 * time.Millisecond))
 		for _, name := range touched {
-			c.mend(name)
+			if err := c.mend(name); err != nil && c.pulling.Err() == nil {
+				c.Logger.Warn("queue not brought up to date: trying again when it is served", "queue", name, "err", err)
+			}
 		}
 		for _, name := range touched {
 			c.activate(name)
@@ -33,31 +35,20 @@ func (c *Consumer) changed(record *connection.Connection) {
 	})
 }
 
-// mend makes the queue's consumer, if there is one, what the plan says.
-func (c *Consumer) mend(name string) {
-	c.mu.Lock()
-	if running := c.mending[name]; running != nil {
-		c.mu.Unlock()
-		select {
-		case <-running:
-		case <-c.pulling.Done():
-		}
-		return
+// mend makes the queue's consumer, if there is one, what the plan says. One
+// mend of a queue runs in this process at a time; who joins one that is under
+// way has another follow, because the plan may have changed since it began.
+func (c *Consumer) mend(name string) error {
+	remodel := func() (any, error) {
+		ctx, cancel := context.WithTimeout(c.pulling, 30*time.Second)
+		defer cancel()
+		return nil, c.remodel(ctx, c.directory.plan(name))
 	}
-	done := make(chan struct{})
-	c.mending[name] = done
-	c.mu.Unlock()
-	defer func() {
-		c.mu.Lock()
-		delete(c.mending, name)
-		c.mu.Unlock()
-		close(done)
-	}()
-	ctx, cancel := context.WithTimeout(c.pulling, 30*time.Second)
-	defer cancel()
-	if err := c.remodel(ctx, c.directory.plan(name)); err != nil && c.pulling.Err() == nil {
-		c.Logger.Warn("queue not brought up to date: trying again at the next look", "queue", name, "err", err)
+	_, err, joined := c.mending.Do(name, remodel)
+	if joined {
+		_, err, _ = c.mending.Do(name, remodel)
 	}
+	return err
 }
 
 // A change of a queue's connections waits for the calls in flight, settleDown

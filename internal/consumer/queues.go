@@ -14,9 +14,9 @@ import (
 	"zoho-worker/internal/connection"
 )
 
-// ackWait is how long the server waits for a sign of life before it hands a
-// request to somebody else. All that are in hand give one every third of it.
-const ackWait = 30 * time.Second
+// DefaultAckWait is how long the server waits for a sign of life before it hands
+// a request to somebody else. All that are in hand give one every third of it.
+const DefaultAckWait = 30 * time.Second
 
 // inactive is after what time without pulls the server drops an org's consumer.
 // It is longer than any call can take.
@@ -28,6 +28,7 @@ type plan struct {
 	subjects []string // sorted; empty: there should be none
 	places   int      // requests of the queue in hand at one time, over all workers
 	parked   bool     // waits for a person: only deadlines are watched
+	ackWait  time.Duration
 }
 
 func (p plan) config() jetstream.ConsumerConfig {
@@ -36,7 +37,7 @@ func (p plan) config() jetstream.ConsumerConfig {
 		DeliverPolicy: jetstream.DeliverAllPolicy, AckPolicy: jetstream.AckExplicitPolicy,
 		MaxAckPending: p.places,
 		// Deliveries are not attempts: the deadline ends a request, never a count.
-		MaxDeliver: -1, AckWait: ackWait, InactiveThreshold: inactive,
+		MaxDeliver: -1, AckWait: p.ackWait, InactiveThreshold: inactive,
 		// Losing it redelivers what was in hand, nothing else.
 		MemoryStorage: true,
 	}
@@ -64,13 +65,18 @@ func (p plan) sameSubjects(c jetstream.ConsumerConfig) bool {
 // directory knows which queue a connection's requests are in. It is a view of
 // the connection records: every worker that has seen the same records has the same.
 type directory struct {
+	ackWait time.Duration
+
 	mu      sync.RWMutex
 	members map[string]map[string]*connection.Connection // queue → name → connection
 	queueOf map[string]string                            // connection name → queue, for known connections
 }
 
-func newDirectory() *directory {
-	return &directory{members: map[string]map[string]*connection.Connection{}, queueOf: map[string]string{}}
+func newDirectory(ackWait time.Duration) *directory {
+	return &directory{
+		ackWait: ackWait,
+		members: map[string]map[string]*connection.Connection{}, queueOf: map[string]string{},
+	}
 }
 
 // strangerPlaces is for requests of connections that don't exist: they are
@@ -127,7 +133,7 @@ func (d *directory) queue(name string) string {
 func (d *directory) plan(queue string) plan {
 	d.mu.RLock()
 	defer d.mu.RUnlock()
-	p := plan{name: durable(queue)}
+	p := plan{name: durable(queue), ackWait: d.ackWait}
 	if name, ok := strings.CutPrefix(queue, strangerPrefix); ok {
 		if _, known := d.queueOf[name]; !known {
 			p.places, p.subjects = strangerPlaces, subjects(name)
