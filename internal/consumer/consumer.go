@@ -17,6 +17,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"strings"
 	"sync"
 	"time"
 
@@ -71,6 +72,7 @@ type Consumer struct {
 	places    *semaphore.Weighted
 	hand      *hand
 	metrics   *metrics
+	census    census
 	stream    jetstream.Stream
 
 	pulling  context.Context // ends when the worker stops taking requests
@@ -84,6 +86,7 @@ type Consumer struct {
 	mu      sync.Mutex
 	stopped bool
 	active  map[string]*queue
+	backlog map[string]*expiry // queues with requests in the stream, or paused
 	mending singleflight.Group
 	closers []func()
 	soon    chan struct{} // another worker has woken a queue
@@ -94,7 +97,6 @@ type queue struct {
 	name   string
 	poked  bool // under Consumer.mu: there was activity since the loop last looked
 	narrow bool // the worker is full: one request is asked for at a time
-	expiry *expiry
 }
 
 // ErrStopBudget is the cause with which calls are cut that outlive the stop budget.
@@ -110,7 +112,7 @@ func New(o Options) *Consumer {
 	}
 	c := &Consumer{
 		Options: o, directory: newDirectory(o.AckWait), places: semaphore.NewWeighted(int64(o.MaxInFlight)),
-		hand: newHand(o.AckWait / 3), active: map[string]*queue{},
+		hand: newHand(o.AckWait / 3), active: map[string]*queue{}, backlog: map[string]*expiry{},
 		soon: make(chan struct{}, 1),
 	}
 	c.metrics = newMetrics(o.Metrics, c)
@@ -211,7 +213,10 @@ func (c *Consumer) activate(name string) {
 		q.poked = true
 		return
 	}
-	q := &queue{name: name, expiry: newExpiry()}
+	if strings.HasPrefix(name, parkedPrefix) {
+		return // nothing is handed over: its deadlines are watched
+	}
+	q := &queue{name: name}
 	c.active[name] = q
 	c.loops.Go(func() { c.serve(q) })
 }
@@ -254,7 +259,7 @@ const (
 // pulled from.
 func (c *Consumer) pull(q *queue) error {
 	p := c.directory.plan(q.name)
-	if len(p.subjects) == 0 {
+	if p.empty() {
 		return nil
 	}
 	setup, cancel := context.WithTimeout(c.pulling, 10*time.Second)
@@ -366,7 +371,7 @@ func (c *Consumer) sleep(d time.Duration) {
 func (c *Consumer) lookOut() {
 	for {
 		// Workers that started together should not look together.
-		timer := time.NewTimer(c.Look*3/4 + rand.N(c.Look/2))
+		timer := time.NewTimer(min(c.Look*3/4+rand.N(c.Look/2), c.untilDue()))
 		select {
 		case <-c.pulling.Done():
 			timer.Stop()
@@ -400,8 +405,15 @@ func (c *Consumer) look(ctx context.Context) error {
 		c.Clock.Observe(info.TimeStamp, asked, time.Now())
 	}
 	c.metrics.backlog.Set(float64(info.State.Msgs))
+	defer c.takeCensus(ctx, info)
+	waiting := map[string]bool{}
 	for subject := range info.State.Subjects {
-		c.activate(c.directory.queue(connectionOf(subject)))
+		waiting[c.directory.queue(connectionOf(subject))] = true
 	}
+	for name := range waiting {
+		c.activate(name)
+		c.expiryOf(name)
+	}
+	c.forget(waiting)
 	return nil
 }

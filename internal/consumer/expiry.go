@@ -4,6 +4,8 @@ import (
 	"container/heap"
 	"context"
 	"errors"
+	"math"
+	"strings"
 	"sync"
 	"time"
 
@@ -17,14 +19,12 @@ import (
 // org's, or a parked connection's. Their requests stay in the stream, and each
 // is read once, for its deadline.
 type expiry struct {
-	mu     sync.Mutex
-	until  time.Time         // the queue is paused until then, by the server's clock
-	read   map[string]uint64 // per subject: the last sequence read
-	due    deadlines
-	serial sync.Mutex // one watch at a time
-}
+	read map[string]uint64 // per subject: the last sequence read; of the one who watches
 
-func newExpiry() *expiry { return &expiry{read: map[string]uint64{}} }
+	mu    sync.Mutex
+	until time.Time // the queue is paused until then, by the server's clock
+	due   deadlines
+}
 
 // pausedFor takes a pause in and reports whether it is longer than the known one.
 func (e *expiry) pausedFor(until time.Time) bool {
@@ -42,6 +42,38 @@ func (e *expiry) paused(now time.Time) bool {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	return now.Before(e.until)
+}
+
+func (e *expiry) room() bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return len(e.due) < keptPerQueue
+}
+
+func (e *expiry) add(d deadline) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	heap.Push(&e.due, d)
+}
+
+// first is the next deadline.
+func (e *expiry) first() (time.Time, bool) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if len(e.due) == 0 {
+		return time.Time{}, false
+	}
+	return e.due[0].at, true
+}
+
+// over takes out a deadline that is over.
+func (e *expiry) over(now time.Time) (deadline, bool) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if len(e.due) == 0 || !e.due[0].at.Before(now) {
+		return deadline{}, false
+	}
+	return heap.Pop(&e.due).(deadline), true
 }
 
 // deadline is when a request in the stream has to be answered.
@@ -69,35 +101,70 @@ const (
 	keptPerQueue = 100_000
 )
 
-// expire answers the requests whose deadlines passed in queues that hand
-// nothing over.
-func (c *Consumer) expire(ctx context.Context) {
+// expiryOf returns the queue's deadlines.
+func (c *Consumer) expiryOf(name string) *expiry {
 	c.mu.Lock()
-	var queues []*queue
-	for _, q := range c.active {
-		queues = append(queues, q)
+	defer c.mu.Unlock()
+	e := c.backlog[name]
+	if e == nil {
+		e = &expiry{read: map[string]uint64{}}
+		c.backlog[name] = e
 	}
-	c.mu.Unlock()
-	for _, q := range queues {
-		p := c.directory.plan(q.name)
-		if !p.parked && !q.expiry.paused(c.Clock.Now()) {
-			continue
-		}
-		if err := c.watch(ctx, q, p); err != nil && ctx.Err() == nil {
-			c.Logger.Warn("deadlines not watched", "queue", q.name, "err", err)
+	return e
+}
+
+// forget drops the queues that have no requests and no pause.
+func (c *Consumer) forget(waiting map[string]bool) {
+	now := c.Clock.Now()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for name, e := range c.backlog {
+		if !waiting[name] && !e.paused(now) {
+			delete(c.backlog, name)
 		}
 	}
 }
 
-func (c *Consumer) watch(ctx context.Context, q *queue, p plan) error {
-	e := q.expiry
-	if !e.serial.TryLock() {
-		return nil
+// watched are the queues that hand nothing over.
+func (c *Consumer) watched() map[string]*expiry {
+	now := c.Clock.Now()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	watched := map[string]*expiry{}
+	for name, e := range c.backlog {
+		if strings.HasPrefix(name, parkedPrefix) || e.paused(now) {
+			watched[name] = e
+		}
 	}
-	defer e.serial.Unlock()
+	return watched
+}
+
+// untilDue is the time until the first deadline that has to be seen to.
+func (c *Consumer) untilDue() time.Duration {
+	first := time.Duration(math.MaxInt64)
+	for _, e := range c.watched() {
+		if at, ok := e.first(); ok {
+			first = min(first, at.Sub(c.Clock.Now()))
+		}
+	}
+	return max(first, 10*time.Millisecond)
+}
+
+// expire answers the requests whose deadlines passed in queues that hand
+// nothing over.
+func (c *Consumer) expire(ctx context.Context) {
+	for name, e := range c.watched() {
+		if err := c.watch(ctx, &queue{name: name}, e, c.directory.plan(name)); err != nil && ctx.Err() == nil {
+			c.Logger.Warn("deadlines not watched", "queue", name, "err", err)
+		}
+	}
+}
+
+// watch reads the deadlines that are new and answers those that are over.
+func (c *Consumer) watch(ctx context.Context, q *queue, e *expiry, p plan) error {
 	left := readPerWatch
 	for _, subject := range p.subjects {
-		for ; left > 0 && len(e.due) < keptPerQueue; left-- {
+		for ; left > 0 && e.room(); left-- {
 			msg, err := c.stream.GetMsg(ctx, e.read[subject]+1, jetstream.WithGetMsgSubject(subject))
 			if errors.Is(err, jetstream.ErrMsgNotFound) {
 				break
@@ -108,12 +175,15 @@ func (c *Consumer) watch(ctx context.Context, q *queue, p plan) error {
 			e.read[subject] = msg.Sequence
 			// What can't be decoded is refused when it is handed over.
 			if request, err := c.Decoder.Decode(msg.Data, msg.Time); err == nil {
-				heap.Push(&e.due, deadline{at: request.Deadline, sequence: msg.Sequence})
+				e.add(deadline{at: request.Deadline, sequence: msg.Sequence})
 			}
 		}
 	}
-	for len(e.due) > 0 && e.due[0].at.Before(c.Clock.Now()) {
-		next := heap.Pop(&e.due).(deadline)
+	for {
+		next, ok := e.over(c.Clock.Now())
+		if !ok {
+			return nil
+		}
 		msg, err := c.stream.GetMsg(ctx, next.sequence)
 		if errors.Is(err, jetstream.ErrMsgNotFound) {
 			continue // settled meanwhile
@@ -122,7 +192,7 @@ func (c *Consumer) watch(ctx context.Context, q *queue, p plan) error {
 			err = c.places.Acquire(ctx, 1)
 		}
 		if err != nil {
-			heap.Push(&e.due, next)
+			e.add(next)
 			return err
 		}
 		c.requests.Go(func() {
@@ -133,15 +203,12 @@ func (c *Consumer) watch(ctx context.Context, q *queue, p plan) error {
 				again: true,
 				done:  func() error { return c.stream.DeleteMsg(c.calling, msg.Sequence) },
 				later: func(d time.Duration) error {
-					e.serial.Lock()
-					defer e.serial.Unlock()
-					heap.Push(&e.due, deadline{at: c.Clock.Now().Add(max(d, time.Second)), sequence: msg.Sequence})
+					e.add(deadline{at: c.Clock.Now().Add(max(d, time.Second)), sequence: msg.Sequence})
 					return nil
 				},
 			})
 		})
 	}
-	return nil
 }
 
 // Objects are the bodies too large for a message.

@@ -62,7 +62,7 @@ const (
 )
 
 func (c *Consumer) remodel(ctx context.Context, p plan) error {
-	if len(p.subjects) == 0 {
+	if p.empty() {
 		err := c.JetStream.DeleteConsumer(ctx, RequestStream, p.name)
 		if errors.Is(err, jetstream.ErrConsumerNotFound) {
 			return nil
@@ -135,7 +135,7 @@ func (c *Consumer) pause(q *queue, name string, d time.Duration) {
 	defer cancel()
 	until := c.Clock.Now().Add(d)
 	p := c.directory.plan(q.name)
-	if !q.expiry.pausedFor(until) {
+	if !c.expiryOf(q.name).pausedFor(until) {
 		return // a longer one is in force
 	}
 	if _, err := c.JetStream.PauseConsumer(ctx, RequestStream, p.name, until); err != nil {
@@ -150,7 +150,7 @@ func (c *Consumer) pause(q *queue, name string, d time.Duration) {
 // notePause takes in a pause that another worker made.
 func (c *Consumer) notePause(q *queue, info *jetstream.ConsumerInfo) {
 	if info.Paused {
-		q.expiry.pausedFor(c.Clock.Now().Add(info.PauseRemaining))
+		c.expiryOf(q.name).pausedFor(c.Clock.Now().Add(info.PauseRemaining))
 	}
 }
 

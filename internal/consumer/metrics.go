@@ -1,38 +1,59 @@
 package consumer
 
 import (
+	"time"
+
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promauto"
 
 	"zoho-worker/internal/envelope"
 	"zoho-worker/internal/relay"
+	"zoho-worker/internal/zoho"
 )
 
-// metrics of this worker. Every label comes from a closed list and starts at zero.
+// metrics of this worker. Every label comes from a closed list and starts at
+// zero; docs/metrics.md says what each means.
 type metrics struct {
 	requests     *prometheus.CounterVec
 	waits        map[relay.Reason]prometheus.Counter
 	age          prometheus.Histogram
+	queued       prometheus.Histogram
 	redeliveries prometheus.Counter
 	pauses       prometheus.Counter
 	backlog      prometheus.Gauge
 }
 
-var outcomes = []string{"answered", "repeated", "dead", "not stored"}
+// none stands for a label without a value: an empty one is no label to Prometheus.
+const none = "none"
+
+// The outcomes of a request.
+const (
+	outcomeAnswered  = "answered"
+	outcomeRepeated  = "repeated"
+	outcomeDead      = "dead"
+	outcomeNotStored = "not_stored"
+)
 
 func newMetrics(r prometheus.Registerer, c *Consumer) *metrics {
 	f := promauto.With(r)
+	ages := []float64{.01, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60, 300, 900, 3600}
 	m := &metrics{
 		requests: f.NewCounterVec(prometheus.CounterOpts{
 			Name: "zoho_worker_requests_total",
-			Help: "Requests settled, by method, outcome (answered, repeated, dead, not stored) and error code (empty: none).",
-		}, []string{"method", "outcome", "code"}),
+			Help: "Requests settled, by method, class of the operation, outcome (answered, repeated, dead, not_stored) and error code.",
+		}, []string{"method", "class", "outcome", "code"}),
 		waits: map[relay.Reason]prometheus.Counter{},
 		age: f.NewHistogram(prometheus.HistogramOpts{
 			Name:                        "zoho_worker_request_age_seconds",
 			Help:                        "Time from the request's storage in the stream to its settlement.",
-			Buckets:                     []float64{.01, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60, 300, 900, 3600},
-			NativeHistogramBucketFactor: 1.1, NativeHistogramMaxBucketNumber: 100,
+			Buckets:                     ages,
+			NativeHistogramBucketFactor: 1.1, NativeHistogramMaxBucketNumber: 100, NativeHistogramMinResetDuration: time.Hour,
+		}),
+		queued: f.NewHistogram(prometheus.HistogramOpts{
+			Name:                        "zoho_worker_queued_seconds",
+			Help:                        "Time from the request's storage in the stream to its first delivery to a worker.",
+			Buckets:                     ages,
+			NativeHistogramBucketFactor: 1.1, NativeHistogramMaxBucketNumber: 100, NativeHistogramMinResetDuration: time.Hour,
 		}),
 		redeliveries: f.NewCounter(prometheus.CounterOpts{
 			Name: "zoho_worker_redeliveries_total", Help: "Requests handed to this worker that had been handed out before.",
@@ -54,23 +75,96 @@ func newMetrics(r prometheus.Registerer, c *Consumer) *metrics {
 		Name: "zoho_worker_in_flight", Help: "Requests in hand of this worker.",
 	}, func() float64 { return float64(c.hand.len()) })
 	f.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "zoho_worker_max_in_flight", Help: "Requests that this worker may have in hand.",
+	}, func() float64 { return float64(c.MaxInFlight) })
+	f.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "zoho_worker_queues_active", Help: "Queues of orgs that this worker pulls from.",
 	}, func() float64 {
 		c.mu.Lock()
 		defer c.mu.Unlock()
 		return float64(len(c.active))
 	})
-	for _, method := range []string{"", "GET", "POST", "PUT", "PATCH", "DELETE"} {
-		for _, outcome := range outcomes {
-			m.requests.WithLabelValues(method, outcome, "")
-		}
-		for _, code := range envelope.Codes() {
-			m.requests.WithLabelValues(method, "answered", string(code))
+	if r != nil {
+		r.MustRegister(&censusMetrics{c})
+	}
+	for _, class := range zoho.Classes() {
+		for _, method := range class.Methods {
+			m.start(method, class.Name)
 		}
 	}
+	m.start(none, none)
 	return m
 }
 
-func (m *metrics) settled(method, outcome string, code envelope.Code) {
-	m.requests.WithLabelValues(method, outcome, string(code)).Inc()
+// start begins the series of a method and a class at zero.
+func (m *metrics) start(method, class string) {
+	for _, outcome := range []string{outcomeAnswered, outcomeRepeated, outcomeNotStored} {
+		m.requests.WithLabelValues(method, class, outcome, none)
+	}
+	for _, code := range envelope.Codes() {
+		m.requests.WithLabelValues(method, class, outcomeAnswered, string(code))
+	}
+	m.requests.WithLabelValues(method, class, outcomeDead, string(envelope.InvalidRequest))
+}
+
+func (m *metrics) settled(method, class, outcome string, code envelope.Code) {
+	if method == "" {
+		method = none
+	}
+	if code == "" {
+		code = none
+	}
+	m.requests.WithLabelValues(method, class, outcome, string(code)).Inc()
+}
+
+// censusMetrics are the numbers of the census, read when they are asked for.
+type censusMetrics struct{ *Consumer }
+
+func describe(name, help string, labels ...string) *prometheus.Desc {
+	return prometheus.NewDesc("zoho_worker_"+name, help, labels, nil)
+}
+
+var (
+	waitingDesc = describe("waiting_requests", "Requests not handed out, of all workers, by what they wait for: worker, place, pause, authorization.", "for")
+	runDesc     = describe("runnable_backlog", "Requests that another worker could start now. The same for all workers: take max().")
+	inHandDesc  = describe("in_hand", "Requests handed out to workers, all of them.")
+	queuesDesc  = describe("queues", "Org queues with work, by state: running, full, paused, parked.", "state")
+	pausedDesc  = describe("pause_longest_seconds", "For how long the queue has been paused that has been so for longest.")
+	oldestDesc  = describe("oldest_request_seconds", "Age of the oldest request in the stream.")
+	lookedDesc  = describe("last_look_timestamp_seconds", "When this worker last looked at the stream.")
+)
+
+// Describe implements prometheus.Collector.
+func (censusMetrics) Describe(to chan<- *prometheus.Desc) {
+	for _, d := range []*prometheus.Desc{waitingDesc, runDesc, inHandDesc, queuesDesc, pausedDesc, oldestDesc, lookedDesc} {
+		to <- d
+	}
+}
+
+// Collect implements prometheus.Collector.
+func (m censusMetrics) Collect(to chan<- prometheus.Metric) {
+	t := m.census.totals(time.Now(), m.Clock.Now())
+	gauge := func(d *prometheus.Desc, value float64, labels ...string) {
+		to <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, value, labels...)
+	}
+	gauge(waitingDesc, float64(t.forWorker), "worker")
+	gauge(waitingDesc, float64(t.forPlace), "place")
+	gauge(waitingDesc, float64(t.forPause), "pause")
+	gauge(waitingDesc, float64(t.forPerson), "authorization")
+	gauge(runDesc, float64(t.forWorker))
+	gauge(inHandDesc, float64(t.inHand))
+	gauge(queuesDesc, float64(t.running), "running")
+	gauge(queuesDesc, float64(t.full), "full")
+	gauge(queuesDesc, float64(t.paused), "paused")
+	gauge(queuesDesc, float64(t.parked), "parked")
+	gauge(pausedDesc, t.pausedFor.Seconds())
+	gauge(oldestDesc, t.oldest.Seconds())
+	m.census.mu.Lock()
+	looked := m.census.looked
+	m.census.mu.Unlock()
+	var at float64
+	if !looked.IsZero() {
+		at = float64(looked.UnixMilli()) / 1000
+	}
+	gauge(lookedDesc, at)
 }

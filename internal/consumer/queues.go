@@ -27,9 +27,12 @@ type plan struct {
 	name     string   // the consumer's durable name
 	subjects []string // sorted; empty: there should be none
 	places   int      // requests of the queue in hand at one time, over all workers
-	parked   bool     // waits for a person: only deadlines are watched
+	parked   bool     // waits for a person: no consumer, only deadlines are watched
 	ackWait  time.Duration
 }
+
+// empty says that there should be no consumer.
+func (p plan) empty() bool { return p.parked || len(p.subjects) == 0 }
 
 func (p plan) config() jetstream.ConsumerConfig {
 	return jetstream.ConsumerConfig{
@@ -147,9 +150,7 @@ func (d *directory) plan(queue string) plan {
 			p.places = places
 		}
 	}
-	if strings.HasPrefix(queue, parkedPrefix) {
-		p.places, p.parked = 1, true
-	}
+	p.parked = strings.HasPrefix(queue, parkedPrefix)
 	slices.Sort(p.subjects)
 	return p
 }

@@ -46,6 +46,8 @@ func (c *Consumer) handle(q *queue, msg jetstream.Msg) {
 	}
 	if meta.NumDelivered > 1 {
 		c.metrics.redeliveries.Inc()
+	} else {
+		c.metrics.queued.Observe(max(c.Clock.Now().Sub(meta.Timestamp), 0).Seconds())
 	}
 	c.work(q, &message{
 		subject: msg.Subject(), header: msg.Headers(), data: msg.Data(),
@@ -143,7 +145,7 @@ func (s *settlement) refuse(e *envelope.Error) {
 // answer stores the response, replies, and acks: in this order, so that whatever
 // dies in between, redelivery repairs.
 func (s *settlement) answer(response *envelope.Response) {
-	s.response, s.outcome = response, "answered"
+	s.response, s.outcome = response, outcomeAnswered
 	data := s.encode(response)
 	switch {
 	case response.Error != nil && response.Error.Code == envelope.IDConflict:
@@ -156,13 +158,13 @@ func (s *settlement) answer(response *envelope.Response) {
 	default:
 		there, err := s.Responses.store(s.calling, s.connection, response, s.digest, data)
 		if err != nil {
-			s.outcome = "not stored"
+			s.outcome = outcomeNotStored
 			s.Logger.Error("response not stored: the request comes again", "connection", s.connection, "id", s.id(), "err", err)
 			return
 		}
 		if there != nil {
 			// Another worker answered first, or another request had the id.
-			s.outcome = "repeated"
+			s.outcome = outcomeRepeated
 			if there.Digest == s.digest {
 				data = there.Data
 			} else if s.request.ReplyTo == "" {
@@ -178,7 +180,7 @@ func (s *settlement) answer(response *envelope.Response) {
 
 // repeat sends a response that is stored already.
 func (s *settlement) repeat(data []byte) {
-	s.outcome = "repeated"
+	s.outcome = outcomeRepeated
 	s.reply(data)
 	s.ack()
 }
@@ -226,7 +228,7 @@ func (s *settlement) ack() {
 
 // bury keeps the message whole for a person, with the reason.
 func (s *settlement) bury(e *envelope.Error) {
-	s.outcome = "dead"
+	s.outcome = outcomeDead
 	msg := &nats.Msg{Subject: "zoho.dead." + s.connection, Data: s.message.data, Header: nats.Header{}}
 	for name, values := range s.message.header {
 		// The server acts on its own headers: kept for reading, not for acting.
@@ -246,7 +248,7 @@ func (s *settlement) bury(e *envelope.Error) {
 		return err
 	})
 	if err != nil {
-		s.outcome = "not stored"
+		s.outcome = outcomeNotStored
 		s.Logger.Error("dead letter not stored: the request comes again", "connection", s.connection, "err", err)
 		return
 	}
@@ -257,10 +259,11 @@ func (s *settlement) bury(e *envelope.Error) {
 // log writes the one wide line of a request, and counts it.
 func (s *settlement) log(begun time.Time) {
 	method, code, status, attempts := "", envelope.Code(""), 0, 0
-	operation := "none"
+	operation, class := none, none
 	if s.request != nil && s.request.Method != "" && s.request.Path != "" {
 		method = s.request.Method
-		operation = zoho.OperationOf(method, s.request.Path).Name
+		op := zoho.OperationOf(method, s.request.Path)
+		operation, class = op.Name, op.Class()
 	}
 	if s.response != nil {
 		status, attempts = s.response.Status, s.response.Attempts
@@ -269,10 +272,10 @@ func (s *settlement) log(begun time.Time) {
 		}
 	}
 	waited := begun.Sub(s.message.stored.Add(time.Since(s.Clock.Now())))
-	s.metrics.settled(method, s.outcome, code)
+	s.metrics.settled(method, class, s.outcome, code)
 	s.metrics.age.Observe((max(waited, 0) + time.Since(begun)).Seconds())
 	level := slog.LevelInfo
-	if s.outcome == "dead" || code == envelope.Internal {
+	if s.outcome == outcomeDead || code == envelope.Internal {
 		level = slog.LevelWarn
 	}
 	s.Logger.LogAttrs(s.calling, level, "request settled",

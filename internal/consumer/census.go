@@ -1,0 +1,185 @@
+package consumer
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+)
+
+// census is what the org queues with work look like, over all workers. Every
+// worker takes it for itself, from the same server, so all have the same.
+type census struct {
+	mu     sync.Mutex
+	queues map[string]*sight
+	looked time.Time
+	oldest time.Time // when the oldest request in the stream was stored, by the server's clock
+}
+
+// sight is what a queue looked like at the instant at.
+type sight struct {
+	at              time.Time
+	waiting, inHand int
+	places          int
+	paused, parked  bool
+	// since is when the queue was first seen paused; calm how often in a row it
+	// was seen not paused since. A queue that Zoho refuses tries now and then,
+	// and is paused again: that doesn't make it calm.
+	since time.Time
+	calm  int
+}
+
+// runnable is how many of the waiting requests a worker could start now: none
+// of a queue that is paused or waits for a person, and of the others as many as
+// the org has free places.
+func (s *sight) runnable() int {
+	if s.paused || s.parked {
+		return 0
+	}
+	return max(0, min(s.waiting, s.places-s.inHand))
+}
+
+// totals are the census in numbers.
+type totals struct {
+	forWorker, forPlace, forPause, forPerson int // requests not handed out, by what they wait for
+	inHand                                   int
+	running, full, paused, parked            int // queues
+	pausedFor, oldest                        time.Duration
+}
+
+func (c *census) totals(now time.Time, server time.Time) totals {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	var t totals
+	for _, s := range c.queues {
+		t.inHand += s.inHand
+		switch runnable := s.runnable(); {
+		case s.parked:
+			t.parked++
+			t.forPerson += s.waiting
+		case s.paused:
+			t.paused++
+			t.forPause += s.waiting
+		default:
+			t.forWorker += runnable
+			t.forPlace += s.waiting - runnable
+			if s.inHand >= s.places {
+				t.full++
+			} else {
+				t.running++
+			}
+		}
+		if !s.since.IsZero() {
+			t.pausedFor = max(t.pausedFor, now.Sub(s.since))
+		}
+	}
+	if !c.oldest.IsZero() {
+		t.oldest = max(0, server.Sub(c.oldest))
+	}
+	return t
+}
+
+// Bounds of one census: how many queues it asks the server about, and how many
+// at a time. With more queues than that each is asked about in its turn.
+const (
+	askPerCensus = 256
+	askAtOnce    = 8
+)
+
+// takeCensus brings the census up to date with a look at the stream; at most
+// once in half the time between looks, because news of other workers' queues
+// bring extra looks. Too early is not an error.
+func (c *Consumer) takeCensus(ctx context.Context, info *jetstream.StreamInfo) {
+	stored := map[string]int{}
+	for subject, n := range info.State.Subjects {
+		stored[c.directory.queue(connectionOf(subject))] += int(n)
+	}
+	names, now := c.census.due(stored, info, c.Look/2)
+	next := make(chan string, len(names))
+	for _, name := range names {
+		next <- name
+	}
+	close(next)
+	var asking sync.WaitGroup
+	for range min(askAtOnce, len(names)) {
+		asking.Go(func() {
+			for name := range next {
+				c.ask(ctx, name, stored[name], now)
+			}
+		})
+	}
+	asking.Wait()
+}
+
+// due forgets the queues without work and returns those that it is the turn of.
+func (c *census) due(stored map[string]int, info *jetstream.StreamInfo, apart time.Duration) ([]string, time.Time) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	now := time.Now()
+	if now.Sub(c.looked) < apart {
+		return nil, now
+	}
+	c.looked, c.oldest = now, time.Time{}
+	if info.State.Msgs > 0 {
+		c.oldest = info.State.FirstTime
+	}
+	for name := range c.queues {
+		if stored[name] == 0 {
+			delete(c.queues, name)
+		}
+	}
+	names := make([]string, 0, len(stored))
+	for name := range stored {
+		names = append(names, name)
+	}
+	if len(names) > askPerCensus {
+		last := func(name string) time.Time {
+			if s := c.queues[name]; s != nil {
+				return s.at
+			}
+			return time.Time{}
+		}
+		slices.SortFunc(names, func(a, b string) int { return last(a).Compare(last(b)) })
+		names = names[:askPerCensus]
+	}
+	return names, now
+}
+
+// ask asks the server about one queue. One that no worker has taken up yet has
+// all its requests waiting.
+func (c *Consumer) ask(ctx context.Context, name string, stored int, now time.Time) {
+	p := c.directory.plan(name)
+	seen := sight{at: now, waiting: stored, places: p.places, parked: p.parked}
+	there, err := c.stream.Consumer(ctx, p.name)
+	switch {
+	case errors.Is(err, jetstream.ErrConsumerNotFound):
+	case err != nil:
+		return // the server is away, or busy: what was seen last stands
+	default:
+		info := there.CachedInfo()
+		seen.waiting, seen.inHand, seen.paused = int(info.NumPending), info.NumAckPending, info.Paused
+	}
+	c.census.put(name, seen)
+}
+
+func (c *census) put(name string, s sight) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.queues == nil {
+		c.queues = map[string]*sight{}
+	}
+	before := c.queues[name]
+	switch {
+	case before != nil && s.paused:
+		s.since = before.since
+	case before != nil && !before.since.IsZero() && before.calm == 0:
+		s.since, s.calm = before.since, 1
+	}
+	if s.paused && s.since.IsZero() {
+		s.since = s.at
+	}
+	c.queues[name] = &s
+}
