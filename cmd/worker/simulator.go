@@ -4,21 +4,11 @@ package main
 
 import (
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
-	"crypto/tls"
-	"crypto/x509"
-	"crypto/x509/pkix"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
-	"math/big"
 	"net"
 	"net/http"
-	"os"
-	"path/filepath"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -34,9 +24,8 @@ import (
 const sandboxRefreshToken = "1000.sandbox.sandbox"
 
 type simulatorFlags struct {
-	addr, url, tlsDir, refresh string
-	tlsNames                   []string
-	latency                    time.Duration
+	addr, url, tlsCert, tlsKey, refresh string
+	latency                             time.Duration
 }
 
 func simulatorCommand() *cobra.Command {
@@ -49,10 +38,10 @@ with one org, one user who has consented, and some records. Workers reach it by
   ZOHO_ACCOUNTS_URL and ZOHO_API_URL
 
 A worker takes plain http from its own machine only. For another machine or
-container give --tls-dir: the simulator makes a certificate there, and the
-worker trusts it by SSL_CERT_FILE=DIR/ca.pem.`,
+container give the simulator a certificate; SSL_CERT_FILE=ca.crt in the worker's
+environment makes it trust an authority of your own.`,
 		Example: `  worker simulator --addr 127.0.0.1:8090
-  worker simulator --addr :8443 --tls-dir /tls --tls-names simulator --url https://simulator:8443
+  worker simulator --addr :8443 --tls-cert simulator.crt --tls-key simulator.key --url https://simulator:8443
   worker simulator connect demo     a connection that fits it, in the NATS server of NATS_URL`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return simulate(cmd.Context(), flags, cmd.OutOrStdout())
@@ -61,8 +50,9 @@ worker trusts it by SSL_CERT_FILE=DIR/ca.pem.`,
 	f := cmd.Flags()
 	f.StringVar(&flags.addr, "addr", "127.0.0.1:8090", "address to listen on; port 0 takes a free one")
 	f.StringVar(&flags.url, "url", "", "how workers reach it, as its token responses name it (default the address)")
-	f.StringVar(&flags.tlsDir, "tls-dir", "", "serve https, with a certificate made and kept in this directory")
-	f.StringSliceVar(&flags.tlsNames, "tls-names", nil, "names the certificate is for, beside localhost")
+	f.StringVar(&flags.tlsCert, "tls-cert", "", "serve https with this certificate, a PEM file")
+	f.StringVar(&flags.tlsKey, "tls-key", "", "the certificate's key")
+	cmd.MarkFlagsRequiredTogether("tls-cert", "tls-key")
 	f.StringVar(&flags.refresh, "refresh-token", sandboxRefreshToken, "refresh token of the demo user")
 	f.DurationVar(&flags.latency, "latency", 0, "how long every API call takes at least")
 	cmd.AddCommand(simulatorConnectCommand())
@@ -70,14 +60,9 @@ worker trusts it by SSL_CERT_FILE=DIR/ca.pem.`,
 }
 
 func simulate(ctx context.Context, flags simulatorFlags, out io.Writer) error {
-	var config *tls.Config
 	scheme := "http"
-	if flags.tlsDir != "" {
-		certificate, err := sandboxCertificate(flags.tlsDir, flags.tlsNames)
-		if err != nil {
-			return fmt.Errorf("--tls-dir: %w", err)
-		}
-		config, scheme = &tls.Config{Certificates: []tls.Certificate{certificate}, MinVersion: tls.VersionTLS12}, "https"
+	if flags.tlsCert != "" {
+		scheme = "https"
 	}
 	listener, err := net.Listen("tcp", flags.addr)
 	if err != nil {
@@ -94,11 +79,11 @@ func simulate(ctx context.Context, flags simulatorFlags, out io.Writer) error {
 	zoho.GrantThisRefreshToken(devbox.UserID, flags.refresh)
 	zoho.SetLatency(flags.latency)
 
-	server := &http.Server{Handler: simulatorHandler(zoho), TLSConfig: config, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: time.Minute}
+	server := &http.Server{Handler: simulatorHandler(zoho), ReadHeaderTimeout: 10 * time.Second, IdleTimeout: time.Minute}
 	failed := make(chan error, 1)
 	go func() {
-		if config != nil {
-			failed <- server.ServeTLS(listener, "", "")
+		if flags.tlsCert != "" {
+			failed <- server.ServeTLS(listener, flags.tlsCert, flags.tlsKey)
 			return
 		}
 		failed <- server.Serve(listener)
@@ -123,49 +108,6 @@ func simulatorHandler(zoho http.Handler) http.Handler {
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ready") })
 	mux.Handle("/", zoho)
 	return mux
-}
-
-// sandboxCertificate returns the directory's certificate and makes it where there
-// is none yet. It is kept, because workers read it when they start.
-func sandboxCertificate(dir string, names []string) (tls.Certificate, error) {
-	certFile, keyFile := filepath.Join(dir, "ca.pem"), filepath.Join(dir, "key.pem")
-	if kept, err := tls.LoadX509KeyPair(certFile, keyFile); err == nil && time.Until(kept.Leaf.NotAfter) > 24*time.Hour {
-		return kept, nil
-	} else if err != nil && !errors.Is(err, os.ErrNotExist) {
-		return tls.Certificate{}, err
-	}
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		return tls.Certificate{}, err
-	}
-	serial, err := rand.Int(rand.Reader, new(big.Int).Lsh(big.NewInt(1), 127))
-	if err != nil {
-		return tls.Certificate{}, err
-	}
-	now := time.Now()
-	template := &x509.Certificate{
-		SerialNumber: serial, Subject: pkix.Name{CommonName: "zoho-worker sandbox"},
-		NotBefore: now.Add(-time.Hour), NotAfter: now.AddDate(1, 0, 0),
-		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
-		// It signs nothing but itself, so whoever trusts it trusts these names only.
-		BasicConstraintsValid: true,
-		DNSNames:              append([]string{"localhost"}, names...), IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1), net.IPv6loopback},
-	}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
-	if err != nil {
-		return tls.Certificate{}, err
-	}
-	private, err := x509.MarshalPKCS8PrivateKey(key)
-	if err != nil {
-		return tls.Certificate{}, err
-	}
-	if err := os.WriteFile(keyFile, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: private}), 0o600); err != nil {
-		return tls.Certificate{}, err
-	}
-	if err := os.WriteFile(certFile, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), 0o644); err != nil {
-		return tls.Certificate{}, err
-	}
-	return tls.LoadX509KeyPair(certFile, keyFile)
 }
 
 func simulatorConnectCommand() *cobra.Command {
