@@ -83,6 +83,7 @@ func Start(ctx context.Context, c Config, logger *slog.Logger) (_ *Worker, err e
 	if err != nil {
 		return nil, err
 	}
+	js = countPublishes(js, metrics)
 	topology := consumer.Topology{Replicas: c.Replicas, Retention: c.Retention}
 	if err := topology.Ensure(ctx, js); err != nil {
 		return nil, fmt.Errorf("prepare JetStream at %s: %w", w.nc.ConnectedUrlRedacted(), err)
@@ -91,6 +92,7 @@ func Start(ctx context.Context, c Config, logger *slog.Logger) (_ *Worker, err e
 		return nil, err
 	}
 	w.onStop(func(context.Context) { w.Connections.Close() })
+	w.watch(metrics)
 
 	client, err := zoho.New(c.zoho(int(w.nc.MaxPayload())))
 	if err != nil {
@@ -176,11 +178,11 @@ func (w *Worker) openTokens(ctx context.Context, c Config, options token.Options
 	if client != nil {
 		w.onStop(func(context.Context) { _ = client.Close() })
 		options.Locker = lock.New(client, lock.Options{Prefix: "zoho:lock:", Logger: options.Logger})
-		ping, cancel := context.WithTimeout(ctx, time.Second)
-		defer cancel()
-		if err := client.Ping(ping).Err(); err != nil {
-			options.Logger.Warn("Redis can't be reached: refreshes go on without its lock, the claim in the token record decides", "err", err)
-		}
+	}
+	pinging, stopPinging := context.WithCancel(context.WithoutCancel(ctx))
+	w.onStop(func(context.Context) { stopPinging() })
+	if err := pingRedis(pinging, client, options.Metrics); err != nil {
+		options.Logger.Warn("Redis can't be reached: refreshes go on without its lock, the claim in the token record decides", "err", err)
 	}
 	tokens, err := token.Open(ctx, options)
 	if err != nil {
@@ -200,6 +202,8 @@ func publishEvent(nc *nats.Conn, name, event string, logger *slog.Logger) {
 	}
 }
 
+func (w *Worker) ready() bool { return w.serves.Load() && w.nc.IsConnected() }
+
 // serveHTTP serves what an operations team reads.
 func (w *Worker) serveHTTP(addr string, metrics *prometheus.Registry) error {
 	listener, err := net.Listen("tcp", addr)
@@ -211,7 +215,7 @@ func (w *Worker) serveHTTP(addr string, metrics *prometheus.Registry) error {
 	mux.Handle("GET /metrics", promhttp.HandlerFor(metrics, promhttp.HandlerOpts{EnableOpenMetrics: true}))
 	mux.HandleFunc("GET /healthz", func(rw http.ResponseWriter, _ *http.Request) { fmt.Fprintln(rw, "ok") })
 	mux.HandleFunc("GET /readyz", func(rw http.ResponseWriter, _ *http.Request) {
-		if !w.serves.Load() || !w.nc.IsConnected() {
+		if !w.ready() {
 			http.Error(rw, "not ready: no connection to NATS, starting or stopping", http.StatusServiceUnavailable)
 			return
 		}

@@ -49,6 +49,7 @@ type Box struct {
 	Zoho           *zohotest.Server
 	NATS           *server.Server
 
+	nats    server.Options
 	closers []func()
 }
 
@@ -129,23 +130,42 @@ func (b *Box) startNATS(addr string) error {
 	if port == 0 {
 		port = server.RANDOM_PORT
 	}
-	ns, err := server.NewServer(&server.Options{
+	b.nats = server.Options{
 		ServerName: "devbox", Host: host, Port: port, NoSigs: true, NoLog: true,
 		JetStream: true, StoreDir: filepath.Join(b.DataDir, "nats"),
-	})
+	}
+	b.onClose(b.stopNATS)
+	return b.runNATS()
+}
+
+func (b *Box) runNATS() error {
+	options := b.nats
+	ns, err := server.NewServer(&options)
 	if err != nil {
 		return fmt.Errorf("start nats-server: %w", err)
 	}
 	ns.Start()
-	b.onClose(func() {
-		ns.Shutdown()
-		ns.WaitForShutdown()
-	})
+	b.NATS = ns
 	if !ns.ReadyForConnections(15 * time.Second) {
 		return errors.New("start nats-server: not ready after 15 s")
 	}
-	b.NATS, b.NATSURL = ns, ns.ClientURL()
+	b.nats.Port = options.Port
+	b.NATSURL = ns.ClientURL()
 	return nil
+}
+
+func (b *Box) stopNATS() {
+	if b.NATS != nil {
+		b.NATS.Shutdown()
+		b.NATS.WaitForShutdown()
+	}
+}
+
+// RestartNATS stops the nats-server and starts it again with what it had
+// stored, at the same address. It must not run beside another method.
+func (b *Box) RestartNATS() error {
+	b.stopNATS()
+	return b.runNATS()
 }
 
 // startRedis starts the imitation, whose keys expire only when its clock is moved.

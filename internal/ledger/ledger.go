@@ -8,7 +8,8 @@
 // Invariants: at most one holder at a time may send; a holder whose lease is
 // over by its own monotonic clock sends nothing; a claim is given up only by its
 // holder, and only where it is proved that nothing was sent; a claim that could
-// not be written counts as not held.
+// not be written counts as not held; whoever is told that a lease is over has
+// closed the claim first, so its holder, should it wake up, can't extend it.
 package ledger
 
 import (
@@ -40,7 +41,8 @@ func StreamConfig(replicas int, retention time.Duration) jetstream.StreamConfig 
 var ErrConflict = errors.New("the id belongs to a request with other content")
 
 // ErrExpired says that the claim's lease is over and nobody gave it up: the
-// request may have been sent, and whoever sent it is gone.
+// request may have been sent, and whoever sent it is gone. The claim is closed
+// for good: nobody sends the request any more.
 var ErrExpired = errors.New("the claim's lease is over")
 
 // HeldError says that another holder's lease is running for another Left.
@@ -71,6 +73,7 @@ type state string
 const (
 	claimed  state = "claimed"
 	released state = "released"
+	closed   state = "closed" // its lease ran out, and somebody has said so
 )
 
 // record is a claim as it is stored. Times are not in it: the server's time of
@@ -102,13 +105,20 @@ func (l *Ledger) Claim(ctx context.Context, connection, id string, digest [32]by
 	}}
 	// A new claim first: nearly every request is new. Only a conflict makes it read.
 	var expected uint64
+	unclear := false
 	for {
 		err := c.write(ctx, expected)
-		if err == nil {
+		switch {
+		case err == nil:
 			return c, nil
-		}
-		if !errors.Is(err, register.ErrConflict) {
+		case errors.Is(err, register.ErrConflict):
+		case unclear || ctx.Err() != nil:
 			return nil, fmt.Errorf("claim: %w", err)
+		default:
+			// It may be written or not. One that is, and that nobody remembers,
+			// would end as an unknown outcome: so once more, and see.
+			unclear = true
+			continue
 		}
 		there, entry, err := l.read(ctx, c.subject)
 		switch {
@@ -117,10 +127,14 @@ func (l *Ledger) Claim(ctx context.Context, connection, id string, digest [32]by
 			continue
 		case err != nil:
 			return nil, fmt.Errorf("claim: %w", err)
+		case there.Nonce == c.record.Nonce && there.State == claimed:
+			// The unclear write was done. Another one starts the lease anew.
 		case there.Digest != c.record.Digest:
 			return nil, ErrConflict
 		case there.State != released:
-			return nil, l.standing(there, entry)
+			if err := l.standing(ctx, c.subject, there, entry); err != nil {
+				return nil, err
+			}
 		}
 		expected = entry.Revision
 	}
@@ -129,7 +143,8 @@ func (l *Ledger) Claim(ctx context.Context, connection, id string, digest [32]by
 // Look reports what stands in the ledger without claiming: nil where the
 // request was never claimed or was given up, else the errors of Claim.
 func (l *Ledger) Look(ctx context.Context, connection, id string, digest [32]byte) error {
-	there, entry, err := l.read(ctx, "zoho.claims."+connection+"."+id)
+	subject := "zoho.claims." + connection + "." + id
+	there, entry, err := l.read(ctx, subject)
 	switch {
 	case errors.Is(err, register.ErrNotFound):
 		return nil
@@ -137,18 +152,47 @@ func (l *Ledger) Look(ctx context.Context, connection, id string, digest [32]byt
 		return fmt.Errorf("look up claim: %w", err)
 	case there.Digest != hex.EncodeToString(digest[:]):
 		return ErrConflict
-	case there.State == released:
-		return nil
 	}
-	return l.standing(there, entry)
+	return l.standing(ctx, subject, there, entry)
 }
 
-func (l *Ledger) standing(there record, entry *register.Entry) error {
-	lease := time.Duration(there.LeaseMS) * time.Millisecond
-	if left := entry.Time.Add(lease).Sub(l.clock.Now()); left > 0 {
-		return &HeldError{Left: left}
+// standing is what a record of this request says to somebody else: nil where it
+// was released. A claim whose lease is over is closed by a compare-and-set
+// before that is said: to say it from a read alone would let a holder that was
+// suspended extend its lease and send after the request was answered.
+func (l *Ledger) standing(ctx context.Context, subject string, there record, entry *register.Entry) error {
+	for {
+		switch there.State {
+		case released:
+			return nil
+		case closed:
+			return ErrExpired
+		}
+		lease := time.Duration(there.LeaseMS) * time.Millisecond
+		if left := entry.Time.Add(lease).Sub(l.clock.Now()); left > 0 {
+			return &HeldError{Left: left}
+		}
+		there.State = closed
+		data, err := json.Marshal(there)
+		if err != nil {
+			return err
+		}
+		_, err = l.registers.Put(ctx, subject, data, entry.Revision)
+		if err == nil {
+			return ErrExpired
+		}
+		if !errors.Is(err, register.ErrConflict) {
+			return fmt.Errorf("close claim: %w", err)
+		}
+		// Extended, released or closed in between.
+		there, entry, err = l.read(ctx, subject)
+		if errors.Is(err, register.ErrNotFound) {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("close claim: %w", err)
+		}
 	}
-	return ErrExpired
 }
 
 func (l *Ledger) read(ctx context.Context, subject string) (record, *register.Entry, error) {
@@ -202,9 +246,10 @@ func (c *Claim) Permit() error {
 }
 
 // Extend starts the lease anew for another attempt of the same holder. The
-// error is register.ErrConflict where the claim is no longer the holder's.
+// error is register.ErrConflict where the claim is no longer the holder's; after
+// any other the claim may still be, and may be released.
 func (c *Claim) Extend(ctx context.Context) error {
-	if err := c.write(ctx, c.revision); err != nil {
+	if err := c.rewrite(ctx); err != nil {
 		return fmt.Errorf("extend claim: %w", err)
 	}
 	return nil
@@ -213,8 +258,38 @@ func (c *Claim) Extend(ctx context.Context) error {
 // Release gives the claim up: the holder has proof that nothing was sent.
 func (c *Claim) Release(ctx context.Context) error {
 	c.record.State = released
-	if err := c.write(ctx, c.revision); err != nil {
+	if err := c.rewrite(ctx); err != nil {
 		return fmt.Errorf("release claim: %w", err)
 	}
 	return nil
+}
+
+// rewrite stores the holder's record anew. A write of its own whose
+// acknowledgement was lost it recognises by the nonce.
+func (c *Claim) rewrite(ctx context.Context) error {
+	for unclear := false; ; {
+		err := c.write(ctx, c.revision)
+		switch {
+		case err == nil:
+			return nil
+		case errors.Is(err, register.ErrConflict):
+		case unclear || ctx.Err() != nil:
+			return err
+		default:
+			unclear = true
+			continue
+		}
+		there, entry, err := c.ledger.read(ctx, c.subject)
+		switch {
+		case errors.Is(err, register.ErrNotFound):
+			return register.ErrConflict
+		case err != nil:
+			return err
+		case there.Nonce != c.record.Nonce || there.State == closed:
+			return register.ErrConflict
+		case there.State == released:
+			return nil
+		}
+		c.revision = entry.Revision
+	}
 }

@@ -234,10 +234,14 @@ func (j *job) standing(err error) Result {
 	var held *ledger.HeldError
 	switch {
 	case errors.As(err, &held):
+		j.metrics.claims.WithLabelValues(claimHeld).Inc()
 		return j.wait(WaitClaim, min(held.Left, claimPause()))
 	case errors.Is(err, ledger.ErrConflict):
+		j.metrics.claims.WithLabelValues(claimConflict).Inc()
 		return j.conflict()
 	case errors.Is(err, ledger.ErrExpired):
+		j.metrics.claims.WithLabelValues(claimExpired).Inc()
+		j.metrics.unknown.WithLabelValues(unknownLeaseOver).Inc()
 		return j.fail(envelope.OutcomeUnknown,
 			"the worker that sent the request died before it could answer: look the record up before sending again, or name a unique_field")
 	}
@@ -271,7 +275,7 @@ func (j *job) load(ctx context.Context) (Result, bool) {
 // send calls Zoho until there is a final response or a reason to wait.
 func (j *job) send(ctx context.Context) Result {
 	pause := newBackoff()
-	access, err := j.Tokens.Token(ctx, j.connection)
+	access, err := j.token(ctx)
 	for {
 		if err != nil {
 			return j.withoutToken(err)
@@ -302,11 +306,26 @@ func (j *job) send(ctx context.Context) Result {
 			return j.expired(fmt.Sprintf("after %d attempts", j.attempts))
 		case d > maxPause:
 			return j.wait(WaitRetry, d)
-		case !j.sleep(ctx, d):
+		}
+		if j.claim != nil && j.claim.Left() < d {
+			// Nothing was sent, or judge would have ended it: a lease that runs
+			// out in the pause would have another worker say that it was.
+			j.finish()
+			j.claim = nil
+		}
+		if !j.sleep(ctx, d) {
 			return j.wait(WaitStopping, 0)
 		}
-		access, err = j.Tokens.Token(ctx, j.connection)
+		access, err = j.token(ctx)
 	}
+}
+
+// token gets an access token and takes the time that it takes.
+func (j *job) token(ctx context.Context) (token.Token, error) {
+	begun := time.Now()
+	access, err := j.Tokens.Token(ctx, j.connection)
+	j.metrics.tokenWait.Observe(time.Since(begun).Seconds())
+	return access, err
 }
 
 // secure makes sure that this worker holds the claim for long enough to finish a call.
@@ -316,14 +335,17 @@ func (j *job) secure(ctx context.Context) (Result, bool) {
 	}
 	var err error
 	if j.claim != nil {
-		if err = j.claim.Extend(ctx); err != nil {
-			// Whoever took it over answers; if nobody did, the lease decides.
-			j.claim = nil
+		if err = j.claim.Extend(ctx); err == nil {
+			return Result{}, true
+		}
+		if errors.Is(err, register.ErrConflict) {
+			j.claim = nil // whoever closed it answers
 			return j.wait(WaitClaim, claimPause()), false
 		}
-		return Result{}, true
+		return j.wait(WaitStorage, storagePause()), false
 	}
 	if j.claim, err = j.Ledger.Claim(ctx, j.Delivery.Connection, j.Request.ID, j.Digest); err == nil {
+		j.metrics.claims.WithLabelValues(claimMade).Inc()
 		failpoint.Hit(failpoint.Claimed)
 		return Result{}, true
 	}
@@ -332,6 +354,7 @@ func (j *job) secure(ctx context.Context) (Result, bool) {
 	if result, known := j.history(ctx); known {
 		return result, false
 	}
+	j.metrics.claims.WithLabelValues(claimFailed).Inc()
 	return j.wait(WaitStorage, storagePause()), false
 }
 
@@ -349,6 +372,7 @@ func (j *job) attempt(ctx context.Context, access token.Token) *zoho.Answer {
 	}
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
+	j.sent = true // until it is proved otherwise, a panic included
 	answer := j.Zoho.Do(ctx, call)
 	failpoint.Hit(failpoint.Answered)
 	j.attempts++
@@ -358,7 +382,7 @@ func (j *job) attempt(ctx context.Context, access token.Token) *zoho.Answer {
 	if answer.Status == 500 {
 		j.refusals++
 	}
-	j.metrics.attempt(j.Request.Method, answer)
+	j.metrics.attempt(j.Request.Method, j.connection.Queue(), answer)
 	if answer.Status > 0 && answer.Status < 500 && answer.Status != 429 {
 		j.pauses.reset(j.connection.Queue())
 	}
@@ -411,6 +435,9 @@ func (j *job) conclude(v verdict) Result {
 		response.Body = envelope.Body{Kind: envelope.JSONBody, Data: fmt.Appendf(nil,
 			`{"data":[{"code":"SUCCESS","details":{"id":%q},"message":"record already added","status":"success"}]}`, v.record)}
 	}
+	if v.code == envelope.OutcomeUnknown {
+		j.metrics.unknown.WithLabelValues(unknownNoAnswer).Inc()
+	}
 	if v.code != "" {
 		response.Error = &envelope.Error{Code: v.code, Message: v.message}
 	}
@@ -462,9 +489,15 @@ func header(headers []envelope.Header, name string) string {
 	return ""
 }
 
-// wait makes the request come again, at its deadline at the latest.
+// wait makes the request come again, at its deadline at the latest. One that
+// has to wait although its deadline is over (another worker may be sending it,
+// or nothing can be looked up) waits as long as any other, or it would come in a
+// tight loop.
 func (j *job) wait(reason Reason, d time.Duration) Result {
-	return Result{Wait: &Wait{Reason: reason, For: max(0, min(d, j.left()))}}
+	if left := j.left(); left > 0 {
+		d = min(d, left)
+	}
+	return Result{Wait: &Wait{Reason: reason, For: max(0, d)}}
 }
 
 // left is the time until the deadline.
@@ -494,7 +527,9 @@ func (j *job) finish() {
 	if err := j.claim.Release(ctx); err != nil {
 		j.Logger.Warn("claim not released: the request will be answered outcome_unknown",
 			"connection", j.Delivery.Connection, "id", j.Request.ID, "claim", hex.EncodeToString(j.Digest[:4]), "err", err)
+		return
 	}
+	j.metrics.claims.WithLabelValues(claimReleased).Inc()
 }
 
 // maxPause is the longest pause spent inside Do; a longer one is spent in the stream.

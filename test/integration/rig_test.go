@@ -299,7 +299,7 @@ func (l *logs) logger() *slog.Logger {
 	return slog.New(slog.NewTextHandler(&l.text, &slog.HandlerOptions{Level: slog.LevelDebug}))
 }
 
-func wantCode(t *testing.T, response *envelope.Response, code envelope.Code, contains ...string) {
+func wantCode(t testing.TB, response *envelope.Response, code envelope.Code, contains ...string) {
 	t.Helper()
 	if response.Error == nil || response.Error.Code != code {
 		t.Fatalf("response is %s, want code %s", response.AppendJSON(nil), code)
@@ -311,7 +311,7 @@ func wantCode(t *testing.T, response *envelope.Response, code envelope.Code, con
 	}
 }
 
-func wantStatus(t *testing.T, response *envelope.Response, status int) {
+func wantStatus(t testing.TB, response *envelope.Response, status int) {
 	t.Helper()
 	if response.Status != status || response.Error != nil {
 		t.Fatalf("response is %s, want status %d and no error", response.AppendJSON(nil), status)

@@ -1,0 +1,206 @@
+package integration
+
+import (
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"syscall"
+	"testing"
+	"time"
+
+	"zoho-worker/internal/failpoint"
+	"zoho-worker/internal/zoho/zohotest"
+)
+
+// place is where a worker is killed: at one of its fail points, or by the test
+// while the simulator has its call at a stage.
+type place struct {
+	point failpoint.Point
+	stage zohotest.Stage
+}
+
+func (p place) String() string {
+	switch {
+	case p.point != "":
+		return string(p.point)
+	case p.stage == zohotest.BodyRead:
+		return "call: body read"
+	default:
+		return "call: executed"
+	}
+}
+
+// crash is a place and what one insert, killed there, comes to.
+type crash struct {
+	place
+	unknown  bool // outcome_unknown, else 201
+	executed int
+	replies  int // to its inbox
+}
+
+// crashes has a row for every place. F2, F3 and F4.
+var crashes = []crash{
+	{place{point: failpoint.Decoded}, false, 1, 1},
+	{place{point: failpoint.Claimed}, true, 0, 1},
+	{place{stage: zohotest.BodyRead}, true, 1, 1}, // Zoho executes what it has read
+	{place{stage: zohotest.Executed}, true, 1, 1},
+	{place{point: failpoint.Answered}, true, 1, 1},
+	{place{point: failpoint.Stored}, false, 1, 1},
+	// The kill may keep what is handed to the connection from leaving.
+	{place{point: failpoint.Replied}, false, 1, 2},
+	{place{point: failpoint.Acked}, false, 1, 2},
+}
+
+// No point without a crash.
+func TestEveryPointHasACrash(t *testing.T) {
+	t.Parallel()
+	rows := map[failpoint.Point]int{}
+	for _, c := range crashes {
+		if c.point != "" {
+			rows[c.point]++
+		}
+	}
+	for _, p := range failpoint.Points() {
+		if rows[p] != 1 {
+			t.Errorf("point %s has %d rows in the table of crashes", p, rows[p])
+		}
+		delete(rows, p)
+	}
+	for p := range rows {
+		t.Errorf("the table of crashes names %s, and failpoint.Points does not", p)
+	}
+}
+
+// doomed starts a worker that dies at the n-th passage of p. Call died to wait
+// for its death.
+func (w *workload) doomed(p place, n int) (worker *process, died func()) {
+	w.t.Helper()
+	if p.point != "" {
+		worker = w.process(fmt.Sprintf("FAILPOINT=%s:%d", p.point, n))
+		return worker, worker.died
+	}
+	hold := w.Zoho.Hold(p.stage, zohotest.Match{Method: "POST", Path: "/crm/v8/Leads"})
+	w.t.Cleanup(hold.Release)
+	worker = w.process()
+	return worker, func() {
+		w.t.Helper()
+		for range n {
+			select {
+			case <-hold.Reached():
+			case <-time.After(patience):
+				w.t.Fatal("the call never came")
+			}
+		}
+		worker.signal(syscall.SIGKILL)
+		worker.died()
+		hold.Release()
+	}
+}
+
+// A worker with one insert in hand dies at each place; another one answers
+// exactly what can be known. Rounds are begun one after the other and wait
+// together.
+func TestCrashWithOneInsert(t *testing.T) {
+	t.Parallel()
+	type round struct {
+		crash
+		*workload
+		*request
+	}
+	var rounds []round
+	for _, c := range crashes {
+		r := newRig(t, zohotest.Options{})
+		r.demo(1)
+		w := r.workload()
+		q := w.add(doc{"id": "one", "method": "POST", "url": "/v8/Leads"}, true)
+		w.publishAll(q)
+		_, died := w.doomed(c.place, 1)
+		died()
+		w.process()
+		rounds = append(rounds, round{c, w, q})
+	}
+	for _, r := range rounds {
+		got := r.verify()
+		if got.unknown["one"] != r.unknown {
+			t.Errorf("%s: unknown is %v, want %v", r.place, got.unknown["one"], r.unknown)
+		}
+		if n := r.rig.executed()[r.name]; n != r.crash.executed {
+			t.Errorf("%s: executed %d times, want %d", r.place, n, r.crash.executed)
+		}
+		r.mu.Lock()
+		n := len(r.request.replies)
+		r.mu.Unlock()
+		if n < 1 || n > r.crash.replies {
+			t.Errorf("%s: %d replies, want 1 to %d", r.place, n, r.crash.replies)
+		}
+	}
+}
+
+// A worker with a mix of requests in hand dies at each place, twice: with
+// another worker beside it, and with one that comes later. Every request gets
+// its one response, no insert is sent twice, and the outcome is unknown for
+// exactly those that the dead worker had claimed and not answered.
+func TestCrashUnderLoad(t *testing.T) {
+	t.Parallel()
+	type round struct {
+		name string
+		*workload
+		claimed map[string]bool // nil: not known, because another worker has claims too
+	}
+	const (
+		places   = 5
+		requests = 48
+	)
+	seed := rand.Uint64()
+	t.Logf("seed %d", seed)
+	random := rand.New(rand.NewPCG(seed, 0))
+	var rounds []round
+	for _, c := range crashes {
+		for _, beside := range []bool{false, true} {
+			n := 1 + random.IntN(places)
+			if beside {
+				n = 1 // the other one may take the rest
+			}
+			r := newRig(t, zohotest.Options{})
+			r.demo(places)
+			if c.point != "" {
+				r.Zoho.SetLatency(5 * time.Millisecond)
+			}
+			w := r.workload()
+			mixed := w.mix(requests)
+			this := round{name: fmt.Sprintf("%s:%d, another worker beside: %v", c.place, n, beside), workload: w}
+			doomed, died := w.doomed(c.place, n)
+			if beside {
+				w.process()
+				w.started(2)
+			}
+			w.publishAll(mixed...)
+			// The other one may have taken all that leads there: more of it then.
+			for beside && c.point != "" && doomed.alive() {
+				if w.backlog() == 0 {
+					w.publishAll(w.mix(requests)...)
+				}
+				time.Sleep(5 * time.Millisecond)
+			}
+			died()
+			if !beside {
+				w.clients(1)
+				this.claimed = w.claimed()
+				w.process()
+			}
+			rounds = append(rounds, this)
+		}
+	}
+	for _, r := range rounds {
+		got := r.verify()
+		if r.claimed != nil && !maps.Equal(got.unknown, r.claimed) {
+			t.Errorf("%s: unknown are %v, claimed and not answered were %v", r.name, got.unknown, r.claimed)
+		}
+		if len(got.unknown) > places {
+			t.Errorf("%s: %d unknown, and only %d requests could be in hand", r.name, len(got.unknown), places)
+		}
+		if t.Failed() {
+			t.Fatal("in the round", r.name)
+		}
+	}
+}
