@@ -1,0 +1,331 @@
+package console
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"net/http"
+	"net/url"
+	"regexp"
+	"slices"
+	"strings"
+	"time"
+
+	"zoho-worker/internal/connection"
+	"zoho-worker/internal/consent"
+	"zoho-worker/internal/envelope"
+	"zoho-worker/internal/zoho"
+)
+
+func (c *Console) list(w http.ResponseWriter, r *http.Request) {
+	all := c.Connections.All()
+	names := make([]string, len(all))
+	for i, conn := range all {
+		names[i] = conn.Name
+	}
+	queues, known := c.board.look(r.Context())
+	uses := c.board.lastUses(r.Context(), names)
+	data := struct {
+		Rows           []row
+		OK, Wait, Bad  int
+		Removed        []*connection.Connection
+		RemovedOmitted int
+	}{}
+	for _, conn := range all {
+		line := c.row(conn, queues[conn.Name], known, uses[conn.Name])
+		switch line.State {
+		case "ok":
+			data.OK++
+		case "wait":
+			data.Wait++
+		default:
+			data.Bad++
+		}
+		data.Rows = append(data.Rows, line)
+	}
+	data.Removed = c.Connections.Removed()
+	const shown = 20
+	if len(data.Removed) > shown {
+		data.RemovedOmitted, data.Removed = len(data.Removed)-shown, data.Removed[:shown]
+	}
+	c.render(w, r, http.StatusOK, "list", page{Title: "Connections", Nav: "connections", Data: data})
+}
+
+// connectData is the form to connect, as it was filled in.
+type connectData struct {
+	Nickname, Name, Location, Environment, Scopes string
+	Faults                                        map[string]string
+	Places                                        []zoho.DataCenter
+	Existing                                      string // the connection that has the name
+}
+
+func (c *Console) connectForm(w http.ResponseWriter, r *http.Request) {
+	query := r.URL.Query()
+	data := connectData{
+		Nickname: clip(query.Get("nickname")), Name: clip(query.Get("name")),
+		Environment: cmp.Or(query.Get("environment"), connection.Production),
+		Scopes:      strings.Join(consent.DefaultScopes, "\n"), Places: zoho.DataCenters(),
+	}
+	if _, ok := zoho.LookupDataCenter(query.Get("location")); ok {
+		data.Location = query.Get("location")
+	}
+	c.render(w, r, http.StatusOK, "connect", page{Title: "Connect a Zoho account", Nav: "connect", Data: data})
+}
+
+var (
+	notName    = regexp.MustCompile(`[^a-z0-9]+`)
+	validScope = regexp.MustCompile(`^[A-Za-z0-9._:/-]{1,128}$`)
+)
+
+// NameOf derives a connection's name from what people call it.
+func NameOf(nickname string) string {
+	name := strings.Trim(notName.ReplaceAllString(strings.ToLower(nickname), "-"), "-")
+	return strings.TrimRight(name[:min(len(name), 63)], "-")
+}
+
+// pending reads the form. Faults are by field.
+func (c *Console) pending(r *http.Request) (consent.Pending, connectData) {
+	form := r.PostForm
+	data := connectData{
+		Nickname: strings.TrimSpace(form.Get("nickname")), Name: strings.TrimSpace(form.Get("name")),
+		Location: form.Get("location"), Environment: cmp.Or(form.Get("environment"), connection.Production),
+		Scopes: form.Get("scopes"), Faults: map[string]string{}, Places: zoho.DataCenters(),
+	}
+	data.Name = cmp.Or(data.Name, NameOf(data.Nickname))
+	scopes := strings.FieldsFunc(data.Scopes, func(r rune) bool { return r == ',' || r <= ' ' })
+	if data.Nickname == "" {
+		data.Faults["nickname"] = "Say what people call this connection, like “Acme sales”."
+	} else if clip(data.Nickname) != data.Nickname {
+		data.Faults["nickname"] = "At most 150 characters, on one line."
+	}
+	switch _, taken := c.Connections.Get(data.Name); {
+	case !envelope.ValidConnection(data.Name):
+		data.Faults["name"] = "1 to 63 of a–z, 0–9, - and _, the first a letter or digit."
+	case taken:
+		data.Faults["name"] = "There is a connection of this name already."
+		data.Existing = data.Name
+	}
+	if _, ok := zoho.LookupDataCenter(data.Location); !ok && data.Location != "" {
+		data.Faults["location"] = "Choose one of Zoho's data centres."
+	}
+	if !slices.Contains([]string{connection.Production, connection.Sandbox, connection.Developer}, data.Environment) {
+		data.Faults["environment"] = "Choose production, sandbox or developer."
+	}
+	for _, scope := range scopes {
+		if !validScope.MatchString(scope) {
+			data.Faults["scopes"] = "Scopes look like ZohoCRM.modules.ALL, one per line."
+		}
+	}
+	if len(scopes) > 100 {
+		data.Faults["scopes"] = "At most 100 scopes."
+	}
+	return consent.Pending{
+		Kind: consent.Connect, Name: data.Name, Nickname: data.Nickname, Location: data.Location,
+		Environment: data.Environment, Scopes: scopes, RedirectURI: RedirectURI(c.PublicURL), Actor: person(r),
+	}, data
+}
+
+func (c *Console) connect(w http.ResponseWriter, r *http.Request) {
+	pending, data := c.pending(r)
+	if len(data.Faults) > 0 {
+		c.render(w, r, http.StatusUnprocessableEntity, "connect", page{Title: "Connect a Zoho account", Nav: "connect", Data: data})
+		return
+	}
+	if r.PostForm.Get("how") == "link" {
+		c.share(w, r, pending)
+		return
+	}
+	c.begin(w, r, pending)
+}
+
+// begin sends the browser to Zoho.
+func (c *Console) begin(w http.ResponseWriter, r *http.Request, pending consent.Pending) {
+	begun, err := c.Consents.Begin(r.Context(), pending)
+	if err != nil {
+		c.fail(w, r, http.StatusBadGateway, asFault(err))
+		return
+	}
+	c.Logger.Info("consent begun", "kind", pending.Kind, "connection", pending.Name, "by", pending.Actor)
+	c.bind(w, begun.State)
+	http.Redirect(w, r, begun.URL, http.StatusSeeOther)
+}
+
+func asFault(err error) *consent.Fault {
+	if fault, ok := errors.AsType[*consent.Fault](err); ok {
+		return fault
+	}
+	return &consent.Fault{
+		Code: consent.Internal, Title: "That did not work", Err: err,
+		Text: "The worker could not reach its storage, or something unexpected happened.",
+		Todo: "Try again in a minute. The details are in the worker's log.",
+	}
+}
+
+// named returns the connection of the path, or answers that there is none.
+func (c *Console) named(w http.ResponseWriter, r *http.Request) (*connection.Connection, bool) {
+	name := r.PathValue("name")
+	conn, ok := c.Connections.Get(name)
+	if ok {
+		return conn, true
+	}
+	text := "It may have been disconnected."
+	for _, gone := range c.Connections.Removed() {
+		if gone.Name == name {
+			text = "It was disconnected on " + gone.UpdatedAt.UTC().Format("2 January 2006, 15:04 UTC") + " by " + cmp.Or(gone.UpdatedBy, "somebody") + "."
+		}
+	}
+	c.fail(w, r, http.StatusNotFound, &consent.Fault{
+		Code: consent.Gone, Title: "There is no such connection", Text: text, Todo: "Look at the list of connections.",
+	})
+	return nil, false
+}
+
+// showData is the page of one connection.
+type showData struct {
+	Row     row
+	Grants  int
+	Warning string
+	Test    *testResult
+}
+
+func (c *Console) show(w http.ResponseWriter, r *http.Request) {
+	if conn, ok := c.named(w, r); ok {
+		c.showWith(w, r, conn, nil)
+	}
+}
+
+func (c *Console) showWith(w http.ResponseWriter, r *http.Request, conn *connection.Connection, test *testResult) {
+	queues, known := c.board.look(r.Context())
+	uses := c.board.lastUses(r.Context(), []string{conn.Name})
+	data := showData{Row: c.row(conn, queues[conn.Name], known, uses[conn.Name]), Test: test}
+	data.Row.Scopes = conn.Scopes
+	if identity, ok := conn.Identity(); ok {
+		if _, grants, err := c.Connections.Holder(r.Context(), identity); err == nil {
+			data.Grants, data.Warning = len(grants), consent.GrantWarning(grants)
+		}
+	}
+	c.render(w, r, http.StatusOK, "show", page{Title: data.Row.Label(), Nav: "connections", Data: data})
+}
+
+func (c *Console) pendingOf(conn *connection.Connection, r *http.Request) consent.Pending {
+	return consent.Pending{
+		Kind: consent.Reauthorize, Name: conn.Name, Nickname: conn.Nickname, Location: conn.Location,
+		Environment: conn.Environment, Scopes: conn.Scopes, RedirectURI: RedirectURI(c.PublicURL), Actor: person(r),
+	}
+}
+
+func (c *Console) reauthorizeForm(w http.ResponseWriter, r *http.Request) {
+	if conn, ok := c.named(w, r); ok {
+		line := c.row(conn, queueState{}, false, use{})
+		c.render(w, r, http.StatusOK, "reauthorize", page{Title: "Re-authorize " + line.Label(), Nav: "connections", Data: line})
+	}
+}
+
+func (c *Console) reauthorize(w http.ResponseWriter, r *http.Request) {
+	conn, ok := c.named(w, r)
+	if !ok {
+		return
+	}
+	if conn.Status == connection.Unreadable {
+		c.fail(w, r, http.StatusConflict, &consent.Fault{
+			Code: consent.Invalid, Title: "The record can't be read", Text: "Without knowing what the connection was it can't be authorized again.",
+			Todo: "Disconnect it and connect anew under the same name, so that nothing changes for its callers.",
+		})
+		return
+	}
+	c.begin(w, r, c.pendingOf(conn, r))
+}
+
+func (c *Console) shareExisting(w http.ResponseWriter, r *http.Request) {
+	if conn, ok := c.named(w, r); ok && conn.Status != connection.Unreadable {
+		c.share(w, r, c.pendingOf(conn, r))
+	}
+}
+
+// shareLife is how long a one-time link is good.
+const shareLife = 24 * time.Hour
+
+// share makes a one-time link and shows it, this once.
+func (c *Console) share(w http.ResponseWriter, r *http.Request, pending consent.Pending) {
+	pending.Actor = "link of " + cmp.Or(person(r), "the console")
+	word, link, err := c.Consents.CreateShare(r.Context(), pending, shareLife)
+	if err != nil {
+		c.fail(w, r, http.StatusBadGateway, asFault(err))
+		return
+	}
+	c.Logger.Info("one-time link made", "kind", pending.Kind, "connection", pending.Name, "by", person(r))
+	c.render(w, r, http.StatusOK, "share", page{Title: "A link to send", Nav: "connect", Data: struct {
+		URL     string
+		Expires time.Time
+		Pending consent.Pending
+	}{LinkURL(c.PublicURL, word), link.Expires, pending}})
+}
+
+// LinkURL is the address of a one-time link.
+func LinkURL(publicURL, word string) string {
+	return strings.TrimSuffix(publicURL, "/") + "/link/" + url.PathEscape(word)
+}
+
+// testResult is what one cheap call came to.
+type testResult struct {
+	Good   bool
+	Title  string
+	Detail string
+	Took   time.Duration
+	Body   string
+}
+
+func (c *Console) test(w http.ResponseWriter, r *http.Request) {
+	conn, ok := c.named(w, r)
+	if !ok {
+		return
+	}
+	result := Test(r.Context(), c.Tokens, c.Zoho, conn)
+	c.Logger.Info("connection tested", "connection", conn.Name, "by", person(r), "good", result.Good)
+	if again, ok := c.Connections.Get(conn.Name); ok {
+		conn = again
+	}
+	c.showWith(w, r, conn, &testResult{
+		Good: result.Good, Title: result.Title, Detail: result.Detail, Took: result.Took.Round(time.Millisecond), Body: result.Body,
+	})
+}
+
+func (c *Console) disconnectForm(w http.ResponseWriter, r *http.Request) {
+	if conn, ok := c.named(w, r); ok {
+		c.disconnectPage(w, r, conn, http.StatusOK, "")
+	}
+}
+
+func (c *Console) disconnectPage(w http.ResponseWriter, r *http.Request, conn *connection.Connection, status int, fault string) {
+	queues, known := c.board.look(r.Context())
+	line := c.row(conn, queues[conn.Name], known, use{})
+	c.render(w, r, status, "disconnect", page{Title: "Disconnect " + line.Label(), Nav: "connections", Data: struct {
+		Row   row
+		Fault string
+	}{line, fault}})
+}
+
+func (c *Console) disconnect(w http.ResponseWriter, r *http.Request) {
+	conn, ok := c.named(w, r)
+	if !ok {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(r.Context()), 40*time.Second)
+	defer cancel()
+	err := c.Consents.Disconnect(ctx, conn.Name, person(r), r.PostForm.Get("force") == "yes")
+	if revoke, ok := errors.AsType[*consent.RevokeError](err); ok {
+		c.Logger.Warn("connection is not disconnected", "connection", conn.Name, "err", err)
+		why := "Zoho did not confirm that the access is revoked, so nothing was removed."
+		if e, ok := errors.AsType[*zoho.Error](revoke.Err); !ok || e.Kind == zoho.Misconfigured {
+			why = "The access can't be revoked at Zoho from here, so nothing was removed."
+		}
+		c.disconnectPage(w, r, conn, http.StatusBadGateway, why)
+		return
+	}
+	if err != nil && !errors.Is(err, connection.ErrNotFound) {
+		c.fail(w, r, http.StatusBadGateway, asFault(err))
+		return
+	}
+	c.setFlash(w, flash{Kind: "good", Title: conn.Name + " is disconnected", Text: "Its access was revoked at Zoho. Who did it and when is kept below."})
+	http.Redirect(w, r, "/", http.StatusSeeOther)
+}

@@ -1,0 +1,155 @@
+package console
+
+import (
+	"cmp"
+	"net/http"
+	"net/url"
+
+	"zoho-worker/internal/consent"
+)
+
+// callback is where Zoho sends the browser back to.
+func (c *Console) callback(w http.ResponseWriter, r *http.Request) {
+	query := r.URL.Query()
+	state := query.Get("state")
+	outcome, err := c.Consents.Callback(r.Context(), query, c.bound(r, state))
+	if err != nil {
+		fault := asFault(err)
+		if fault.Code != consent.StateInvalid {
+			c.dropCookie(w, stateCookie(state))
+		}
+		c.fail(w, r, statusOf(fault), fault)
+		return
+	}
+	if outcome.Choice != nil {
+		// Away from the address that has the code in it.
+		http.Redirect(w, r, "/oauth/decide?consent="+url.QueryEscape(stateCookie(state)), http.StatusSeeOther)
+		return
+	}
+	c.dropCookie(w, stateCookie(state))
+	c.arrive(w, r, outcome)
+}
+
+func statusOf(fault *consent.Fault) int {
+	switch fault.Code {
+	case consent.Internal, consent.Unavailable, consent.WhoUnknown, consent.BadAPIDomain, consent.Misconfigured:
+		return http.StatusBadGateway
+	case consent.Throttled:
+		return http.StatusServiceUnavailable
+	case consent.NameTaken, consent.Gone, consent.OtherOrg, consent.StateUsed:
+		return http.StatusConflict
+	case consent.ShareInvalid, consent.ShareUsed:
+		return http.StatusGone
+	}
+	return http.StatusBadRequest
+}
+
+// arrive says what came of a consent, on the connection's page, or to a guest on
+// one without anything else on it.
+func (c *Console) arrive(w http.ResponseWriter, r *http.Request, outcome *consent.Outcome) {
+	f := flash{Kind: "good", Warning: outcome.Warning}
+	to := "/"
+	if outcome.Connection == nil {
+		f.Title, f.Text = "Nothing was changed", "The fresh access was given back to Zoho."
+	} else {
+		label := cmp.Or(outcome.Connection.Nickname, outcome.Connection.Name)
+		to = "/connections/" + outcome.Connection.Name
+		f.Title = label + " is connected"
+		f.Text = "Requests published to zoho.requests." + outcome.Connection.Name + " are carried out as " + cmp.Or(outcome.Connection.UserName, "this user") + "."
+		if outcome.Reauthorized {
+			f.Title = label + " is connected again"
+			f.Text = "Requests that waited for it go on by themselves."
+		}
+	}
+	if outcome.Shared {
+		f.Warning, to = "", "/oauth/done"
+		if outcome.Connection != nil {
+			f.Text = "You can close this page."
+		}
+	}
+	c.setFlash(w, f)
+	http.Redirect(w, r, to, http.StatusSeeOther)
+}
+
+func (c *Console) doneShared(w http.ResponseWriter, r *http.Request) {
+	done := c.takeFlash(w, r)
+	if done == nil {
+		done = &flash{Title: "All done", Text: "You can close this page."}
+	}
+	c.render(w, r, http.StatusOK, "done", page{Title: done.Title, Open: true, Data: done, Flash: &flash{}})
+}
+
+// decision reads the state of a choice from the cookie that the page names.
+func (c *Console) decision(w http.ResponseWriter, r *http.Request, name string) (state string, choice *consent.Choice, ok bool) {
+	if len(name) > 40 || !c.cookie(r, name, &state) || stateCookie(state) != name {
+		state = ""
+	}
+	choice, err := c.Consents.Held(r.Context(), state)
+	if err != nil {
+		fault := asFault(err)
+		c.fail(w, r, statusOf(fault), fault)
+		return "", nil, false
+	}
+	return state, choice, true
+}
+
+func (c *Console) decideForm(w http.ResponseWriter, r *http.Request) {
+	name := r.URL.Query().Get("consent")
+	if _, choice, ok := c.decision(w, r, name); ok {
+		title := "This Zoho user is connected already"
+		if choice.Reason == consent.OtherUser {
+			title = "Another Zoho user signed in"
+		}
+		c.render(w, r, http.StatusOK, "decide", page{Title: title, Open: true, Data: struct {
+			*consent.Choice
+			Consent string
+		}{choice, name}})
+	}
+}
+
+func (c *Console) decide(w http.ResponseWriter, r *http.Request) {
+	if !c.formOK(w, r) {
+		return
+	}
+	name := r.PostForm.Get("consent")
+	state, _, ok := c.decision(w, r, name)
+	if !ok {
+		return
+	}
+	c.dropCookie(w, name)
+	outcome, err := c.Consents.Decide(r.Context(), state, r.PostForm.Get("do") == "reauthorize", "")
+	if err != nil {
+		fault := asFault(err)
+		c.fail(w, r, statusOf(fault), fault)
+		return
+	}
+	c.arrive(w, r, outcome)
+}
+
+// link is where a one-time link leads: what is asked for, and one button.
+func (c *Console) link(w http.ResponseWriter, r *http.Request) {
+	share, err := c.Consents.Share(r.Context(), r.PathValue("word"))
+	if err != nil {
+		fault := asFault(err)
+		c.fail(w, r, statusOf(fault), fault)
+		return
+	}
+	c.render(w, r, http.StatusOK, "link", page{Title: "Connect your Zoho account", Open: true, Data: struct {
+		*consent.Share
+		Action string
+	}{share, "/link/" + url.PathEscape(r.PathValue("word"))}})
+}
+
+func (c *Console) beginLink(w http.ResponseWriter, r *http.Request) {
+	if !c.formOK(w, r) {
+		return
+	}
+	begun, err := c.Consents.BeginShared(r.Context(), r.PathValue("word"))
+	if err != nil {
+		fault := asFault(err)
+		c.fail(w, r, statusOf(fault), fault)
+		return
+	}
+	c.bind(w, begun.State)
+	http.Redirect(w, r, begun.URL, http.StatusSeeOther)
+}
