@@ -36,6 +36,8 @@ func Connect(c Config, name string, logger *slog.Logger) (*nats.Conn, error) {
 		}),
 		nats.ReconnectHandler(func(nc *nats.Conn) { logger.Info("NATS connection is back", "nats", nc.ConnectedUrlRedacted()) }),
 		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) { logger.Warn("NATS", "err", err) }),
+		// A credentials file that is renewed is read again at the next try.
+		nats.IgnoreAuthErrorAbort(),
 		nats.CustomInboxPrefix(cmp.Or(c.NATSInboxPrefix, "_INBOX")),
 	}
 	if c.NATSCreds != "" {

@@ -161,7 +161,9 @@ func (s *Source) lock(ctx context.Context, e *entry, name string, except uint64)
 			}
 		}
 	}()
+	asked := time.Now()
 	held, err := s.options.Locker.Acquire(ctx, "token."+name)
+	s.metrics.lockWait.Observe(time.Since(asked).Seconds())
 	switch {
 	case err == nil:
 		s.metrics.locks.WithLabelValues(lockAcquired).Inc()

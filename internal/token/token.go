@@ -181,7 +181,7 @@ func Open(ctx context.Context, options Options) (*Source, error) {
 	}
 	s := &Source{options: options, registers: register.New(options.JS, StreamName, exchange)}
 	var err error
-	if s.metrics, err = newMetrics(options.Metrics); err != nil {
+	if s.metrics, err = newMetrics(options.Metrics, s); err != nil {
 		return nil, fmt.Errorf("open token source: %w", err)
 	}
 	s.ctx, s.stop = context.WithCancel(context.WithoutCancel(ctx))

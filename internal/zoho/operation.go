@@ -95,6 +95,55 @@ func OperationNames() []string {
 	return append(names, other)
 }
 
+// Class is what an operation does, in a word that fits a dashboard: the method
+// and the class of a request together are few.
+type Class struct {
+	Name string
+	// Methods are those that operations of the class have.
+	Methods []string
+}
+
+// classes are the words of Operation.Class by the operation's name. A name
+// that isn't here is of the class "read".
+var classes = map[string]string{
+	"records.insert": "insert", "records.update": "update", "records.upsert": "upsert",
+	"records.delete": "delete", "records.mass_delete": "delete",
+	"leads.convert": "convert", "leads.mass_convert": "convert",
+	"bulk.read": "bulk", "bulk.write": "bulk", "bulk.result": "bulk", "bulk.status": "bulk",
+	"upload": "file", "download": "file",
+	"function": "function", "composite": "composite", "mail.send": "mail", other: other,
+}
+
+// Class returns the operation's class, one of Classes.
+func (o Operation) Class() string {
+	if class, ok := classes[o.Name]; ok {
+		return class
+	}
+	return "read"
+}
+
+// Classes returns the closed list of classes with their methods.
+func Classes() []Class {
+	all := []string{"GET", "POST", "PUT", "PATCH", "DELETE"}
+	list := []Class{{Name: other, Methods: all}}
+	for _, r := range rows {
+		methods := []string{r.method}
+		if r.method == "" {
+			methods = all
+		}
+		i := slices.IndexFunc(list, func(c Class) bool { return c.Name == r.Class() })
+		if i < 0 {
+			i, list = len(list), append(list, Class{Name: r.Class()})
+		}
+		for _, method := range methods {
+			if !slices.Contains(list[i].Methods, method) {
+				list[i].Methods = append(list[i].Methods, method)
+			}
+		}
+	}
+	return list
+}
+
 // OperationOf returns the operation of a method and an escaped path. What isn't
 // in the table is "other", repeatable unless it is a POST.
 func OperationOf(method, path string) Operation {

@@ -1,0 +1,177 @@
+package app
+
+import (
+	"context"
+	"runtime"
+	"runtime/debug"
+	"strings"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promauto"
+	"github.com/redis/go-redis/v9"
+
+	"zoho-worker/internal/connection"
+	"zoho-worker/internal/register"
+)
+
+// watch registers what is known of the worker as a whole.
+func (w *Worker) watch(metrics prometheus.Registerer) {
+	f := promauto.With(metrics)
+	f.NewGaugeVec(prometheus.GaugeOpts{
+		Name: "zoho_worker_build_info", Help: "1, with the version of this worker.",
+	}, []string{"version", "revision", "go_version"}).WithLabelValues(Version, revision(), runtime.Version()).Set(1)
+	f.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "zoho_worker_ready", Help: "1 where the worker takes requests: started, not stopping, connected to NATS.",
+	}, func() float64 { return number01(w.ready()) })
+	f.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "zoho_worker_nats_connected", Help: "1 while connected to NATS.",
+	}, func() float64 { return number01(w.nc.IsConnected()) })
+	f.NewCounterFunc(prometheus.CounterOpts{
+		Name: "zoho_worker_nats_reconnects_total", Help: "Reconnects to NATS.",
+	}, func() float64 { return float64(w.nc.Stats().Reconnects) })
+	metrics.MustRegister(connectionMetrics{w.Connections})
+}
+
+func number01(yes bool) float64 {
+	if yes {
+		return 1
+	}
+	return 0
+}
+
+// revision is the commit the binary was built from, where the build knew it.
+func revision() string {
+	if info, ok := debug.ReadBuildInfo(); ok {
+		for _, s := range info.Settings {
+			if s.Key == "vcs.revision" {
+				return s.Value
+			}
+		}
+	}
+	return "unknown"
+}
+
+// connectionMetrics counts the connections when it is asked.
+type connectionMetrics struct{ store *connection.Store }
+
+var connectionsDesc = prometheus.NewDesc("zoho_worker_connections",
+	"Connections by status: active, revoked, unreadable.", []string{"status"}, nil)
+
+// Describe implements prometheus.Collector.
+func (m connectionMetrics) Describe(to chan<- *prometheus.Desc) { to <- connectionsDesc }
+
+// Collect implements prometheus.Collector.
+func (m connectionMetrics) Collect(to chan<- prometheus.Metric) {
+	count := map[connection.Status]int{connection.Active: 0, connection.Revoked: 0, connection.Unreadable: 0}
+	for _, c := range m.store.All() {
+		status := c.Status
+		if c.Err() != nil {
+			status = connection.Unreadable
+		}
+		if _, known := count[status]; known {
+			count[status]++
+		}
+	}
+	for status, n := range count {
+		to <- prometheus.MustNewConstMetric(connectionsDesc, prometheus.GaugeValue, float64(n), string(status))
+	}
+}
+
+// pingRedis measures how Redis answers, at once, for the error, and every 10 s
+// until ctx ends. Without a Redis all is well.
+func pingRedis(ctx context.Context, client redis.UniversalClient, metrics prometheus.Registerer) error {
+	f := promauto.With(metrics)
+	up := f.NewGauge(prometheus.GaugeOpts{
+		Name: "zoho_worker_redis_up", Help: "1 where Redis answered the last ping; also where none is configured.",
+	})
+	took := f.NewGauge(prometheus.GaugeOpts{
+		Name: "zoho_worker_redis_ping_seconds", Help: "How long the last ping of Redis took.",
+	})
+	up.Set(1)
+	if client == nil {
+		return nil
+	}
+	ping := func() error {
+		bounded, cancel := context.WithTimeout(ctx, time.Second)
+		defer cancel()
+		asked := time.Now()
+		err := client.Ping(bounded).Err()
+		up.Set(number01(err == nil))
+		took.Set(time.Since(asked).Seconds())
+		return err
+	}
+	err := ping()
+	go func() {
+		tick := time.NewTicker(10 * time.Second)
+		defer tick.Stop()
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case <-tick.C:
+				_ = ping()
+			}
+		}
+	}()
+	return err
+}
+
+// The streams a publish is counted for, by the second token of its subject.
+var publishStreams = []string{"requests", "responses", "claims", "tokens", "connections", "events", "dead", "other"}
+
+// countedJetStream counts what is published through it.
+type countedJetStream struct {
+	jetstream.JetStream
+	stored, conflict, failed map[string]prometheus.Counter // by stream; read only
+}
+
+func countPublishes(js jetstream.JetStream, metrics prometheus.Registerer) jetstream.JetStream {
+	publishes := promauto.With(metrics).NewCounterVec(prometheus.CounterOpts{
+		Name: "zoho_worker_jetstream_publishes_total",
+		Help: "Messages published to JetStream, by stream and result: stored, conflict (a compare-and-set that somebody else won), failed.",
+	}, []string{"stream", "result"})
+	c := &countedJetStream{JetStream: js}
+	for result, counters := range map[string]*map[string]prometheus.Counter{"stored": &c.stored, "conflict": &c.conflict, "failed": &c.failed} {
+		*counters = map[string]prometheus.Counter{}
+		for _, stream := range publishStreams {
+			(*counters)[stream] = publishes.WithLabelValues(stream, result)
+		}
+	}
+	return c
+}
+
+// PublishMsg implements jetstream.JetStream.
+func (c *countedJetStream) PublishMsg(ctx context.Context, msg *nats.Msg, options ...jetstream.PublishOpt) (*jetstream.PubAck, error) {
+	ack, err := c.JetStream.PublishMsg(ctx, msg, options...)
+	c.count(msg.Subject, err)
+	return ack, err
+}
+
+// Publish implements jetstream.JetStream.
+func (c *countedJetStream) Publish(ctx context.Context, subject string, data []byte, options ...jetstream.PublishOpt) (*jetstream.PubAck, error) {
+	ack, err := c.JetStream.Publish(ctx, subject, data, options...)
+	c.count(subject, err)
+	return ack, err
+}
+
+func (c *countedJetStream) count(subject string, err error) {
+	stream := "other"
+	if rest, ok := strings.CutPrefix(subject, "zoho."); ok {
+		stream, _, _ = strings.Cut(rest, ".")
+	}
+	counters := c.stored
+	switch {
+	case err != nil && register.IsConflict(err):
+		counters = c.conflict
+	case err != nil:
+		counters = c.failed
+	}
+	counter, known := counters[stream]
+	if !known {
+		counter = counters["other"]
+	}
+	counter.Inc()
+}

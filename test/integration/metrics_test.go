@@ -1,0 +1,212 @@
+package integration
+
+import (
+	"fmt"
+	"net/http"
+	"os"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	dto "github.com/prometheus/client_model/go"
+	"github.com/prometheus/common/expfmt"
+	"github.com/prometheus/common/model"
+
+	"zoho-worker/internal/app"
+	"zoho-worker/internal/zoho/zohotest"
+)
+
+// scrape returns what a worker serves at /metrics.
+func scrape(t *testing.T, addr string) map[string]*dto.MetricFamily {
+	t.Helper()
+	resp, err := http.Get("http://" + addr + "/metrics")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	parser := expfmt.NewTextParser(model.UTF8Validation)
+	families, err := parser.TextToMetricFamilies(resp.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return families
+}
+
+// metric returns the sum of a metric's values that have these labels, k=v; of a
+// histogram how many observations it has.
+func metric(t *testing.T, addr, name string, labels ...string) float64 {
+	t.Helper()
+	family := scrape(t, addr)[name]
+	if family == nil {
+		t.Fatalf("no metric %s", name)
+	}
+	var sum float64
+	for _, m := range family.Metric {
+		have := map[string]bool{}
+		for _, l := range m.Label {
+			have[l.GetName()+"="+l.GetValue()] = true
+		}
+		if slices.ContainsFunc(labels, func(l string) bool { return !have[l] }) {
+			continue
+		}
+		sum += m.GetGauge().GetValue() + m.GetCounter().GetValue() + float64(m.GetHistogram().GetSampleCount())
+	}
+	return sum
+}
+
+func series(families map[string]*dto.MetricFamily) (n int) {
+	for name, family := range families {
+		if strings.HasPrefix(name, "zoho_worker_") {
+			n += len(family.Metric)
+		}
+	}
+	return n
+}
+
+var metricRow = regexp.MustCompile("(?m)^\\| `(zoho_worker_[a-z_0-9]+)` \\| (\\w+) \\|([^|]*)\\|")
+
+// docs/metrics.md lists every metric there is, with its type and labels, and no other.
+func TestMetricsAreDocumented(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, zohotest.Options{})
+	r.demo(10)
+	w := r.worker()
+	wantStatus(t, r.call("demo", insert("one", "One")), 201)
+	page, err := os.ReadFile("../../docs/metrics.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	documented := map[string]string{}
+	for _, row := range metricRow.FindAllStringSubmatch(string(page), -1) {
+		documented[row[1]] = row[2] + " " + strings.ReplaceAll(row[3], " ", "")
+	}
+	for name, family := range scrape(t, w.HTTPAddr) {
+		if !strings.HasPrefix(name, "zoho_worker_") {
+			if !regexp.MustCompile(`^(go|process|promhttp)_`).MatchString(name) {
+				t.Errorf("%s is served and of no known family", name)
+			}
+			continue
+		}
+		var labels []string
+		for _, m := range family.Metric {
+			labels = labels[:0]
+			for _, l := range m.Label {
+				labels = append(labels, l.GetName())
+			}
+		}
+		slices.Sort(labels)
+		want, ok := documented[name]
+		if !ok {
+			t.Errorf("%s is served and not in docs/metrics.md", name)
+			continue
+		}
+		kind, listed, _ := strings.Cut(want, " ")
+		names := strings.FieldsFunc(listed, func(r rune) bool { return r == ',' })
+		slices.Sort(names)
+		if got := strings.ToLower(family.GetType().String()); got != kind || !slices.Equal(labels, names) {
+			t.Errorf("%s is a %s with %v, docs/metrics.md says %s with %v", name, got, labels, kind, names)
+		}
+		if family.GetHelp() == "" {
+			t.Errorf("%s has no help", name)
+		}
+		delete(documented, name)
+	}
+	for name := range documented {
+		t.Errorf("docs/metrics.md lists %s, which is not served", name)
+	}
+}
+
+// However many connections there are and whatever they send, there are no more series.
+func TestMetricsAreBounded(t *testing.T) {
+	t.Parallel()
+	connections := 10_000
+	if testing.Short() {
+		connections = 500
+	}
+	r := newRig(t, zohotest.Options{})
+	r.demo(10)
+	w := r.worker()
+	methods := []string{"GET", "POST", "PUT", "PATCH", "DELETE"}
+	send := func(name string, i int) {
+		d := doc{"id": fmt.Sprintf("x%d", i), "method": methods[i%len(methods)], "url": fmt.Sprintf("/v%d/M%d/%d/actions/a%d", 1+i%9, i, i, i)}
+		if d["method"] != "GET" && d["method"] != "DELETE" {
+			d["body"] = doc{"n": i}
+		}
+		if i%7 == 0 {
+			d["unknown"] = i // refused
+		}
+		r.publish(name, d)
+	}
+	for i := range 200 {
+		send("demo", i)
+	}
+	r.drained()
+	before := series(scrape(t, w.HTTPAddr))
+	begun := time.Now()
+	for i := range connections {
+		send(fmt.Sprintf("stranger-%d", i), i)
+	}
+	stream, err := r.js.Stream(t.Context(), "ZOHO_REQUESTS")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for deadline := time.Now().Add(5 * time.Minute); ; time.Sleep(200 * time.Millisecond) {
+		info, err := stream.Info(t.Context())
+		if err == nil && info.State.Msgs == 0 {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("%d requests are left", info.State.Msgs)
+		}
+	}
+	after := series(scrape(t, w.HTTPAddr))
+	t.Logf("%d connections in %s: %d series before, %d after", connections, time.Since(begun).Round(time.Second), before, after)
+	if after > before || after > 1500 {
+		t.Fatalf("%d series before, %d after", before, after)
+	}
+	if got := metric(t, w.HTTPAddr, "zoho_worker_requests_total"); got < float64(connections) {
+		t.Fatalf("%v requests counted", got)
+	}
+}
+
+// What is runnable leaves out orgs at their limit, paused ones and revoked connections.
+func TestRunnableBacklog(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, zohotest.Options{})
+	r.demo(3)
+	r.Zoho.AddOrg(zohotest.Org{ID: "880", Name: "Paused", Concurrency: 5})
+	r.connect("paused", "880", 5)
+	r.Zoho.AddOrg(zohotest.Org{ID: "990", Name: "Revoked", Concurrency: 5})
+	r.connect("revoked", "990", 5)
+	if _, err := r.store.MarkRevoked(t.Context(), "revoked", 1, "test"); err != nil {
+		t.Fatal(err)
+	}
+	// The org of demo has 3 places, and calls that take long; another waits for Retry-After.
+	r.Zoho.Inject(zohotest.DelayBefore(4*time.Second).On("GET", "/crm/v8/Contacts").Repeat(-1))
+	r.Zoho.Inject(zohotest.AnswerWith("limit", 429, "", "Retry-After", "60").On("GET", "/crm/v8/Accounts").Repeat(-1))
+	get := func(id, module string) doc {
+		return doc{"id": id, "method": "GET", "url": "/v8/" + module, "query": doc{"fields": "Last_Name"}}
+	}
+	for i := range 20 {
+		r.publish("demo", get(fmt.Sprintf("d%d", i), "Contacts"))
+		r.publish("paused", get(fmt.Sprintf("p%d", i), "Accounts"))
+		r.publish("revoked", get(fmt.Sprintf("r%d", i), "Leads"))
+	}
+	w := r.worker(func(c *app.Config) { c.MaxInFlight = 2 })
+	eventually(t, "the census sees all three", func() bool {
+		return metric(t, w.HTTPAddr, "zoho_worker_queues", "state=paused") == 1 && metric(t, w.HTTPAddr, "zoho_worker_queues", "state=parked") == 1 &&
+			metric(t, w.HTTPAddr, "zoho_worker_waiting_requests", "for=authorization") >= 19 &&
+			metric(t, w.HTTPAddr, "zoho_worker_waiting_requests", "for=pause") >= 15
+	})
+	if got := metric(t, w.HTTPAddr, "zoho_worker_runnable_backlog"); got > 3 {
+		t.Fatalf("runnable backlog is %v, with one org of 3 places that can start anything", got)
+	}
+	if got := metric(t, w.HTTPAddr, "zoho_worker_backlog"); got < 50 {
+		t.Fatalf("backlog is %v", got)
+	}
+	if got := metric(t, w.HTTPAddr, "zoho_worker_pause_longest_seconds"); got <= 0 {
+		t.Fatalf("longest pause is %v", got)
+	}
+}
