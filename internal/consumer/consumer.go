@@ -318,9 +318,11 @@ func (c *Consumer) pull(q *queue) error {
 			return nil
 		case c.pulling.Err() != nil, errors.Is(err, nats.ErrTimeout):
 			return nil
-		case errors.Is(err, jetstream.ErrNoHeartbeat):
-			// The library has asked again; a reconnect or a new leader is on its way.
-		case errors.Is(err, jetstream.ErrConsumerDeleted), errors.Is(err, jetstream.ErrConsumerNotFound):
+		case errors.Is(err, jetstream.ErrNoHeartbeat), errors.Is(err, jetstream.ErrConsumerDeleted), errors.Is(err, jetstream.ErrConsumerNotFound):
+			// No sign of life is a new leader on its way, or a consumer that is
+			// gone: a server that starts again has forgotten it, says so to every
+			// pull with a status the library keeps to itself, and the queue would
+			// stand still for ever. To make it again if need be suits both.
 			c.again(q, q.narrow)
 			return nil
 		default:

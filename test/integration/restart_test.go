@@ -1,6 +1,7 @@
 package integration
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"strings"
@@ -95,9 +96,10 @@ func TestNATSRestart(t *testing.T) {
 	r.worker(patient)
 	w := r.workload()
 	w.publishAll(w.mix(150)...)
-	for range 2 {
-		seen := r.Zoho.Count(zohotest.Match{Method: "POST"})
-		if err := r.Zoho.Await(t.Context(), seen+10, zohotest.Match{Method: "POST"}); err != nil {
+	ctx, cancel := context.WithTimeout(t.Context(), 2*patience)
+	defer cancel()
+	for _, n := range []int{15, 40} {
+		if err := r.Zoho.Await(ctx, n, zohotest.Match{Method: "POST"}); err != nil {
 			t.Fatal(err)
 		}
 		if err := r.RestartNATS(); err != nil {
