@@ -10,7 +10,6 @@ package app
 import (
 	"cmp"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -28,6 +27,7 @@ import (
 	"zoho-worker/internal/connection"
 	"zoho-worker/internal/consumer"
 	"zoho-worker/internal/envelope"
+	"zoho-worker/internal/event"
 	"zoho-worker/internal/ledger"
 	"zoho-worker/internal/lock"
 	"zoho-worker/internal/register"
@@ -45,7 +45,7 @@ const maxObject = 100 << 20
 
 // Worker is a running worker.
 type Worker struct {
-	// HTTPAddr is where it serves /metrics, /healthz and /readyz.
+	// HTTPAddr is where it serves /metrics, /healthz, /readyz and the console.
 	HTTPAddr string
 	// Connections are the connections it knows.
 	Connections *connection.Store
@@ -74,6 +74,13 @@ func Start(ctx context.Context, c Config, logger *slog.Logger) (_ *Worker, err e
 	metrics := prometheus.NewRegistry()
 	metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 
+	listener, err := w.listen(c.HTTPAddr)
+	if err != nil {
+		return nil, err
+	}
+	if c.PublicURL == "" && c.ConsoleAuth == authNone {
+		c.PublicURL = "http://" + w.HTTPAddr
+	}
 	c.NATSInboxPrefix = cmp.Or(c.NATSInboxPrefix, workerInbox)
 	if w.nc, err = Connect(c, "zoho-worker", logger); err != nil {
 		return nil, err
@@ -100,9 +107,13 @@ func Start(ctx context.Context, c Config, logger *slog.Logger) (_ *Worker, err e
 	}
 	w.onStop(func(context.Context) { client.Close() })
 
+	events := &event.Publisher{JS: js, Connections: w.Connections, Logger: logger}
+	if c.ConsoleAuth != "" {
+		events.PublicURL = c.PublicURL
+	}
 	tokens, err := w.openTokens(ctx, c, token.Options{
 		JS: js, Connections: w.Connections, Keyring: keyring, Refresher: client, Logger: logger, Metrics: metrics,
-		Events: func(name, event string) { publishEvent(w.nc, name, event, logger) },
+		Events: events.Publish,
 	})
 	if err != nil {
 		return nil, err
@@ -123,9 +134,13 @@ func Start(ctx context.Context, c Config, logger *slog.Logger) (_ *Worker, err e
 		Decoder:     &envelope.Decoder{ReplyPrefixes: c.ReplyPrefixes, MaxBytes: int(w.nc.MaxPayload())},
 		MaxInFlight: c.MaxInFlight, AckWait: c.AckWait, Version: semver(Version), Logger: logger, Metrics: metrics,
 	})
-	if err := w.serveHTTP(c.HTTPAddr, metrics); err != nil {
+	pages, err := w.startConsole(ctx, c, consoleParts{
+		js: js, keyring: keyring, store: w.Connections, tokens: tokens, zoho: client, events: events,
+	})
+	if err != nil {
 		return nil, err
 	}
+	w.serveHTTP(listener, metrics, pages)
 	if err := requests.Start(ctx); err != nil {
 		return nil, err
 	}
@@ -192,25 +207,21 @@ func (w *Worker) openTokens(ctx context.Context, c Config, options token.Options
 	return tokens, nil
 }
 
-func publishEvent(nc *nats.Conn, name, event string, logger *slog.Logger) {
-	data, err := json.Marshal(map[string]any{"event": event, "connection": name, "at": time.Now().UTC()})
-	if err == nil {
-		err = nc.Publish("zoho.events."+name, data)
-	}
-	if err != nil {
-		logger.Warn("event not published", "event", event, "connection", name, "err", err)
-	}
-}
-
 func (w *Worker) ready() bool { return w.serves.Load() && w.nc.IsConnected() }
 
-// serveHTTP serves what an operations team reads.
-func (w *Worker) serveHTTP(addr string, metrics *prometheus.Registry) error {
+// listen takes the HTTP address, so that one that is taken is told at once.
+func (w *Worker) listen(addr string) (net.Listener, error) {
 	listener, err := net.Listen("tcp", addr)
 	if err != nil {
-		return fmt.Errorf("listen for HTTP: another address is set by --http-addr: %w", err)
+		return nil, fmt.Errorf("listen for HTTP: another address is set by --http-addr: %w", err)
 	}
 	w.HTTPAddr = listener.Addr().String()
+	w.onStop(func(context.Context) { _ = listener.Close() })
+	return listener, nil
+}
+
+// serveHTTP serves what an operations team reads, and the console where there is one.
+func (w *Worker) serveHTTP(listener net.Listener, metrics *prometheus.Registry, pages http.Handler) {
 	mux := http.NewServeMux()
 	mux.Handle("GET /metrics", promhttp.HandlerFor(metrics, promhttp.HandlerOpts{EnableOpenMetrics: true}))
 	mux.HandleFunc("GET /healthz", func(rw http.ResponseWriter, _ *http.Request) { fmt.Fprintln(rw, "ok") })
@@ -221,7 +232,12 @@ func (w *Worker) serveHTTP(addr string, metrics *prometheus.Registry) error {
 		}
 		fmt.Fprintln(rw, "ready")
 	})
-	server := &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second, IdleTimeout: time.Minute}
+	if pages != nil {
+		mux.Handle("/", pages)
+	}
+	server := &http.Server{
+		Handler: mux, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 15 * time.Second, IdleTimeout: time.Minute, MaxHeaderBytes: 64 << 10,
+	}
 	go func() {
 		if err := server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
 			w.failed <- fmt.Errorf("serve HTTP: %w", err)
@@ -234,5 +250,4 @@ func (w *Worker) serveHTTP(addr string, metrics *prometheus.Registry) error {
 			_ = server.Close()
 		}
 	})
-	return nil
 }

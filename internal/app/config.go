@@ -90,6 +90,10 @@ type Config struct {
 	// simulator or a proxy. Plain http only for loopback addresses.
 	ZohoAccountsURL string
 	ZohoAPIURL      string
+	// ZohoClientSecrets are those of data centres that have one of their own:
+	// location:secret, comma separated.
+	ZohoClientSecrets secret.Text
+	ConsoleConfig
 
 	// origins says where each setting's value came from, by its name.
 	origins map[string]string
@@ -191,6 +195,9 @@ func (c Config) Validate() error {
 	if !slices.Contains([]string{"json", "text", "auto"}, c.LogFormat) {
 		wrong("log-format", "must be json, text or auto")
 	}
+	if err := c.validateConsole(); err != nil {
+		faults = append(faults, err)
+	}
 	if err := c.zoho(0).Validate(); err != nil && c.ZohoClientID != "" && !c.ZohoClientSecret.IsZero() {
 		faults = append(faults, err)
 	}
@@ -214,7 +221,7 @@ func (c Config) files() iter.Seq2[string, string] {
 // zoho is the configuration of the client, with responses of at most maxResponse bytes.
 func (c Config) zoho(maxResponse int) zoho.Config {
 	return zoho.Config{
-		ClientID: c.ZohoClientID, ClientSecret: c.ZohoClientSecret,
+		ClientID: c.ZohoClientID, ClientSecret: c.ZohoClientSecret, ClientSecrets: c.clientSecrets(),
 		AccountsURL: c.ZohoAccountsURL, APIURL: c.ZohoAPIURL,
 		CallTimeout: c.CallTimeout, MaxResponse: maxResponse, MaxIdlePerHost: cmp.Or(c.MaxInFlight, zoho.DefaultMaxIdlePerHost),
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -50,7 +51,8 @@ func (c *Config) workerSettings() []setting {
 		text("redis-key", &c.RedisKey, "key of --redis-cert"),
 		text("zoho-client-id", &c.ZohoClientID, "client id of the app in Zoho's API console"),
 		hidden("zoho-client-secret", &c.ZohoClientSecret, "client secret of the app in Zoho's API console"),
-		text("http-addr", &c.HTTPAddr, "address of /metrics, /healthz and /readyz"),
+		hidden("zoho-client-secrets", &c.ZohoClientSecrets, "client secrets of data centres that have their own: location:secret, comma separated"),
+		text("http-addr", &c.HTTPAddr, "address of /metrics, /healthz, /readyz and the console"),
 		text("public-url", &c.PublicURL, "how a browser reaches the worker's pages"),
 		number("max-in-flight", &c.MaxInFlight, "requests in hand of this worker at one time, over all orgs"),
 		duration("call-timeout", &c.CallTimeout, "bound of one call to Zoho"),
@@ -62,7 +64,9 @@ func (c *Config) workerSettings() []setting {
 	}
 }
 
-func (c *Config) settings() []setting { return append(c.connectionSettings(), c.workerSettings()...) }
+func (c *Config) settings() []setting {
+	return slices.Concat(c.connectionSettings(), c.workerSettings(), c.consoleSettings())
+}
 
 // BindClient adds the flags that a command line beside a worker needs.
 func (c *Config) BindClient(flags *pflag.FlagSet) { c.bind(flags, c.connectionSettings()) }

@@ -9,6 +9,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"zoho-worker/internal/connection"
+	"zoho-worker/internal/consent"
 	"zoho-worker/internal/ledger"
 	"zoho-worker/internal/token"
 )
@@ -79,6 +80,7 @@ func (t Topology) streams() []jetstream.StreamConfig {
 		ledger.StreamConfig(t.Replicas, t.Retention),
 		connection.StreamConfig(t.Replicas),
 		token.StreamConfig(t.Replicas),
+		consent.StreamConfig(t.Replicas),
 	}
 }
 
