@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -153,6 +154,10 @@ func (c *census) due(stored map[string]int, info *jetstream.StreamInfo, apart ti
 func (c *Consumer) ask(ctx context.Context, name string, stored int, now time.Time) {
 	p := c.directory.plan(name)
 	seen := sight{at: now, waiting: stored, places: p.places, parked: p.parked}
+	if p.parked || strings.HasPrefix(name, strangerPrefix) {
+		c.census.put(name, seen) // they have no consumer
+		return
+	}
 	there, err := c.stream.Consumer(ctx, p.name)
 	switch {
 	case errors.Is(err, jetstream.ErrConsumerNotFound):

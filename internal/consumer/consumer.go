@@ -73,6 +73,7 @@ type Consumer struct {
 	hand      *hand
 	metrics   *metrics
 	census    census
+	strangers chan struct{} // one for each connection nobody knows that is answered for
 	stream    jetstream.Stream
 
 	pulling  context.Context // ends when the worker stops taking requests
@@ -113,7 +114,7 @@ func New(o Options) *Consumer {
 	c := &Consumer{
 		Options: o, directory: newDirectory(o.AckWait), places: semaphore.NewWeighted(int64(o.MaxInFlight)),
 		hand: newHand(o.AckWait / 3), active: map[string]*queue{}, backlog: map[string]*expiry{},
-		soon: make(chan struct{}, 1),
+		soon: make(chan struct{}, 1), strangers: make(chan struct{}, strangersAtOnce),
 	}
 	c.metrics = newMetrics(o.Metrics, c)
 	c.pulling, c.stopPull = context.WithCancel(context.Background())
@@ -261,6 +262,9 @@ func (c *Consumer) pull(q *queue) error {
 	p := c.directory.plan(q.name)
 	if p.empty() {
 		return nil
+	}
+	if strings.HasPrefix(q.name, strangerPrefix) {
+		return c.answerStranger(q, p)
 	}
 	setup, cancel := context.WithTimeout(c.pulling, 10*time.Second)
 	defer cancel()
