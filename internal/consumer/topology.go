@@ -57,8 +57,9 @@ func (t Topology) streams() []jetstream.StreamConfig {
 			Name: RequestStream, Description: "requests until they are answered", Subjects: []string{"zoho.requests.>"},
 			Retention: jetstream.WorkQueuePolicy, Storage: jetstream.FileStorage, Discard: jetstream.DiscardNew,
 			Replicas: t.Replicas, Duplicates: 2 * time.Minute,
-			// One consumer per org that has work; the server's own default is 1,000.
-			MaxConsumers: -1,
+			// One consumer per org that has work. The server's own default of 1,000
+			// holds for -1 too, and can't be changed once the stream is there.
+			MaxConsumers: 20_000,
 			// Only the headers: this wakes a worker for an org that had no work.
 			RePublish: &jetstream.RePublish{Source: "zoho.requests.>", Destination: "zoho.activity.>", HeadersOnly: true},
 		},
