@@ -23,6 +23,7 @@ type Consent struct {
 	CodeChallenge       string // PKCE; empty: none
 	CodeChallengeMethod string // "S256" or "plain"; empty: plain
 	Online              bool   // access_type=online: no refresh token
+	Environment         string // chosen on the page; the simulator has one of each, so it is only told
 }
 
 // code is a grant code: single use, codeLife long.

@@ -155,6 +155,7 @@ func (x *exchange) orgInfo() *result {
 	return reply(http.StatusOK, "", params{"org": []any{params{
 		"id": x.org.ID, "zgid": x.org.ID, "company_name": x.org.name(), "primary_email": x.user.Email,
 		"time_zone": "UTC", "iso_code": "US", "currency": "US Dollar - USD",
+		"license_details": params{"paid": x.org.edition() != "free", "paid_type": x.org.edition()},
 	}}})
 }
 

@@ -17,6 +17,22 @@ var (
 	demoSources = []string{"Trade Show", "Web Download", "Cold Call", "Employee Referral", "Partner"}
 )
 
+// The people whom SeedPeople adds beside those of the org.
+const (
+	DemoColleague = "5725767000000411002" // another user of the same org
+	DemoEuropean  = "5725767000000511001" // a user of an org in Europe
+	DemoEUOrg     = "20078233816"
+)
+
+// SeedPeople adds a colleague to the org, and an org in Europe with a user: what
+// it takes to try connections by hand.
+func (s *Server) SeedPeople(orgID string) {
+	s.AddUser(User{ID: DemoColleague, Email: "grace@example.com", Name: "Grace Hopper", OrgID: orgID})
+	s.AddOrg(Org{ID: DemoEUOrg, Name: "Northwind Europe BV", Concurrency: 15, SubConcurrency: 10, Edition: "professional"})
+	s.AddUser(User{ID: DemoEuropean, Email: "elif@example.eu", Name: "Elif Yılmaz", OrgID: DemoEUOrg, Location: "eu"})
+	s.SeedDemo(DemoEUOrg)
+}
+
 // SeedDemo fills an org with 12 accounts, 20 contacts, 24 leads and 15 deals that
 // belong together, the same every time, and makes the usual fields mandatory.
 func (s *Server) SeedDemo(orgID string) {

@@ -1,6 +1,7 @@
 package zohotest
 
 import (
+	"cmp"
 	"maps"
 	"slices"
 	"sync"
@@ -17,6 +18,9 @@ type Org struct {
 	// SubConcurrency bounds the heavy calls among them (COQL, composite, sorted
 	// lists, writes of more than 10 records). Zoho: 10. 0: any.
 	SubConcurrency int
+	// Edition is the paid_type of its licence: free, standard, professional,
+	// enterprise, ultimate. Empty: enterprise.
+	Edition string
 	// Credits is how many may be used within 24 hours before a 429; 0: any.
 	Credits int
 }
@@ -63,7 +67,7 @@ func (s *Server) AddOrg(o Org) Org {
 	}
 	if old := s.orgs[o.ID]; old != nil {
 		old.gate.Lock()
-		old.Name, old.Concurrency, old.SubConcurrency, old.Credits = o.Name, o.Concurrency, o.SubConcurrency, o.Credits
+		old.Name, old.Concurrency, old.SubConcurrency, old.Credits, old.Edition = o.Name, o.Concurrency, o.SubConcurrency, o.Credits, o.Edition
 		old.gate.Unlock()
 		return o
 	}
@@ -115,6 +119,12 @@ func (s *Server) user(id string) *User {
 		panic("zohotest: no user " + id)
 	}
 	return u
+}
+
+func (o *org) edition() string {
+	o.gate.Lock()
+	defer o.gate.Unlock()
+	return cmp.Or(o.Edition, "enterprise")
 }
 
 // name may change while calls are under way.

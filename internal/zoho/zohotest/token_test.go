@@ -233,7 +233,7 @@ func TestConsentPage(t *testing.T) {
 	b.AddUser(User{ID: "77", Name: "Max <script>", OrgID: demoOrg, Location: "eu"})
 	base := "/oauth/v2/auth?response_type=code&client_id=1000.CLIENT&scope=ZohoCRM.modules.ALL&redirect_uri=https%3A%2F%2Fw.example%2Fcb&access_type=offline&state=s%261"
 	page := b.call("GET", base, "")
-	if page.status != 200 || !strings.Contains(page.body, "approve=77") || strings.Contains(page.body, "<script>") {
+	if page.status != 200 || !strings.Contains(page.body, `name="approve" value="77"`) || strings.Contains(page.body, "<script>") {
 		t.Fatal(page.body)
 	}
 	to, _ := url.Parse(b.call("GET", base+"&approve=77", "").header.Get("Location"))
