@@ -1,0 +1,129 @@
+package test
+
+import (
+	"encoding/json"
+	"errors"
+	"io"
+	"os/exec"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// arrows has a row for every package: what of ours it may import. The arrows of
+// docs/design.md, section 4, point to the right; a package without a row, or an
+// arrow that isn't here, is a decision that somebody has to make.
+var arrows = map[string][]string{
+	"schemas":                      {},
+	"internal/secret":              {},
+	"internal/failpoint":           {},
+	"internal/register":            {},
+	"internal/lock":                {},
+	"internal/connection/follow":   {},
+	"internal/envelope":            {"schemas"},
+	"internal/zoho":                {"internal/envelope", "internal/secret"},
+	"internal/zoho/zohotest":       {"internal/envelope"},
+	"internal/connection":          {"internal/connection/follow", "internal/envelope", "internal/register", "internal/secret"},
+	"internal/token":               {"internal/connection", "internal/connection/follow", "internal/lock", "internal/register", "internal/secret", "internal/zoho"},
+	"internal/consent":             {"internal/connection", "internal/register", "internal/secret", "internal/token", "internal/zoho"},
+	"internal/dead":                {},
+	"internal/event":               {"internal/connection", "internal/secret"},
+	"internal/ledger":              {"internal/register"},
+	"internal/relay":               {"internal/connection", "internal/envelope", "internal/failpoint", "internal/ledger", "internal/register", "internal/token", "internal/zoho"},
+	"internal/consumer":            {"internal/connection", "internal/envelope", "internal/failpoint", "internal/ledger", "internal/register", "internal/relay", "internal/token", "internal/zoho"},
+	"internal/devbox":              {"internal/zoho/zohotest"},
+	"internal/console":             {"internal/connection", "internal/consent", "internal/dead", "internal/consumer", "internal/envelope", "internal/ledger", "internal/register", "internal/secret", "internal/token", "internal/zoho"},
+	"internal/app":                 {"internal/connection", "internal/consent", "internal/dead", "internal/event", "internal/console", "internal/consumer", "internal/envelope", "internal/ledger", "internal/lock", "internal/register", "internal/relay", "internal/secret", "internal/token", "internal/zoho"},
+	"internal/lock/redistest":      {},
+	"internal/connection/natstest": {},
+}
+
+// simulated are packages that no production code imports but the sandbox's own.
+var simulated = []string{"internal/zoho/zohotest", "internal/devbox", "internal/lock/redistest", "internal/connection/natstest"}
+
+type listed struct {
+	ImportPath string
+	Imports    []string
+	Deps       []string
+}
+
+// packages lists ours, without tests, built with the tags.
+func packages(t *testing.T, tags string, patterns ...string) []listed {
+	t.Helper()
+	cmd := exec.Command("go", append([]string{"list", "-json=ImportPath,Imports,Deps", "-tags", tags}, patterns...)...)
+	cmd.Dir = ".."
+	out, err := cmd.Output()
+	if err != nil {
+		var exit *exec.ExitError
+		if errors.As(err, &exit) {
+			t.Fatalf("go list: %v\n%s", err, exit.Stderr)
+		}
+		t.Fatal(err)
+	}
+	var all []listed
+	for decoder := json.NewDecoder(strings.NewReader(string(out))); ; {
+		var p listed
+		err := decoder.Decode(&p)
+		if errors.Is(err, io.EOF) {
+			return all
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, p)
+	}
+}
+
+const module = "zoho-worker/"
+
+// The arrows of the design hold, in every build there is.
+func TestArrows(t *testing.T) {
+	t.Parallel()
+	for _, tags := range []string{"", "production", "failpoint"} {
+		for _, p := range packages(t, tags, "./...") {
+			name := strings.TrimPrefix(p.ImportPath, module)
+			command := strings.HasPrefix(name, "cmd/")
+			allowed, known := arrows[name]
+			if !known && !command && !strings.HasPrefix(name, "test") {
+				t.Errorf("%s has no row in the table of arrows: which packages may it import?", name)
+				continue
+			}
+			for _, path := range p.Imports {
+				imported, ours := strings.CutPrefix(path, module)
+				switch {
+				case !ours:
+				case strings.HasPrefix(imported, "cmd/") || strings.HasPrefix(imported, "test"):
+					t.Errorf("%s imports %s: nobody may", name, imported)
+				case known && !slices.Contains(allowed, imported):
+					t.Errorf("%s imports %s (tags %q): not an arrow of the design", name, imported, tags)
+				}
+			}
+		}
+	}
+}
+
+// A worker for production has no simulator and no embedded server in it.
+func TestProductionHasNoSimulator(t *testing.T) {
+	t.Parallel()
+	foreign := []string{"github.com/nats-io/nats-server/v2/server", "github.com/alicebob/miniredis/v2", "testing"}
+	for _, p := range packages(t, "production", "./cmd/worker") {
+		for _, path := range p.Deps {
+			name := strings.TrimPrefix(path, module)
+			if slices.Contains(simulated, name) || slices.Contains(foreign, path) {
+				t.Errorf("the production build of %s holds %s", p.ImportPath, path)
+			}
+		}
+	}
+	// Where the sandbox is part of the build, only the command line and the box reach it.
+	for _, p := range packages(t, "", "./...") {
+		name := strings.TrimPrefix(p.ImportPath, module)
+		if name == "cmd/worker" || name == "internal/devbox" || strings.HasPrefix(name, "test") {
+			continue
+		}
+		for _, path := range p.Imports {
+			if imported := strings.TrimPrefix(path, module); slices.Contains(simulated, imported) {
+				t.Errorf("%s imports %s outside its tests", name, imported)
+			}
+		}
+	}
+}
