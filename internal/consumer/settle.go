@@ -14,6 +14,7 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
+	"zoho-worker/internal/dead"
 	"zoho-worker/internal/envelope"
 	"zoho-worker/internal/failpoint"
 	"zoho-worker/internal/relay"
@@ -81,7 +82,7 @@ func (c *Consumer) work(q *queue, m *message) {
 		ReceivedAt: m.stored, Redelivered: m.again, Stopping: c.pulling.Done(),
 	})
 	if result.Pause > 0 {
-		c.pause(q, s.connection, result.Pause)
+		c.pause(q, s.connection, result.Pause, result.Cause)
 	}
 	switch {
 	case result.Wait != nil:
@@ -233,14 +234,14 @@ func (s *settlement) bury(e *envelope.Error) {
 	for name, values := range s.message.header {
 		// The server acts on its own headers: kept for reading, not for acting.
 		if strings.HasPrefix(name, "Nats-") {
-			name = "Original-" + name
+			name = dead.OriginalPrefix + name
 		}
 		msg.Header[name] = values
 	}
-	msg.Header.Set("Zoho-Dead-Code", string(e.Code))
-	msg.Header.Set("Zoho-Dead-Reason", strings.ToValidUTF8(e.Message, "?"))
-	msg.Header.Set("Zoho-Dead-Subject", s.message.subject)
-	msg.Header.Set("Zoho-Dead-Received", s.message.stored.UTC().Format(time.RFC3339Nano))
+	msg.Header.Set(dead.CodeHeader, string(e.Code))
+	msg.Header.Set(dead.ReasonHeader, strings.ToValidUTF8(e.Message, "?"))
+	msg.Header.Set(dead.SubjectHeader, s.message.subject)
+	msg.Header.Set(dead.ReceivedHeader, s.message.stored.UTC().Format(time.RFC3339Nano))
 	// The same message buried twice is one dead letter.
 	id := RequestStream + "." + strconv.FormatUint(s.message.sequence, 10)
 	err := insist(s.calling, func(ctx context.Context) error {

@@ -10,6 +10,7 @@ import (
 
 	"zoho-worker/internal/connection"
 	"zoho-worker/internal/consent"
+	"zoho-worker/internal/dead"
 	"zoho-worker/internal/ledger"
 	"zoho-worker/internal/token"
 )
@@ -18,7 +19,7 @@ import (
 const (
 	RequestStream  = "ZOHO_REQUESTS"
 	ResponseStream = "ZOHO_RESPONSES"
-	DeadStream     = "ZOHO_DEAD"
+	DeadStream     = dead.StreamName
 	EventStream    = "ZOHO_EVENTS"
 	BodyBucket     = "ZOHO_BODIES"
 )

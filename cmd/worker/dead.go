@@ -1,0 +1,271 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"text/tabwriter"
+	"time"
+	"unicode/utf8"
+
+	"github.com/nats-io/nats.go/jetstream"
+	"github.com/spf13/cobra"
+
+	"zoho-worker/internal/app"
+	"zoho-worker/internal/dead"
+)
+
+// deadFlags pick the letters of a command: by number, or by filter.
+type deadFlags struct {
+	filter dead.Filter
+	all    bool
+	dryRun bool
+	rate   float64
+	asJSON bool
+}
+
+func deadCommand() *cobra.Command {
+	config := app.Defaults()
+	config.LogLevel = "error"
+	cmd := &cobra.Command{
+		Use: "dead", Short: "List, replay or drop the dead letters",
+		Long: `Dead letters are requests that nobody could be answered for: no id could be read,
+or their id belongs to another request and they name no reply_to. They are kept
+whole for 30 days.`,
+	}
+	config.BindClient(cmd.PersistentFlags())
+	for _, hidden := range []string{"encryption-keys", "replicas", "retention", "log-format"} {
+		_ = cmd.PersistentFlags().MarkHidden(hidden)
+	}
+	cmd.AddCommand(deadList(&config), deadShow(&config), deadReplay(&config), deadDrop(&config))
+	return cmd
+}
+
+func withLetters(cmd *cobra.Command, config *app.Config, work func(context.Context, *dead.Letters) error) error {
+	if err := config.Load(cmd.Flags(), os.LookupEnv); err != nil {
+		return err
+	}
+	c, err := newClient(*config, config.LogLevel)
+	if err != nil {
+		return err
+	}
+	defer c.close()
+	letters, err := dead.Open(cmd.Context(), c.js)
+	if errors.Is(err, jetstream.ErrStreamNotFound) {
+		return errors.New("this NATS server has no dead letters yet: no worker has run against it")
+	}
+	if err != nil {
+		return err
+	}
+	return work(cmd.Context(), letters)
+}
+
+func (f *deadFlags) bind(cmd *cobra.Command) {
+	cmd.Flags().StringVar(&f.filter.Connection, "connection", "", "only of this connection")
+	cmd.Flags().StringVar(&f.filter.Code, "code", "", "only with this error code, like invalid_request")
+	cmd.Flags().DurationVar(&f.filter.OlderThan, "older-than", 0, "only those buried longer ago, like 24h")
+}
+
+func deadList(config *app.Config) *cobra.Command {
+	var f deadFlags
+	cmd := &cobra.Command{
+		Use: "list", Short: "List the dead letters, oldest first", Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return withLetters(cmd, config, func(ctx context.Context, letters *dead.Letters) error {
+				w := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 0, 2, ' ', 0)
+				count := 0
+				for letter, err := range letters.All(ctx, f.filter) {
+					if err != nil {
+						return err
+					}
+					if f.asJSON {
+						if err := json.NewEncoder(cmd.OutOrStdout()).Encode(letter); err != nil {
+							return err
+						}
+						continue
+					}
+					if count++; count == 1 {
+						fmt.Fprintln(w, "NUMBER\tBURIED\tCONNECTION\tCODE\tREASON")
+					}
+					fmt.Fprintf(w, "%d\t%s\t%s\t%s\t%s\n", letter.Sequence, letter.Buried.Local().Format(time.DateTime),
+						letter.Connection, letter.Code, cut(letter.Reason, 90))
+				}
+				if count == 0 && !f.asJSON {
+					fmt.Fprintln(cmd.ErrOrStderr(), "no dead letters")
+				}
+				return w.Flush()
+			})
+		},
+	}
+	f.bind(cmd)
+	cmd.Flags().BoolVar(&f.asJSON, "json", false, "one JSON document a line, with headers and the request (base64)")
+	return cmd
+}
+
+func cut(s string, most int) string {
+	if r := []rune(s); len(r) > most {
+		return string(r[:most-1]) + "…"
+	}
+	return s
+}
+
+func deadShow(config *app.Config) *cobra.Command {
+	return &cobra.Command{
+		Use: "show NUMBER", Short: "Show a dead letter whole", Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			numbers, err := sequences(args)
+			if err != nil {
+				return err
+			}
+			return withLetters(cmd, config, func(ctx context.Context, letters *dead.Letters) error {
+				letter, err := letters.Get(ctx, numbers[0])
+				if err != nil {
+					return missing(err, numbers[0])
+				}
+				out := cmd.OutOrStdout()
+				fmt.Fprintf(out, "%s: %s\npublished to %s at %s, buried at %s\n", letter.Code, letter.Reason, letter.Subject,
+					letter.Received.Format(time.RFC3339), letter.Buried.Format(time.RFC3339))
+				for _, name := range sortedNames(letter.Header) {
+					if !strings.HasPrefix(name, "Zoho-Dead-") {
+						fmt.Fprintf(out, "%s: %s\n", name, strings.Join(letter.Header[name], ", "))
+					}
+				}
+				if !utf8.Valid(letter.Data) {
+					fmt.Fprintf(out, "\n%d bytes, not text: %q\n", len(letter.Data), letter.Data)
+					return nil
+				}
+				fmt.Fprintf(out, "\n%s\n", letter.Data)
+				return nil
+			})
+		},
+	}
+}
+
+func sortedNames(h map[string][]string) []string {
+	names := make([]string, 0, len(h))
+	for name := range h {
+		names = append(names, name)
+	}
+	slices.Sort(names)
+	return names
+}
+
+func missing(err error, number uint64) error {
+	if errors.Is(err, jetstream.ErrMsgNotFound) {
+		return fmt.Errorf("there is no dead letter %d: see `worker dead list`", number)
+	}
+	return err
+}
+
+func sequences(args []string) ([]uint64, error) {
+	numbers := make([]uint64, len(args))
+	for i, arg := range args {
+		n, err := strconv.ParseUint(arg, 10, 64)
+		if err != nil {
+			return nil, fmt.Errorf("%q is no number of a dead letter: see `worker dead list`", arg)
+		}
+		numbers[i] = n
+	}
+	return numbers, nil
+}
+
+func deadReplay(config *app.Config) *cobra.Command {
+	var f deadFlags
+	cmd := &cobra.Command{
+		Use: "replay [NUMBER…]", Short: "Publish the requests of dead letters again",
+		Long: `Publish the requests of dead letters again, as they came, and drop the letters.
+Name them by number, or pick them with --all and the filters.`,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return f.each(cmd, config, args, "replayed", (*dead.Letters).Replay)
+		},
+	}
+	f.bind(cmd)
+	f.bindBulk(cmd)
+	cmd.Flags().Float64Var(&f.rate, "rate", 0, "at most so many a second (default as fast as it goes)")
+	return cmd
+}
+
+func deadDrop(config *app.Config) *cobra.Command {
+	var f deadFlags
+	cmd := &cobra.Command{
+		Use: "drop [NUMBER…]", Short: "Drop dead letters for good",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return f.each(cmd, config, args, "dropped", (*dead.Letters).Drop)
+		},
+	}
+	f.bind(cmd)
+	f.bindBulk(cmd)
+	return cmd
+}
+
+func (f *deadFlags) bindBulk(cmd *cobra.Command) {
+	cmd.Flags().BoolVar(&f.all, "all", false, "all that the filters pick")
+	cmd.Flags().BoolVar(&f.dryRun, "dry-run", false, "only say which")
+}
+
+// each does something to the letters that are named or picked, with progress.
+func (f *deadFlags) each(cmd *cobra.Command, config *app.Config, args []string, done string,
+	do func(*dead.Letters, context.Context, *dead.Letter) error,
+) error {
+	numbers, err := sequences(args)
+	if err != nil {
+		return err
+	}
+	if f.all == (len(numbers) > 0) {
+		return errors.New("name the letters by number, or give --all with filters")
+	}
+	return withLetters(cmd, config, func(ctx context.Context, letters *dead.Letters) error {
+		var picked []*dead.Letter
+		for _, number := range numbers {
+			letter, err := letters.Get(ctx, number)
+			if err != nil {
+				return missing(err, number)
+			}
+			picked = append(picked, letter)
+		}
+		if f.all {
+			for letter, err := range letters.All(ctx, f.filter) {
+				if err != nil {
+					return err
+				}
+				picked = append(picked, letter)
+			}
+		}
+		if f.dryRun {
+			for _, letter := range picked {
+				fmt.Fprintf(cmd.OutOrStdout(), "%d  %s  %s  %s\n", letter.Sequence, letter.Connection, letter.Code, cut(letter.Reason, 90))
+			}
+			fmt.Fprintf(cmd.ErrOrStderr(), "%d would be %s\n", len(picked), done)
+			return nil
+		}
+		show, clear := progressLine(cmd.ErrOrStderr())
+		shown := time.Now()
+		for i, letter := range picked {
+			if err := do(letters, ctx, letter); err != nil {
+				clear()
+				return fmt.Errorf("%d of %d %s: %w", i, len(picked), done, err)
+			}
+			if time.Since(shown) > 200*time.Millisecond {
+				shown = time.Now()
+				const width = 30
+				full := width * (i + 1) / len(picked)
+				show(fmt.Sprintf("[%s%s] %d of %d %s", strings.Repeat("#", full), strings.Repeat(".", width-full), i+1, len(picked), done))
+			}
+			if f.rate > 0 && i+1 < len(picked) {
+				select {
+				case <-time.After(time.Duration(float64(time.Second) / f.rate)):
+				case <-ctx.Done():
+					return ctx.Err()
+				}
+			}
+		}
+		clear()
+		fmt.Fprintf(cmd.OutOrStdout(), "%d %s\n", len(picked), done)
+		return nil
+	})
+}
