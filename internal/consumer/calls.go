@@ -19,11 +19,16 @@ import (
 func (c *Consumer) serveCalls() error {
 	service, err := micro.AddService(c.Conn, micro.Config{
 		Name: "zoho", Version: c.Version,
-		Description: "Zoho CRM calls: send a request envelope to zoho.call.<connection>, get a response envelope",
+		Description:  "Zoho CRM calls: send a request envelope to zoho.call.<connection>, get a response envelope",
+		StatsHandler: c.about,
 	})
 	if err == nil {
 		err = service.AddEndpoint("call", micro.HandlerFunc(c.accept), micro.WithEndpointSubject("zoho.call.*"))
 		c.closers = append(c.closers, func() { _ = service.Stop() })
+	}
+	if err == nil {
+		err = service.AddEndpoint("hand", micro.HandlerFunc(c.tellHand),
+			micro.WithEndpointSubject("zoho.hand.*"), micro.WithEndpointQueueGroupDisabled())
 	}
 	if err != nil {
 		return fmt.Errorf("offer the service zoho: %w", err)

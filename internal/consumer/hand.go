@@ -12,17 +12,17 @@ import (
 type hand struct {
 	every time.Duration
 	mu    sync.Mutex
-	held  map[jetstream.Msg]struct{}
+	held  map[jetstream.Msg]time.Time // since when
 }
 
 func newHand(every time.Duration) *hand {
-	return &hand{every: every, held: map[jetstream.Msg]struct{}{}}
+	return &hand{every: every, held: map[jetstream.Msg]time.Time{}}
 }
 
 func (h *hand) take(msg jetstream.Msg) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.held[msg] = struct{}{}
+	h.held[msg] = time.Now()
 }
 
 func (h *hand) leave(msg jetstream.Msg) {

@@ -130,7 +130,7 @@ func (c *Consumer) resume(ctx context.Context, p plan) error {
 }
 
 // pause keeps all workers from starting requests of the queue.
-func (c *Consumer) pause(q *queue, name string, d time.Duration) {
+func (c *Consumer) pause(q *queue, name string, d time.Duration, cause string) {
 	ctx, cancel := context.WithTimeout(c.calling, 5*time.Second)
 	defer cancel()
 	until := c.Clock.Now().Add(d)
@@ -143,8 +143,8 @@ func (c *Consumer) pause(q *queue, name string, d time.Duration) {
 		return
 	}
 	c.metrics.pauses.Inc()
-	c.Logger.Info("queue paused", "queue", q.name, "connection", name, "for", d.Round(time.Millisecond))
-	c.event(ctx, name, "paused", map[string]any{"queue": q.name, "until": until.UTC()})
+	c.Logger.Info("queue paused", "queue", q.name, "connection", name, "for", d.Round(time.Millisecond), "cause", cause)
+	c.event(ctx, name, "paused", map[string]any{"queue": q.name, "until": until.UTC(), "cause": cause})
 }
 
 // notePause takes in a pause that another worker made.

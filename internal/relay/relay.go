@@ -57,8 +57,9 @@ type Result struct {
 	// Wait says that the request has to come again.
 	Wait *Wait
 	// Pause, where it is positive, is for how long no request of the org may be
-	// started by any worker.
+	// started by any worker, and Cause is the answer of Zoho's that it is for.
 	Pause time.Duration
+	Cause string
 }
 
 // Wait is why and for how long a request waits; it has used up nothing.
@@ -408,7 +409,7 @@ func (j *job) hold(answer *zoho.Answer) Result {
 	if d >= j.left() {
 		result = j.expired("while Zoho refuses more calls of the org (429)")
 	}
-	result.Pause = d
+	result.Pause, result.Cause = d, strings.TrimSpace(fmt.Sprint(answer.Status, " ", answer.Code))
 	return result
 }
 
