@@ -19,6 +19,7 @@ import (
 
 	"zoho-worker/internal/app"
 	"zoho-worker/internal/connection"
+	"zoho-worker/internal/console"
 	"zoho-worker/internal/devbox"
 	"zoho-worker/internal/envelope"
 	"zoho-worker/internal/secret"
@@ -41,7 +42,7 @@ the connection "demo", all in this process, and send two requests through it.`,
 	}
 	f := cmd.Flags()
 	f.StringVar(&flags.natsAddr, "nats-addr", "127.0.0.1:4222", "address of the nats-server; port 0 takes a free one")
-	f.StringVar(&flags.httpAddr, "http-addr", "127.0.0.1:8080", "address of the worker's /metrics and /readyz; port 0 takes a free one")
+	f.StringVar(&flags.httpAddr, "http-addr", "127.0.0.1:8080", "address of the console, /metrics and /readyz; port 0 takes a free one; no console where it is not loopback")
 	f.StringVar(&flags.zohoAddr, "zoho-addr", "127.0.0.1:8090", "address of the simulated Zoho; port 0 takes a free one")
 	f.StringVar(&flags.dataDir, "data-dir", "", "where JetStream keeps its data (default a temporary directory)")
 	f.StringVar(&flags.logLevel, "log-level", "warn", "debug, info, warn or error")
@@ -57,6 +58,7 @@ func dev(ctx context.Context, flags devFlags, out io.Writer) error {
 	}
 	defer box.Close()
 	box.Zoho.SeedDemo(devbox.OrgID)
+	box.Zoho.SeedPeople(devbox.OrgID)
 	keys, err := devKeys(flags.dataDir)
 	if err != nil {
 		return err
@@ -67,6 +69,9 @@ func dev(ctx context.Context, flags devFlags, out io.Writer) error {
 	config.ZohoAccountsURL, config.ZohoAPIURL = box.ZohoURL, box.ZohoURL
 	config.EncryptionKeys, config.HTTPAddr = keys, flags.httpAddr
 	config.CallTimeout, config.StopTimeout = 10*time.Second, 15*time.Second
+	if console.Loopback(flags.httpAddr) {
+		config.ConsoleAuth = "none"
+	}
 	worker, err := app.Start(ctx, config, app.Logger(os.Stderr, flags.logLevel, "text"))
 	if err != nil {
 		return taken(err)
@@ -82,6 +87,9 @@ func dev(ctx context.Context, flags devFlags, out io.Writer) error {
 	fmt.Fprintf(out, "zoho-worker is up after %s, everything in this process:\n\n", time.Since(begun).Round(10*time.Millisecond))
 	fmt.Fprintf(out, "  NATS         %s   JetStream in %s\n", box.NATSURL, box.DataDir)
 	fmt.Fprintf(out, "  worker       http://%s   /metrics /healthz /readyz\n", worker.HTTPAddr)
+	if config.ConsoleAuth != "" {
+		fmt.Fprintf(out, "  console      http://%s   connect an account: the simulator asks who you are\n", worker.HTTPAddr)
+	}
 	fmt.Fprintf(out, "  Zoho         %s   simulated: Leads, Contacts, Accounts, Deals\n", box.ZohoURL)
 	fmt.Fprintf(out, "  connection   demo\n")
 
