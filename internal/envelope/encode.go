@@ -2,6 +2,8 @@ package envelope
 
 import (
 	"encoding/base64"
+	"maps"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -60,6 +62,21 @@ func (r *Response) AppendJSON(dst []byte) []byte {
 	dst = append(dst, '"')
 	if r.Outcome != "" {
 		dst = appendField(append(dst, ','), "outcome", r.Outcome)
+	}
+	if r.Records != nil {
+		dst = append(dst, `,"records":{"succeeded":`...)
+		dst = strconv.AppendInt(dst, int64(r.Records.Succeeded), 10)
+		dst = append(dst, `,"failed":`...)
+		dst = strconv.AppendInt(dst, int64(r.Records.Failed), 10)
+		dst = append(dst, `,"codes":{`...)
+		for i, code := range slices.Sorted(maps.Keys(r.Records.Codes)) {
+			if i > 0 {
+				dst = append(dst, ',')
+			}
+			dst = append(appendText(dst, code), ':')
+			dst = strconv.AppendInt(dst, int64(r.Records.Codes[code]), 10)
+		}
+		dst = append(dst, "}}"...)
 	}
 	if r.Error != nil {
 		dst = appendField(append(dst, `,"error":{`...), "code", string(r.Error.Code))

@@ -101,7 +101,18 @@ type Response struct {
 	// Outcome is empty for an answer as Zoho gave it, and Confirmed where the
 	// worker established what happened and composed the answer from it.
 	Outcome string
+	// Records sums up what Zoho said of each record of a write; nil where it said nothing.
+	Records *Records
 	Error   *Error
+}
+
+// Records sums up the results of a write, record by record: Zoho may answer 200
+// or 207 though records failed.
+type Records struct {
+	Succeeded int
+	Failed    int
+	// Codes counts Zoho's codes of the records that failed.
+	Codes map[string]int
 }
 
 // Confirmed is the Outcome of an insert whose first answer was lost and which

@@ -25,12 +25,13 @@ const (
 	answerReceivedAt
 	answerFinishedAt
 	answerOutcome
+	answerRecords
 	answerError
 )
 
 var responseFields = []string{
 	"id", "connection", "status", "headers", "body", "body_text", "body_base64", "body_object",
-	"attempts", "received_at", "finished_at", "outcome", "error",
+	"attempts", "received_at", "finished_at", "outcome", "records", "error",
 }
 
 // timeFormat is RFC 3339 with milliseconds, in UTC.
@@ -119,6 +120,8 @@ func responseField(s *scanner, r *Response, field int) {
 				s.refuse(inSchema, "must be "+Confirmed)
 			}
 		}
+	case answerRecords:
+		r.Records = recordsField(s)
 	case answerError:
 		r.Error = errorField(s)
 	}
@@ -190,6 +193,62 @@ func responseHeaders(s *scanner) []Header {
 			return nil
 		}
 		headers = append(headers, Header{Name: name, Value: string(value)})
+	}
+}
+
+var recordsFields = []string{"succeeded", "failed", "codes"}
+
+func recordsField(s *scanner) *Records {
+	if s.peek() != '{' {
+		s.refuse(inSchema, "must be an object")
+		return nil
+	}
+	var r Records
+	var seen fieldSet
+	for n := 0; ; n++ {
+		field, ok := s.envelopeMember(n, recordsFields, &seen)
+		if !ok {
+			break
+		}
+		switch field {
+		case 0:
+			r.Succeeded = s.integer(0, math.MaxInt32)
+		case 1:
+			r.Failed = s.integer(0, math.MaxInt32)
+		case 2:
+			r.Codes = codesField(s)
+		}
+	}
+	if s.fault == nil && seen != 7 {
+		s.refuse(inSchema, "must have succeeded, failed and codes")
+	}
+	return &r
+}
+
+func codesField(s *scanner) map[string]int {
+	if s.peek() != '{' {
+		s.refuse(inSchema, "must have an object as codes")
+		return nil
+	}
+	var codes map[string]int
+	for n := 0; ; n++ {
+		raw, ok := s.member(n)
+		if !ok {
+			return codes
+		}
+		key, ok := unquote(raw)
+		if !ok {
+			s.refuse(ruleSurrogate, "must not have half a surrogate pair in a code")
+			return nil
+		}
+		if codes == nil {
+			codes = map[string]int{}
+		}
+		if _, twice := codes[string(key)]; twice {
+			s.refuse(ruleDuplicate, "must not have a code twice")
+			return nil
+		}
+		codes[string(key)] = s.integer(1, math.MaxInt32)
 	}
 }
 

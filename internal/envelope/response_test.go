@@ -45,7 +45,8 @@ func testResponse() *Response {
 		Headers:    []Header{{"Content-Type", "application/json"}, {"X-A", "1"}, {"x-a", "2"}, {"Set-Cookie", "s3cret"}, {"X-Odd", "\xff\"\x01"}},
 		Body:       Body{Kind: JSONBody, Data: []byte("{\n \"a\": \"<&>\"\n}")},
 		ReceivedAt: received, FinishedAt: received.Add(1234567890 * time.Nanosecond).In(time.FixedZone("", 3600)),
-		Error: &Error{Code: OutcomeUnknown, Message: "look \"it\" up"},
+		Records: &Records{Succeeded: 1, Failed: 3, Codes: map[string]int{"RECORD_LOCKED": 1, "INVALID_DATA": 2}},
+		Error:   &Error{Code: OutcomeUnknown, Message: "look \"it\" up"},
 	}
 }
 
@@ -54,7 +55,7 @@ func TestResponseAppendJSON(t *testing.T) {
 	got := string(testResponse().AppendJSON([]byte("x")))
 	want := `x{"id":"r1","connection":"acme","status":201,"headers":{"Content-Type":"application/json","X-A":"1, 2","X-Odd":"` + "\ufffd" + `\"\u0001"},` +
 		"\"body\":{\n \"a\": \"<&>\"\n}" + `,"attempts":2,"received_at":"2026-01-31T15:00:00.000Z","finished_at":"2026-01-31T15:00:01.234Z",` +
-		`"outcome":"confirmed","error":{"code":"outcome_unknown","message":"look \"it\" up"}}`
+		`"outcome":"confirmed","records":{"succeeded":1,"failed":3,"codes":{"INVALID_DATA":2,"RECORD_LOCKED":1}},"error":{"code":"outcome_unknown","message":"look \"it\" up"}}`
 	if got != want {
 		t.Errorf("got  %s\nwant %s", got, want)
 	}
@@ -95,6 +96,10 @@ func TestDecodeResponse(t *testing.T) {
 		`"confirmed"`:       {`""`, `"sure"`, `null`},
 		`"outcome_unknown"`: {`"other"`, `null`},
 		`"code"`:            {`"Code"`, `"why":1,"code"`},
+		`"succeeded":1`:     {`"succeeded":-1`, `"succeeded":"1"`, `"Succeeded":1`},
+		`"failed":3,`:       {``, `"failed":null,`},
+		`"INVALID_DATA":2`:  {`"INVALID_DATA":0`, `"INVALID_DATA":null`},
+		`"records":{`:       {`"records":null,"x":{`},
 		`"error":{`:         {`"error":null,"x":{`},
 	} {
 		for _, replacement := range replacements {
@@ -108,11 +113,13 @@ func TestDecodeResponse(t *testing.T) {
 		}
 	}
 	for old, replacement := range map[string]string{
-		`"id":"r1"`:    `"id":"r1","id":"r1"`,
-		`"X-A":"1, 2"`: `"X-A":"1","x-a":"2"`,
-		`"code"`:       `"message":"","code"`,
-		`201`:          `201.0`,
-		`"attempts":2`: `"attempts":-0`,
+		`"id":"r1"`:        `"id":"r1","id":"r1"`,
+		`"X-A":"1, 2"`:     `"X-A":"1","x-a":"2"`,
+		`"code"`:           `"message":"","code"`,
+		`201`:              `201.0`,
+		`"attempts":2`:     `"attempts":-0`,
+		`"INVALID_DATA":2`: `"INVALID_DATA":2,"INVALID_DATA":2`,
+		`"succeeded":1`:    `"succeeded":1,"succeeded":1`,
 	} {
 		doc := []byte(strings.Replace(good, old, replacement, 1))
 		if _, f := decodeResponse(doc); f == nil || f.rule == inSchema {

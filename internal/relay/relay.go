@@ -432,7 +432,7 @@ func (j *job) conclude(v verdict) Result {
 	response := j.response()
 	if v.record != "" {
 		response.Status = 200
-		response.Outcome = envelope.Confirmed
+		response.Outcome, response.Records = envelope.Confirmed, &envelope.Records{Succeeded: 1}
 		response.Body = envelope.Body{Kind: envelope.JSONBody, Data: fmt.Appendf(nil,
 			`{"data":[{"code":"SUCCESS","details":{"id":%q},"message":"record already added","status":"success"}]}`, v.record)}
 	}
@@ -476,6 +476,9 @@ func (j *job) response() *envelope.Response {
 		response.Headers = a.Headers
 		if a.BodyError == nil && !a.TooLarge {
 			response.Body = envelope.BodyOf(header(a.Headers, "Content-Type"), a.Body)
+			if j.Request.Method != "GET" && response.Body.Kind == envelope.JSONBody {
+				response.Records = zoho.RecordsOf(a.Body)
+			}
 		}
 	}
 	return response

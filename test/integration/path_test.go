@@ -55,6 +55,14 @@ func TestAnswersAreDelivered(t *testing.T) {
 	if !bytes.Contains(bad.Body.Data, []byte("MANDATORY_NOT_FOUND")) {
 		t.Fatalf("body %s", bad.Body.Data)
 	}
+	if bad.Records == nil || bad.Records.Failed != 1 || bad.Records.Codes["MANDATORY_NOT_FOUND"] != 1 {
+		t.Fatalf("records %+v", bad.Records)
+	}
+	mixed := r.call("demo", doc{"id": "mixed", "method": "POST", "url": "/v8/Leads", "body": doc{"data": []doc{{"Last_Name": "a"}, {"Company": "x"}, {"Last_Name": "b"}}}})
+	wantStatus(t, mixed, 207)
+	if mixed.Records == nil || mixed.Records.Succeeded != 2 || mixed.Records.Failed != 1 {
+		t.Fatalf("records %+v", mixed.Records)
+	}
 	for _, h := range bad.Headers {
 		if strings.EqualFold(h.Name, "Set-Cookie") || strings.Contains(h.Value, r.Zoho.CookieSecret()) {
 			t.Fatalf("a cookie came through: %v", h)
