@@ -1,0 +1,82 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"zoho-worker/internal/app"
+	"zoho-worker/internal/inspect"
+)
+
+// clientConfig are the settings of a command that only looks.
+func clientConfig(cmd *cobra.Command) *app.Config {
+	config := app.Defaults()
+	config.LogLevel = "error"
+	config.BindClient(cmd.Flags())
+	for _, hidden := range []string{"encryption-keys", "replicas", "retention", "log-format"} {
+		_ = cmd.Flags().MarkHidden(hidden)
+	}
+	return &config
+}
+
+// reader connects to look. Close it with done.
+func reader(cmd *cobra.Command, config *app.Config) (r *inspect.Reader, done func(), err error) {
+	if err := config.Load(cmd.Flags(), os.LookupEnv); err != nil {
+		return nil, nil, err
+	}
+	c, err := newClient(*config, config.LogLevel)
+	if err != nil {
+		return nil, nil, err
+	}
+	return &inspect.Reader{NC: c.nc, JS: c.js}, c.close, nil
+}
+
+func whyCommand() *cobra.Command {
+	var asJSON bool
+	cmd := &cobra.Command{
+		Use: "why CONNECTION ID", Short: "Say what a request waits for", Args: cobra.ExactArgs(2),
+		Long: `Say in one sentence what a request waits for: its place in the org's queue, the
+org's limit, a pause and Zoho's answer that it is for, a re-authorization, or a
+call that is going on; or how and when it was answered.
+
+Exit status: 0 if it is answered, 1 if it waits, 2 if it is not known.`,
+		Example: `  worker why acme job-4711`,
+	}
+	config := clientConfig(cmd)
+	cmd.Flags().BoolVar(&asJSON, "json", false, "as JSON")
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		r, done, err := reader(cmd, config)
+		if err != nil {
+			return err
+		}
+		defer done()
+		ctx, cancel := context.WithTimeout(cmd.Context(), 30*time.Second)
+		defer cancel()
+		why, err := r.Why(ctx, args[0], args[1])
+		if err != nil {
+			return err
+		}
+		if asJSON {
+			encoder := json.NewEncoder(cmd.OutOrStdout())
+			encoder.SetIndent("", "  ")
+			if err := encoder.Encode(why); err != nil {
+				return err
+			}
+		} else {
+			fmt.Fprintln(cmd.OutOrStdout(), why.Sentence)
+		}
+		switch why.State {
+		case inspect.Answered:
+			return nil
+		case inspect.Unknown, inspect.Unseen:
+			return exitError{2}
+		}
+		return exitError{1}
+	}
+	return cmd
+}

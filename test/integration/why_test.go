@@ -1,0 +1,104 @@
+package integration
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"zoho-worker/internal/inspect"
+	"zoho-worker/internal/zoho/zohotest"
+)
+
+// wantWhy waits until the request's state is the one, and checks what is said.
+func (r *rig) wantWhy(name, id string, state inspect.State, contains ...string) {
+	r.t.Helper()
+	reader := &inspect.Reader{NC: r.nc, JS: r.js}
+	var why *inspect.Why
+	for deadline := time.Now().Add(patience); ; {
+		var err error
+		if why, err = reader.Why(r.t.Context(), name, id); err != nil {
+			r.t.Fatal(err)
+		}
+		if why.State == state || time.Now().After(deadline) {
+			break
+		}
+	}
+	r.t.Logf("%s: %s", why.State, why.Sentence)
+	if why.State != state {
+		r.t.Fatalf("%s is %s: %s; want %s", id, why.State, why.Sentence, state)
+	}
+	for _, s := range contains {
+		if !strings.Contains(why.Sentence, s) {
+			r.t.Errorf("%q does not say %q", why.Sentence, s)
+		}
+	}
+}
+
+// Each thing that a request can wait for is told.
+func TestWhy(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, zohotest.Options{})
+	r.demo(2)
+	r.Zoho.AddOrg(zohotest.Org{ID: "880", Name: "Limited", Concurrency: 5})
+	r.connect("limited", "880", 5)
+	r.Zoho.AddOrg(zohotest.Org{ID: "990", Name: "Gone", Concurrency: 5})
+	r.connect("gone", "990", 5)
+
+	r.publish("demo", list("early"))
+	r.wantWhy("demo", "early", inspect.NoWorker, "is one running?")
+	r.wantWhy("demo", "nothing", inspect.Unknown, "neither a request nothing of demo nor a response")
+
+	r.worker()
+	r.await("demo", "early")
+	r.wantWhy("demo", "early", inspect.Answered, "with Zoho's 200 after 1 attempt")
+	r.wantWhy("nobody", "x", inspect.Unknown)
+	r.wantWhy("No.Body", "x", inspect.Stranger, "can't be the name")
+
+	if _, err := r.store.MarkRevoked(t.Context(), "gone", 1, "Zoho no longer accepts it"); err != nil {
+		t.Fatal(err)
+	}
+	r.publish("gone", list("parked"))
+	r.wantWhy("gone", "parked", inspect.Authorization, "gone is revoked since", "Zoho no longer accepts it", "until its deadline at")
+
+	// Two places, taken by calls that last; the others wait in line.
+	r.Zoho.Inject(zohotest.DelayBefore(4*time.Second).On("GET", "/crm/v8/Contacts").Repeat(2))
+	for i := range 12 {
+		r.publish("demo", doc{"id": fmt.Sprintf("c%d", i), "method": "GET", "url": "/v8/Contacts", "query": doc{"fields": "Last_Name"}})
+	}
+	r.wantWhy("demo", "c0", inspect.InCall, "in hand of worker", "since")
+	r.wantWhy("demo", "c11", inspect.Queued, "2 of the org's 2 places are taken", "requests are before it")
+
+	r.Zoho.Inject(zohotest.AnswerWith("limit", 429, `{"code":"TOO_MANY_REQUESTS","message":"x","status":"error","details":{}}`,
+		"Retry-After", "60", "Content-Type", "application/json").On("GET", "/crm/v8/Accounts").Repeat(-1))
+	for i := range 8 {
+		r.publish("limited", doc{"id": fmt.Sprintf("p%d", i), "method": "GET", "url": "/v8/Accounts", "query": doc{"fields": "Last_Name"}})
+	}
+	r.wantWhy("limited", "p7", inspect.Paused, "paused for another", "because Zoho answered 429 TOO_MANY_REQUESTS", "until its deadline")
+
+	overview, err := (&inspect.Reader{NC: r.nc, JS: r.js}).Overview(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(overview.Workers) != 1 || overview.Workers[0].MaxInFlight != 512 || overview.Connections["active"] != 2 || overview.Connections["revoked"] != 1 {
+		t.Fatalf("workers %+v, connections %v", overview.Workers, overview.Connections)
+	}
+	if len(overview.Troubled) != 1 || overview.Troubled[0].Name != "gone" {
+		t.Fatalf("troubled: %+v", overview.Troubled)
+	}
+	var paused, unqueued bool
+	for _, q := range overview.Queues {
+		paused = paused || q.Paused > 0 && q.Cause == "429 TOO_MANY_REQUESTS" && q.Places == 5
+	}
+	for _, u := range overview.Unqueued {
+		unqueued = unqueued || u.Connection == "gone" && u.Requests == 1
+	}
+	if !paused || !unqueued {
+		t.Fatalf("queues %+v, unqueued %+v", overview.Queues, overview.Unqueued)
+	}
+	for _, s := range overview.Streams {
+		if s.Missing || s.Err != "" {
+			t.Fatalf("stream %+v", s)
+		}
+	}
+}
