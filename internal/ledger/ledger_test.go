@@ -1,0 +1,198 @@
+package ledger
+
+import (
+	"errors"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+
+	"zoho-worker/internal/connection/natstest"
+	"zoho-worker/internal/register"
+)
+
+// later moves what the clock takes for the server's time by d.
+func later(c *register.Clock, d time.Duration) {
+	now := time.Now()
+	c.Observe(now.Add(d), now, now)
+}
+
+func start(t *testing.T) (jetstream.JetStream, *register.Clock) {
+	t.Helper()
+	s := natstest.Start(t)
+	js := s.JetStream()
+	s.Create(js, StreamConfig(1, time.Hour))
+	return js, &register.Clock{}
+}
+
+func wantHeld(t *testing.T, err error, most time.Duration) {
+	t.Helper()
+	var held *HeldError
+	if !errors.As(err, &held) || held.Left <= 0 || held.Left > most {
+		t.Fatalf("error is %v, want that it is held for %s at most", err, most)
+	}
+}
+
+// The life of a claim, on a real server.
+func TestClaim(t *testing.T) {
+	t.Parallel()
+	js, clock := start(t)
+	l, other := Open(js, clock, time.Minute), Open(js, clock, time.Minute)
+	ctx := t.Context()
+	if err := other.Look(ctx, "demo", "1", digest); err != nil {
+		t.Fatalf("nothing there: %v", err)
+	}
+	claim, err := l.Claim(ctx, "demo", "1", digest)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if left := claim.Left(); left <= 0 || left > time.Minute || claim.Permit() != nil {
+		t.Fatalf("left %s, permit %v", left, claim.Permit())
+	}
+	wantHeld(t, other.Look(ctx, "demo", "1", digest), time.Minute+margin)
+	_, err = other.Claim(ctx, "demo", "1", digest)
+	wantHeld(t, err, time.Minute+margin)
+	// Other content, another id and another connection are other things.
+	if _, err := other.Claim(ctx, "demo", "1", [32]byte{2}); !errors.Is(err, ErrConflict) {
+		t.Fatalf("claimed with other content: %v", err)
+	}
+	if err := other.Look(ctx, "demo", "1", [32]byte{2}); !errors.Is(err, ErrConflict) {
+		t.Fatalf("looked at with other content: %v", err)
+	}
+	for _, key := range [][2]string{{"demo", "2"}, {"other", "1"}} {
+		if _, err := other.Claim(ctx, key[0], key[1], digest); err != nil {
+			t.Fatal(err)
+		}
+	}
+	// Given up, it is anybody's; its content stays.
+	if err := claim.Release(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if err := other.Look(ctx, "demo", "1", digest); err != nil {
+		t.Fatalf("released: %v", err)
+	}
+	if _, err := other.Claim(ctx, "demo", "1", [32]byte{2}); !errors.Is(err, ErrConflict) {
+		t.Fatalf("released, with other content: %v", err)
+	}
+	second, err := other.Claim(ctx, "demo", "1", digest)
+	if err != nil {
+		t.Fatal(err)
+	}
+	// The first one's holder is out of it.
+	if err := claim.Extend(ctx); !errors.Is(err, register.ErrConflict) {
+		t.Fatalf("extended by the holder before: %v", err)
+	}
+	if err := second.Extend(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if err := second.Extend(ctx); err != nil {
+		t.Fatal("extended again:", err)
+	}
+}
+
+// A lease is judged by the server's clock, and is longer for others than for
+// its holder. Once somebody was told that it is over, it can't be extended.
+func TestLease(t *testing.T) {
+	t.Parallel()
+	js, clock := start(t)
+	l, other := Open(js, clock, time.Minute), Open(js, clock, time.Minute)
+	ctx := t.Context()
+	claim, err := l.Claim(ctx, "demo", "1", digest)
+	if err != nil {
+		t.Fatal(err)
+	}
+	later(clock, time.Minute+margin-2*time.Second)
+	wantHeld(t, other.Look(ctx, "demo", "1", digest), 2*time.Second)
+	// The holder may extend until somebody says that it is over.
+	later(clock, time.Hour)
+	if err := claim.Extend(ctx); err != nil {
+		t.Fatal(err)
+	}
+	later(clock, 0)
+	wantHeld(t, other.Look(ctx, "demo", "1", digest), time.Minute+margin)
+	later(clock, time.Hour)
+	if _, err := other.Claim(ctx, "demo", "1", digest); !errors.Is(err, ErrExpired) {
+		t.Fatalf("claimed after the lease: %v", err)
+	}
+	later(clock, 0) // closed is closed, whatever a clock says
+	if err := other.Look(ctx, "demo", "1", digest); !errors.Is(err, ErrExpired) {
+		t.Fatalf("looked at once it is closed: %v", err)
+	}
+	if err := claim.Extend(ctx); !errors.Is(err, register.ErrConflict) {
+		t.Fatalf("extended once it is closed: %v", err)
+	}
+	if err := claim.Release(ctx); !errors.Is(err, register.ErrConflict) {
+		t.Fatalf("released once it is closed: %v", err)
+	}
+	if _, err := other.Claim(ctx, "demo", "1", [32]byte{2}); !errors.Is(err, ErrConflict) {
+		t.Fatalf("closed, with other content: %v", err)
+	}
+}
+
+// The holder's own lease ends margin before the others'.
+func TestPermit(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		s := newServer()
+		claim, err := Open(s, &register.Clock{}, time.Minute).Claim(t.Context(), "demo", "1", digest)
+		if err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Minute - 2*exchange)
+		if err := claim.Permit(); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(2 * exchange)
+		if err := claim.Permit(); !errors.Is(err, ErrLeaseOver) {
+			t.Fatalf("permit is %v after the lease", err)
+		}
+		wantHeld(t, Open(s, &register.Clock{}, time.Minute).Look(t.Context(), "demo", "1", digest), margin)
+		if err := claim.Extend(t.Context()); err != nil || claim.Permit() != nil {
+			t.Fatalf("extended: %v, permit %v", err, claim.Permit())
+		}
+	})
+}
+
+// A write whose acknowledgement is lost, or that is refused though it was
+// stored, is recognised; one that can't be made out counts as not done.
+func TestOwnWriteIsRecognised(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		for _, f := range []fault{lost, unacked, refused} {
+			s := newServer()
+			once := func() {
+				first := true
+				s.fault = func() fault {
+					if !first {
+						return none
+					}
+					first = false
+					return f
+				}
+			}
+			once()
+			claim, err := Open(s, &register.Clock{}, time.Minute).Claim(t.Context(), "demo", "1", digest)
+			if err != nil {
+				t.Fatalf("claim, fault %d: %v", f, err)
+			}
+			once()
+			if err := claim.Extend(t.Context()); err != nil || claim.Permit() != nil {
+				t.Fatalf("extend, fault %d: %v", f, err)
+			}
+			once()
+			if err := claim.Release(t.Context()); err != nil {
+				t.Fatalf("release, fault %d: %v", f, err)
+			}
+			s.fault = func() fault { return none }
+			if _, err := Open(s, &register.Clock{}, time.Minute).Claim(t.Context(), "demo", "1", digest); err != nil {
+				t.Fatalf("claim after release, fault %d: %v", f, err)
+			}
+		}
+		s := newServer()
+		s.fault = func() fault { return lost }
+		if claim, err := Open(s, &register.Clock{}, time.Minute).Claim(t.Context(), "demo", "1", digest); err == nil || claim != nil {
+			t.Fatalf("claimed without a server: %v", claim)
+		}
+	})
+}
