@@ -107,10 +107,7 @@ func Start(ctx context.Context, c Config, logger *slog.Logger) (_ *Worker, err e
 	}
 	w.onStop(func(context.Context) { client.Close() })
 
-	events := &event.Publisher{JS: js, Connections: w.Connections, Logger: logger}
-	if c.ConsoleAuth != "" {
-		events.PublicURL = c.PublicURL
-	}
+	events := &event.Publisher{JS: js, Connections: w.Connections, PublicURL: c.PublicURL, Logger: logger}
 	tokens, err := w.openTokens(ctx, c, token.Options{
 		JS: js, Connections: w.Connections, Keyring: keyring, Refresher: client, Logger: logger, Metrics: metrics,
 		Events: events.Publish,

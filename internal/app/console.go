@@ -158,15 +158,6 @@ func (c Config) accountsServers() []string {
 	return servers
 }
 
-// ReauthorizeURL is where a person puts a connection right; empty where there is
-// no console.
-func (c Config) ReauthorizeURL(name string) string {
-	if c.ConsoleAuth == "" {
-		return ""
-	}
-	return event.ReauthorizeURL(c.PublicURL, name)
-}
-
 // consoleParts is what the console is built of.
 type consoleParts struct {
 	js      jetstream.JetStream

@@ -31,6 +31,9 @@ type queueState struct {
 	Waiting     uint64 // requests of the connection in the stream, those in flight included
 	InFlight    int    // of the org, over all workers
 	PausedUntil time.Time
+	// Delivered is when a request was last handed to a worker, where the queue is
+	// the connection's alone. Reads that are answered to an inbox leave no other trace.
+	Delivered time.Time
 }
 
 // use is the last response that a connection got.
@@ -98,6 +101,9 @@ func (b *board) read(ctx context.Context) (map[string]queueState, error) {
 			}
 			state := queues[name(subject)]
 			state.InFlight = consumer.NumAckPending
+			if last := consumer.Delivered.Last; last != nil && alone(consumer.Config.FilterSubjects, name) {
+				state.Delivered = *last
+			}
 			if consumer.Paused {
 				state.PausedUntil = b.now().Add(consumer.PauseRemaining)
 			}
@@ -105,6 +111,16 @@ func (b *board) read(ctx context.Context) (map[string]queueState, error) {
 		}
 	}
 	return queues, consumers.Err()
+}
+
+// alone reports whether the subjects are all of one connection.
+func alone(subjects []string, name func(string) string) bool {
+	for _, subject := range subjects {
+		if name(subject) != name(subjects[0]) {
+			return false
+		}
+	}
+	return true
 }
 
 // lastUses returns when the connections were last answered, and how.

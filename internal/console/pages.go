@@ -215,8 +215,14 @@ func (c *Console) row(conn *connection.Connection, queue queueState, known bool,
 		r.Token = span(now.Sub(view.MintedAt)) + " old, " + span(view.ExpiresAt.Sub(now)) + " left"
 	}
 	r.LastUsed = "never"
-	if !last.At.IsZero() {
-		r.LastUsed = span(now.Sub(last.At)) + " ago"
+	used := last.At
+	for _, at := range []time.Time{queue.Delivered, view.UsedAt} {
+		if at.After(used) {
+			used = at
+		}
+	}
+	if !used.IsZero() {
+		r.LastUsed = span(now.Sub(used)) + " ago"
 	}
 	if now.Before(queue.PausedUntil) {
 		r.Paused = span(queue.PausedUntil.Sub(now))

@@ -31,6 +31,7 @@ type entry struct {
 	claim string
 	seen  time.Time
 
+	used     atomic.Int64 // Unix nanoseconds when a token was last given out from memory
 	renewing atomic.Bool  // a background refresh is under way
 	patience atomic.Int64 // Unix nanoseconds before which no other one begins
 }

@@ -229,6 +229,7 @@ func (s *Source) Token(ctx context.Context, c *connection.Connection) (Token, er
 		if st := e.state.Load(); c.Status == connection.Active && st.of(c) {
 			now := s.options.Now()
 			if now.Before(st.useUntil) {
+				e.used.Store(now.UnixNano())
 				if now.After(st.aheadFrom) {
 					s.ahead(e, c, st, now)
 				}

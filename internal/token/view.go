@@ -11,6 +11,7 @@ type View struct {
 	ExpiresAt    time.Time
 	BlockedUntil time.Time // no refresh before
 	Reason       Reason    // why the last refresh failed; empty where it did not
+	UsedAt       time.Time // when this process last gave the token out from memory
 }
 
 // Look returns what this process knows of the connection's token; it asks
@@ -20,14 +21,20 @@ func (s *Source) Look(name string) View {
 	if !ok {
 		return View{}
 	}
-	r := v.(*entry).state.Load().record
+	e := v.(*entry)
+	r := e.state.Load().record
 	local := func(t time.Time) time.Time {
 		if t.IsZero() {
 			return t
 		}
 		return t.Add(-s.skew())
 	}
+	var used time.Time
+	if ns := e.used.Load(); ns != 0 {
+		used = time.Unix(0, ns)
+	}
 	return View{
+		UsedAt: used,
 		Grant: r.Grant, Generation: r.Generation, MintedAt: local(r.MintedAt), ExpiresAt: local(r.ExpiresAt),
 		BlockedUntil: local(r.BlockedUntil), Reason: r.Reason,
 	}
