@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"strings"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -58,7 +59,7 @@ func Connect(c Config, name string, logger *slog.Logger) (*nats.Conn, error) {
 	}
 	nc, err := nats.Connect(c.NATSURL, options...)
 	if err != nil {
-		return nil, fmt.Errorf("connect to NATS (--nats-url): %w", err)
+		return nil, fmt.Errorf("connect to NATS at %s (--nats-url): %w", redact(c.NATSURL), err)
 	}
 	return nc, nil
 }
@@ -114,4 +115,16 @@ type redisLog struct{ logger *slog.Logger }
 
 func (l redisLog) Printf(_ context.Context, format string, args ...any) {
 	l.logger.Debug("redis client: " + fmt.Sprintf(format, args...))
+}
+
+// redact drops the user and password of the servers' addresses.
+func redact(servers string) string {
+	list := strings.Split(servers, ",")
+	for i, server := range list {
+		if _, host, ok := strings.Cut(server, "@"); ok {
+			scheme, _, _ := strings.Cut(server, "://")
+			list[i] = scheme + "://" + host
+		}
+	}
+	return strings.Join(list, ",")
 }
