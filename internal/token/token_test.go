@@ -34,6 +34,9 @@ func counts(t *testing.T, registry *prometheus.Registry) map[string]float64 {
 	counted := map[string]float64{}
 	for _, family := range families {
 		for _, metric := range family.GetMetric() {
+			if len(metric.GetLabel()) == 0 {
+				continue // a gauge or a histogram
+			}
 			counted[metric.GetLabel()[0].GetValue()] = metric.GetCounter().GetValue()
 		}
 	}
