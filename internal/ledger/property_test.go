@@ -20,7 +20,7 @@ func TestSentOnceUnderFaults(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		reached := map[string]int{}
-		rapid.Check(inBubble{t}, func(rt *rapid.T) {
+		property := func(rt *rapid.T) {
 			w := &world{rt: rt, server: newServer(), reached: reached}
 			w.server.fault = func() fault {
 				if rapid.IntRange(0, 5).Draw(rt, "faulty") > 0 {
@@ -29,9 +29,9 @@ func TestSentOnceUnderFaults(t *testing.T) {
 				return fault(rapid.IntRange(0, int(faults)-1).Draw(rt, "fault"))
 			}
 			workers := []*worker{{world: w}, {world: w}}
-			for range rapid.IntRange(1, 60).Draw(rt, "steps") {
+			for range rapid.IntRange(20, 120).Draw(rt, "steps") {
 				who := workers[rapid.IntRange(0, 1).Draw(rt, "worker")]
-				switch rapid.SampledFrom([]string{"step", "step", "step", "step", "time", "die", "late"}).Draw(rt, "what") {
+				switch rapid.SampledFrom([]string{"step", "step", "step", "step", "step", "step", "step", "step", "time", "time", "die", "late"}).Draw(rt, "what") {
 				case "step":
 					who.step()
 				case "time":
@@ -42,7 +42,10 @@ func TestSentOnceUnderFaults(t *testing.T) {
 					w.server.arrive()
 				}
 			}
-		})
+		}
+		for range 10 { // a hundred each
+			rapid.Check(inBubble{t}, property)
+		}
 		// Else the test is for nothing.
 		for _, what := range []string{"sent", "answered", "unknown", "late to send", "extended", "released", "no longer the holder"} {
 			if reached[what] == 0 {
