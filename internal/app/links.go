@@ -24,6 +24,11 @@ const workerInbox = nats.InboxPrefix + "zoho-worker"
 
 // Connect connects to NATS for as long as the process lives.
 func Connect(c Config, name string, logger *slog.Logger) (*nats.Conn, error) {
+	return connect(c, name, logger)
+}
+
+// connect is Connect; more options come last, and so win.
+func connect(c Config, name string, logger *slog.Logger, more ...nats.Option) (*nats.Conn, error) {
 	options := []nats.Option{
 		nats.Name(name),
 		nats.MaxReconnects(-1),
@@ -57,7 +62,7 @@ func Connect(c Config, name string, logger *slog.Logger) (*nats.Conn, error) {
 	if c.NATSCert != "" {
 		options = append(options, nats.ClientCert(c.NATSCert, c.NATSKey))
 	}
-	nc, err := nats.Connect(c.NATSURL, options...)
+	nc, err := nats.Connect(c.NATSURL, append(options, more...)...)
 	if err != nil {
 		return nil, fmt.Errorf("connect to NATS at %s (--nats-url): %w", redact(c.NATSURL), err)
 	}
