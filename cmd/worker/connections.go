@@ -2,11 +2,13 @@ package main
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"os"
 	"strings"
 	"text/tabwriter"
@@ -17,7 +19,10 @@ import (
 
 	"zoho-worker/internal/app"
 	"zoho-worker/internal/connection"
+	"zoho-worker/internal/consent"
 	"zoho-worker/internal/consumer"
+	"zoho-worker/internal/envelope"
+	"zoho-worker/internal/event"
 	"zoho-worker/internal/secret"
 	"zoho-worker/internal/zoho"
 )
@@ -26,17 +31,33 @@ func connectionsCommand() *cobra.Command {
 	config := app.Defaults()
 	config.LogLevel = "error"
 	cmd := &cobra.Command{Use: "connections", Short: "Manage the connections to Zoho accounts", Aliases: []string{"connection"}}
-	config.BindClient(cmd.PersistentFlags())
-	for _, hidden := range []string{"replicas", "retention", "log-format"} {
+	config.BindConnections(cmd.PersistentFlags())
+	for _, hidden := range []string{"replicas", "retention", "log-format", "zoho-client-secrets", "zoho-api-url", "zoho-accounts-url", "redis-url"} {
 		_ = cmd.PersistentFlags().MarkHidden(hidden)
 	}
-	cmd.AddCommand(addCommand(&config), listCommand(&config), removeCommand(&config))
+	cmd.AddCommand(addCommand(&config), listCommand(&config), showCommand(&config), reauthorizeCommand(&config),
+		testCommand(&config), removeCommand(&config), resealCommand(&config))
 	return cmd
 }
 
-// withStore opens the connections and closes them after work. The streams are
-// made where they are not there yet: connections may come before the first worker.
+// records is what the commands about connections work with.
+type records struct {
+	config  app.Config
+	js      jetstream.JetStream
+	keyring *secret.Keyring
+	store   *connection.Store
+	logger  *slog.Logger
+	events  *event.Publisher
+}
+
+// withStore is withRecords for who needs the connections only.
 func withStore(cmd *cobra.Command, config *app.Config, work func(context.Context, *connection.Store) error) error {
+	return withRecords(cmd, config, func(ctx context.Context, r *records) error { return work(ctx, r.store) })
+}
+
+// withRecords opens the connections and closes them after work. The streams are
+// made where they are not there yet: connections may come before the first worker.
+func withRecords(cmd *cobra.Command, config *app.Config, work func(context.Context, *records) error) error {
 	if err := config.Load(cmd.Flags(), os.LookupEnv); err != nil {
 		return err
 	}
@@ -56,10 +77,12 @@ func withStore(cmd *cobra.Command, config *app.Config, work func(context.Context
 	}
 	ctx, cancel := context.WithTimeout(cmd.Context(), time.Minute)
 	defer cancel()
-	if _, err := js.Stream(ctx, connection.StreamName); errors.Is(err, jetstream.ErrStreamNotFound) {
-		err = consumer.Topology{Replicas: config.Replicas, Retention: config.Retention}.Ensure(ctx, js)
-		if err != nil {
-			return err
+	for _, name := range []string{connection.StreamName, consent.StreamName} {
+		if _, err := js.Stream(ctx, name); errors.Is(err, jetstream.ErrStreamNotFound) {
+			err = consumer.Topology{Replicas: config.Replicas, Retention: config.Retention}.Ensure(ctx, js)
+			if err != nil {
+				return err
+			}
 		}
 	}
 	store, err := connection.Open(ctx, js, keyring, connection.Options{Logger: logger})
@@ -67,58 +90,103 @@ func withStore(cmd *cobra.Command, config *app.Config, work func(context.Context
 		return err
 	}
 	defer store.Close()
-	return work(ctx, store)
+	return work(cmd.Context(), &records{
+		config: *config, js: js, keyring: keyring, store: store, logger: logger,
+		events: &event.Publisher{JS: js, Connections: store, PublicURL: config.PublicURL, Logger: logger},
+	})
+}
+
+// grantFlags are the ways to get a grant.
+type grantFlags struct {
+	token, code, listen, scopes string
+	link                        bool
+}
+
+func (g *grantFlags) bind(cmd *cobra.Command) {
+	f := cmd.Flags()
+	f.StringVar(&g.token, "refresh-token", "", "take this refresh token: @file, - for standard input, or the token itself (shells remember it)")
+	f.StringVar(&g.code, "code", "", "take this code of Zoho's self-client (API console): @file, - or the code itself")
+	f.BoolVar(&g.link, "link", false, "print a one-time link of the workers' console (--public-url) for whoever owns the account, and wait for it to be used")
+	f.StringVar(&g.listen, "listen", "127.0.0.1:8765", "where to wait for the browser; http://ADDRESS/oauth/callback must be a redirect address of the app at Zoho")
+	f.StringVar(&g.scopes, "scopes", "", "scopes to ask for, comma separated (default records, settings, bulk, COQL, notifications, users and org)")
+	cmd.MarkFlagsMutuallyExclusive("refresh-token", "code", "link")
 }
 
 func addCommand(config *app.Config) *cobra.Command {
 	var c connection.Connection
-	var token string
+	var grant grantFlags
 	cmd := &cobra.Command{
 		Use:   "add NAME",
-		Short: "Add a connection with a refresh token",
-		Long: `Add a connection with a refresh token that Zoho gave to this client id.
-It is sealed before it leaves this process and never shown.`,
-		Example: `  worker connections add acme --nickname "Acme sales" --dc eu --refresh-token @token.txt
+		Short: "Add a connection: by signing in at Zoho, a one-time link, a self-client code or a refresh token",
+		Long: `Add a connection.
+
+Without --refresh-token or --code it prints the address of Zoho's consent page and
+waits until somebody has signed in there: on this machine (--listen), or by a
+one-time link of the workers' console (--link), which anybody may open.
+A Zoho user has one connection; a second one is not made.
+Secrets are sealed before they leave this process and never shown.`,
+		Example: `  worker connections add acme --nickname "Acme sales"
+  worker connections add acme --link --public-url https://zoho.example.com
+  worker connections add acme --dc eu --code 1000.…
   pass zoho/acme | worker connections add acme --dc us --refresh-token - --org-id 770000001 --edition enterprise`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			c.Name, c.UpdatedBy = args[0], "command line"
-			if _, ok := zoho.LookupDataCenter(c.Location); !ok {
-				var known []string
-				for _, dc := range zoho.DataCenters() {
-					known = append(known, dc.Location)
-				}
-				return fmt.Errorf("--dc %q: Zoho's data centres are %s", c.Location, strings.Join(known, ", "))
+			c.Name, c.UpdatedBy = args[0], actor()
+			if !envelope.ValidConnection(c.Name) {
+				return fmt.Errorf("connection %q: lower-case letters, digits, - and _, like acme-sales", c.Name)
 			}
-			refresh, err := readToken(token, cmd.InOrStdin())
-			if err != nil {
+			if !cmd.Flags().Changed("dc") && grant.token == "" && grant.code == "" {
+				c.Location = "" // wherever the account lives
+			} else if err := knownPlace(c.Location); err != nil {
 				return err
 			}
-			return withStore(cmd, config, func(ctx context.Context, store *connection.Store) error {
-				added, err := store.Add(ctx, c, refresh)
-				if err != nil {
-					return err
+			return withRecords(cmd, config, func(ctx context.Context, r *records) error {
+				if _, there := r.store.Get(c.Name); there {
+					return fmt.Errorf("there is a connection %s already: `worker connections reauthorize %s` signs it in again", c.Name, c.Name)
 				}
-				fmt.Fprintf(cmd.OutOrStdout(), "added %s (%s, %s, %d places); publish requests to zoho.requests.%s\n",
-					added.Name, added.Location, added.Environment, added.Places(), added.Name)
-				return nil
+				if grant.token != "" {
+					refresh, err := readToken(grant.token, "--refresh-token", cmd.InOrStdin())
+					if err != nil {
+						return err
+					}
+					added, err := r.store.Add(ctx, c, refresh)
+					if err != nil {
+						return duplicateHint(err)
+					}
+					r.events.Publish(added.Name, consent.EventConnected)
+					return tell(cmd, added, false)
+				}
+				return grant.consent(ctx, cmd, r, consent.Pending{
+					Kind: consent.Connect, Name: c.Name, Nickname: c.Nickname, Location: c.Location, Environment: c.Environment,
+					Scopes: splitScopes(grant.scopes), Actor: c.UpdatedBy,
+				})
 			})
 		},
 	}
 	f := cmd.Flags()
 	f.StringVar(&c.Nickname, "nickname", "", "what people call it")
-	f.StringVar(&c.Location, "dc", "us", "Zoho data centre of the account: us, eu, in, au, jp, cn, ca, sa, uk, …")
+	f.StringVar(&c.Location, "dc", "us", "Zoho data centre of the account: us, eu, in, au, jp, cn, ca, sa, uk, …; with a sign-in, left out: wherever it lives")
 	f.StringVar(&c.Environment, "environment", connection.Production, "production, sandbox or developer")
-	f.StringVar(&token, "refresh-token", "", "the refresh token: @file, - for standard input, or the token itself (shells remember it)")
-	f.StringVar(&c.OrgID, "org-id", "", "Zoho organisation id: connections of one org share its limits")
-	f.StringVar(&c.UserID, "user-id", "", "Zoho user id: a user may have one connection")
-	f.StringVar(&c.Edition, "edition", "", "free, standard, professional, enterprise or ultimate: how many calls may be in flight")
+	f.StringVar(&c.OrgID, "org-id", "", "with --refresh-token: Zoho organisation id: connections of one org share its limits")
+	f.StringVar(&c.UserID, "user-id", "", "with --refresh-token: Zoho user id: a user may have one connection")
+	f.StringVar(&c.Edition, "edition", "", "with --refresh-token: free, standard, professional, enterprise or ultimate: how many calls may be in flight")
 	f.IntVar(&c.Concurrency, "concurrency", 0, "calls of the org that may be in flight (default as the edition allows)")
-	_ = cmd.MarkFlagRequired("refresh-token")
+	grant.bind(cmd)
 	return cmd
 }
 
-func readToken(arg string, stdin io.Reader) (secret.Text, error) {
+func knownPlace(location string) error {
+	if _, ok := zoho.LookupDataCenter(location); ok {
+		return nil
+	}
+	var known []string
+	for _, dc := range zoho.DataCenters() {
+		known = append(known, dc.Location)
+	}
+	return fmt.Errorf("--dc %q: Zoho's data centres are %s", location, strings.Join(known, ", "))
+}
+
+func readToken(arg, flag string, stdin io.Reader) (secret.Text, error) {
 	switch {
 	case arg == "-":
 		line, err := bufio.NewReader(io.LimitReader(stdin, 4096)).ReadString('\n')
@@ -134,7 +202,7 @@ func readToken(arg string, stdin io.Reader) (secret.Text, error) {
 		arg = string(data)
 	}
 	if arg = strings.TrimSpace(arg); arg == "" {
-		return secret.Text{}, errors.New("--refresh-token: it is empty")
+		return secret.Text{}, errors.New(flag + ": it is empty")
 	}
 	return secret.New(arg), nil
 }
@@ -144,8 +212,8 @@ func listCommand(config *app.Config) *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "list", Short: "List the connections", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return withStore(cmd, config, func(_ context.Context, store *connection.Store) error {
-				all := store.All()
+			return withRecords(cmd, config, func(_ context.Context, r *records) error {
+				all := r.store.All()
 				if asJSON {
 					encoder := json.NewEncoder(cmd.OutOrStdout())
 					encoder.SetIndent("", "  ")
@@ -163,7 +231,7 @@ func listCommand(config *app.Config) *cobra.Command {
 						status = c.Err().Error()
 					}
 					fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%d\t%s\n",
-						c.Name, c.Nickname, c.Location, c.Environment, c.OrgID, c.UserID, c.Places(), status)
+						c.Name, c.Nickname, c.Location, c.Environment, cmp.Or(c.OrgName, c.OrgID), cmp.Or(c.UserName, c.UserID), c.Places(), status)
 				}
 				return w.Flush()
 			})
@@ -174,20 +242,46 @@ func listCommand(config *app.Config) *cobra.Command {
 }
 
 func removeCommand(config *app.Config) *cobra.Command {
-	return &cobra.Command{
-		Use: "remove NAME", Short: "Remove a connection", Args: cobra.ExactArgs(1),
-		Long: "Remove a connection. Its refresh token is forgotten, not revoked at Zoho;\nrequests for it are answered unknown_connection from now on.",
+	var keep, force bool
+	cmd := &cobra.Command{
+		Use: "remove NAME", Short: "Remove a connection and revoke its access at Zoho", Args: cobra.ExactArgs(1),
+		Aliases: []string{"disconnect"},
+		Long: `Remove a connection. Its access is revoked at Zoho, for which --zoho-client-id and
+--zoho-client-secret are needed; without them, or with --keep-grant, it is only forgotten.
+Requests for it are answered unknown_connection from now on. Who and when is kept.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return withStore(cmd, config, func(ctx context.Context, store *connection.Store) error {
-				err := store.Remove(ctx, args[0])
+			return withRecords(cmd, config, func(ctx context.Context, r *records) error {
+				name, told := args[0], "removed "+args[0]
+				var err error
+				if keep || r.config.ZohoClientID == "" || r.config.ZohoClientSecret.IsZero() {
+					if err = r.store.RemoveBy(ctx, name, actor()); err == nil {
+						r.events.Publish(name, consent.EventDisconnected)
+					}
+					told += "; its access was not revoked at Zoho"
+				} else {
+					var flow *consent.Flow
+					var done func()
+					if flow, done, err = r.flow(); err != nil {
+						return err
+					}
+					defer done()
+					err = flow.Disconnect(ctx, name, actor(), force)
+					told += " and revoked its access at Zoho"
+				}
 				if errors.Is(err, connection.ErrNotFound) {
-					return fmt.Errorf("there is no connection %s: see `worker connections list`", args[0])
+					return fmt.Errorf("there is no connection %s: see `worker connections list`", name)
+				}
+				if revoke, ok := errors.AsType[*consent.RevokeError](err); ok {
+					return fmt.Errorf("nothing was removed: %w\n--force removes it all the same", revoke)
 				}
 				if err == nil {
-					fmt.Fprintln(cmd.OutOrStdout(), "removed", args[0])
+					fmt.Fprintln(cmd.OutOrStdout(), told)
 				}
 				return err
 			})
 		},
 	}
+	cmd.Flags().BoolVar(&keep, "keep-grant", false, "do not revoke the access at Zoho: something else uses the refresh token")
+	cmd.Flags().BoolVar(&force, "force", false, "remove it even if Zoho can't be asked")
+	return cmd
 }
