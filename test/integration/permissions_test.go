@@ -1,0 +1,256 @@
+package integration
+
+import (
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"zoho-worker/internal/app"
+	"zoho-worker/internal/envelope"
+	"zoho-worker/internal/inspect"
+	"zoho-worker/internal/zoho/zohotest"
+)
+
+// The shipped permissions are enough for the whole path, and for nothing else.
+func TestPermissionsOfWorker(t *testing.T) {
+	t.Parallel()
+	s := newSecureRig(t)
+	s.demo(5)
+	w := s.worker(s.as("worker"))
+	// Every way that a request can go.
+	wantStatus(t, s.call("demo", list("get")), 200)
+	wantStatus(t, s.call("demo", insert("post", "One")), 201)
+	wantStatus(t, s.call("demo", insert("post", "One")), 201)
+	objects, err := s.js.ObjectStore(t.Context(), "ZOHO_BODIES")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := objects.PutBytes(t.Context(), "large", []byte(`{"data":[{"Last_Name":"Large","Description":"`+strings.Repeat("x", 3<<20)+`"}]}`)); err != nil {
+		t.Fatal(err)
+	}
+	wantStatus(t, s.call("demo", doc{"id": "o", "method": "POST", "url": "/v8/Leads", "body_object": "large", "headers": doc{"Content-Type": "application/json"}}), 201)
+	msg, err := s.nc.Request("zoho.call.demo", []byte(`{"id":"c","method":"GET","url":"/v8/Leads?fields=Last_Name"}`), patience)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if response, err := envelope.DecodeResponse(msg.Data); err != nil || response.Status != 200 {
+		t.Fatalf("call: %s, %v", msg.Data, err)
+	}
+	s.publishRaw("demo", []byte("no JSON")) // a dead letter
+	wantCode(t, s.call("nobody", list("u")), envelope.UnknownConnection)
+	s.Zoho.Inject(zohotest.AnswerWith("limit", 429, "", "Retry-After", "1").On("GET", "/crm/v8/Accounts").Repeat(1)) // a pause and its event
+	wantStatus(t, s.call("demo", doc{"id": "p", "method": "GET", "url": "/v8/Accounts", "query": doc{"fields": "Account_Name"}}), 204)
+	// A queue that changes, a connection revoked and authorized again.
+	s.connect2("second")
+	wantStatus(t, s.call("second", list("s")), 200)
+	if _, err := s.store.MarkRevoked(t.Context(), "demo", 1, "test"); err != nil {
+		t.Fatal(err)
+	}
+	late := list("late")
+	late["deadline"] = time.Now().Add(2 * time.Second).UTC().Format(time.RFC3339Nano)
+	wantCode(t, s.call("demo", late), envelope.ReauthorizationRequired)
+	if metric(t, w.HTTPAddr, "zoho_worker_requests_total", "outcome=dead") != 1 {
+		t.Error("no dead letter")
+	}
+	s.drained()
+	if faults, all := findings(t, s.configAs("worker")); faults != "" {
+		t.Errorf("worker check finds faults:\n%s", all)
+	}
+	if seen := s.violations.of("worker.zoho-worker"); len(seen) > 0 {
+		t.Errorf("the worker wanted what it may not:\n%s", strings.Join(seen, "\n"))
+	}
+	// It may not touch what is nobody's but the account's.
+	js, err := jetstream.New(s.connect("worker", nats.CustomInboxPrefix("_INBOX.zoho-worker")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+	defer cancel()
+	if err := js.DeleteStream(ctx, "ZOHO_REQUESTS"); !refused(err) {
+		t.Errorf("a worker may delete a stream: %v", err)
+	}
+}
+
+func (s *secureRig) configAs(user string) app.Config {
+	c := s.config()
+	s.as(user)(&c)
+	return c
+}
+
+// connect2 adds a connection to the org of demo.
+func (s *secureRig) connect2(name string) { s.rig.connect(name, "770000001", 5) }
+
+// refused: nobody answers to what may not be asked.
+func refused(err error) bool {
+	return errors.Is(err, context.DeadlineExceeded) || errors.Is(err, nats.ErrTimeout) || errors.Is(err, nats.ErrPermissionViolation)
+}
+
+// A caller of one connection may use that one and see nothing else.
+func TestPermissionsOfCaller(t *testing.T) {
+	t.Parallel()
+	s := newSecureRig(t)
+	s.Zoho.AddOrg(zohotest.Org{ID: "770000001", Name: "Demo", Concurrency: 5})
+	s.rig.connect("acme", "770000001", 5)
+	s.rig.connect("other", "770000001", 5)
+	s.worker(s.as("worker"))
+
+	broken := make(chan error, 100)
+	nc := s.connect("acme", nats.CustomInboxPrefix("_INBOX.acme"), nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) { broken <- err }))
+	js, err := jetstream.New(nc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	stored, err := nc.SubscribeSync("zoho.responses.acme.*")
+	if err != nil {
+		t.Fatal(err)
+	}
+	inbox := nc.NewInbox()
+	replies, err := nc.SubscribeSync(inbox)
+	if err != nil {
+		t.Fatal(err)
+	}
+	// What it may: publish and be acknowledged, be answered, see its stored responses, call.
+	if _, err := js.Publish(t.Context(), "zoho.requests.acme", []byte(`{"id":"a","method":"POST","url":"/v8/Leads","reply_to":"`+inbox+`","body":{"data":[{"Last_Name":"A"}]}}`)); err != nil {
+		t.Fatal(err)
+	}
+	for what, sub := range map[string]*nats.Subscription{"reply": replies, "stored response": stored} {
+		msg, err := sub.NextMsg(patience)
+		if err != nil {
+			t.Fatalf("no %s: %v", what, err)
+		}
+		if response, err := envelope.DecodeResponse(msg.Data); err != nil || response.Status != 201 {
+			t.Fatalf("%s: %s, %v", what, msg.Data, err)
+		}
+	}
+	if msg, err := nc.Request("zoho.call.acme", []byte(`{"id":"b","method":"GET","url":"/v8/Leads?fields=Last_Name"}`), patience); err != nil {
+		t.Fatalf("call: %v", err)
+	} else if response, err := envelope.DecodeResponse(msg.Data); err != nil || response.Status != 200 {
+		t.Fatalf("call: %s, %v", msg.Data, err)
+	}
+	select {
+	case err := <-broken:
+		t.Fatalf("what a caller needs is refused: %v", err)
+	default:
+	}
+
+	// What it may not.
+	for _, subject := range []string{
+		"zoho.requests.other", "zoho.requests.acme2", "zoho.requests.>", "zoho.requests.acme.lane", "zoho.call.other", "zoho.responses.acme.a", "zoho.responses.other.x",
+		"zoho.claims.acme.a", "zoho.tokens.acme", "zoho.connections.acme", "zoho.events.acme", "zoho.dead.acme", "zoho.consents.a.b",
+		"zoho.hand.acme", "zoho.activity.acme", "_INBOX.zoho-worker.x", "_INBOX.other.x", "_INBOX.acme.x",
+		"$JS.API.INFO", "$JS.API.STREAM.NAMES", "$JS.API.STREAM.INFO.ZOHO_REQUESTS", "$JS.API.STREAM.DELETE.ZOHO_REQUESTS", "$JS.API.STREAM.PURGE.ZOHO_CLAIMS",
+		"$JS.API.STREAM.MSG.GET.ZOHO_RESPONSES", "$JS.API.STREAM.MSG.GET.ZOHO_CONNECTIONS", "$JS.API.DIRECT.GET.ZOHO_RESPONSES", "$JS.API.STREAM.MSG.DELETE.ZOHO_REQUESTS",
+		"$JS.API.CONSUMER.CREATE.ZOHO_REQUESTS.x.zoho.requests.acme", "$JS.API.CONSUMER.MSG.NEXT.ZOHO_REQUESTS.x", "$JS.API.CONSUMER.DELETE.ZOHO_REQUESTS.x",
+		"$JS.ACK.ZOHO_REQUESTS.x.1.1.1.1.0", "$JS.ACK.x", "$JSC.R.x", "$O.ZOHO_BODIES.C.x", "$SRV.STATS.zoho", "$SRV.PING", "$SYS.REQ.SERVER.PING", "$SYS.ACCOUNT.ZOHO.CONNECT",
+	} {
+		if err := nc.Publish(subject, []byte("{}")); err == nil && !violated(nc, broken, subject) {
+			t.Errorf("a caller may publish to %s", subject)
+		}
+	}
+	for _, subject := range []string{
+		">", "*", "zoho.>", "zoho.requests.>", "zoho.requests.acme", "zoho.requests.other", "zoho.responses.>", "zoho.responses.other.*", "zoho.responses.*.a", "zoho.responses.*.>",
+		"zoho.tokens.*", "zoho.connections.acme", "zoho.claims.acme.*", "zoho.events.acme", "zoho.activity.>", "zoho.call.*", "zoho.call.acme", "zoho.hand.*",
+		"_INBOX.>", "_INBOX.*.*", "_INBOX.zoho-worker.>", "_INBOX.other.>", "$JS.>", "$JS.API.>", "$JS.EVENT.>", "$JS.ACK.>", "$SRV.>", "$SRV.PING", "$SYS.>", "$O.>",
+	} {
+		sub, err := nc.SubscribeSync(subject)
+		if err == nil && !violated(nc, broken, subject) {
+			t.Errorf("a caller may subscribe to %s", subject)
+		}
+		if sub != nil {
+			_ = sub.Unsubscribe()
+		}
+	}
+	// A queue group makes no difference.
+	if _, err := nc.QueueSubscribeSync("zoho.call.*", "q"); err == nil && !violated(nc, broken, "zoho.call.*") {
+		t.Error("a caller may join the workers' queue group")
+	}
+	// Nor does the reply subject of a request: the answer to an allowed publish goes where the caller may listen only.
+	if err := nc.PublishRequest("zoho.requests.acme", "$JS.API.STREAM.DELETE.ZOHO_CLAIMS", []byte(`{"id":"r","method":"GET","url":"/v8/Leads?fields=Last_Name"}`)); err != nil {
+		t.Fatal(err)
+	}
+	if got := s.await("acme", "r"); got.Status != 200 {
+		t.Fatalf("response %s", got.AppendJSON(nil))
+	}
+	if _, err := s.js.Stream(t.Context(), "ZOHO_CLAIMS"); err != nil {
+		t.Fatalf("a caller deleted a stream by its reply subject: %v", err)
+	}
+	// Nobody without a known certificate gets in.
+	if nc, err := nats.Connect(s.NATSURL, nats.RootCAs(s.authority.path("ca.crt"))); err == nil {
+		nc.Close()
+		t.Error("somebody without a certificate gets in")
+	}
+	if nc, err := nats.Connect(s.NATSURL, nats.RootCAs(s.authority.path("ca.crt")),
+		nats.ClientCert(s.authority.path("stranger.crt"), s.authority.path("stranger.key"))); err == nil {
+		nc.Close()
+		t.Error("somebody who is no user gets in")
+	}
+}
+
+// violated waits for the server's word on what was just sent, about the subject.
+func violated(nc *nats.Conn, broken <-chan error, subject string) bool {
+	if nc.FlushTimeout(patience) != nil {
+		return false
+	}
+	for {
+		select {
+		case err := <-broken:
+			if errors.Is(err, nats.ErrPermissionViolation) && strings.Contains(err.Error(), `"`+subject+`"`) {
+				return true
+			}
+		case <-time.After(300 * time.Millisecond):
+			return false
+		}
+	}
+}
+
+// An observer sees the status, and no content.
+func TestPermissionsOfObserver(t *testing.T) {
+	t.Parallel()
+	s := newSecureRig(t)
+	s.demo(5)
+	s.worker(s.as("worker"))
+	wantStatus(t, s.call("demo", insert("one", "One")), 201)
+	nc, err := app.Connect(s.configAs2("observer", "_INBOX.observer"), "observer", slog.New(slog.NewTextHandler(io.Discard, nil)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(nc.Close)
+	js, err := jetstream.New(nc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	overview, err := (&inspect.Reader{NC: nc, JS: js}).Overview(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(overview.Workers) != 1 || overview.Connections["active"] != 1 || len(overview.Queues) != 1 {
+		t.Fatalf("overview %+v", overview)
+	}
+	for _, stream := range overview.Streams {
+		if stream.Missing || stream.Err != "" {
+			t.Errorf("stream %+v", stream)
+		}
+	}
+	if seen := s.violations.of("observer.zoho-worker"); len(seen) > 0 {
+		t.Errorf("the observer wanted what it may not:\n%s", strings.Join(seen, "\n"))
+	}
+	for _, subject := range []string{"$JS.API.STREAM.MSG.GET.ZOHO_RESPONSES", "$JS.API.STREAM.MSG.GET.ZOHO_CONNECTIONS", "$JS.API.STREAM.MSG.GET.ZOHO_TOKENS",
+		"$JS.API.CONSUMER.CREATE.ZOHO_RESPONSES", "$JS.API.STREAM.DELETE.ZOHO_DEAD", "zoho.requests.demo"} {
+		if _, err := nc.Request(subject, []byte(`{"last_by_subj":"zoho.responses.demo.one"}`), 300*time.Millisecond); err == nil {
+			t.Errorf("an observer may ask %s", subject)
+		}
+	}
+}
+
+func (s *secureRig) configAs2(user, inbox string) app.Config {
+	c := s.configAs(user)
+	c.NATSInboxPrefix = inbox
+	return c
+}
