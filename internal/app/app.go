@@ -122,10 +122,11 @@ func Start(ctx context.Context, c Config, logger *slog.Logger) (_ *Worker, err e
 	if err != nil {
 		return nil, fmt.Errorf("open %s: %w", consumer.BodyBucket, err)
 	}
+	claims := ledger.Open(js, clock, c.CallTimeout)
 	requests := consumer.New(consumer.Options{
-		Conn: w.nc, JetStream: js, Connections: w.Connections, Responses: responses, Clock: clock,
+		Conn: w.nc, JetStream: js, Connections: w.Connections, Tokens: tokens, Responses: responses, Ledger: claims, Clock: clock,
 		Relay: relay.New(relay.Options{
-			Connections: w.Connections, Tokens: tokens, Ledger: ledger.Open(js, clock, c.CallTimeout), Zoho: client,
+			Connections: w.Connections, Tokens: tokens, Ledger: claims, Zoho: client,
 			Responses: responses, Objects: objects, Clock: clock, CallTimeout: c.CallTimeout, Logger: logger, Metrics: metrics,
 		}),
 		Decoder:     &envelope.Decoder{ReplyPrefixes: c.ReplyPrefixes, MaxBytes: int(w.nc.MaxPayload())},

@@ -29,6 +29,7 @@ import (
 
 	"zoho-worker/internal/connection"
 	"zoho-worker/internal/envelope"
+	"zoho-worker/internal/ledger"
 	"zoho-worker/internal/register"
 	"zoho-worker/internal/relay"
 )
@@ -44,7 +45,9 @@ type Options struct {
 	JetStream   jetstream.JetStream
 	Relay       Relay
 	Connections *connection.Store
+	Tokens      Tokens
 	Responses   *Responses
+	Ledger      *ledger.Ledger
 	Decoder     *envelope.Decoder
 	Clock       *register.Clock
 	// MaxInFlight bounds the requests in hand of this worker, over all orgs. Too
@@ -87,7 +90,8 @@ type Consumer struct {
 	mu      sync.Mutex
 	stopped bool
 	active  map[string]*queue
-	backlog map[string]*expiry // queues with requests in the stream, or paused
+	parking map[string]*time.Timer // by connection: when to reconsider it
+	backlog map[string]*expiry     // queues with requests in the stream, or paused
 	mending singleflight.Group
 	closers []func()
 	soon    chan struct{} // another worker has woken a queue
@@ -113,7 +117,7 @@ func New(o Options) *Consumer {
 	}
 	c := &Consumer{
 		Options: o, directory: newDirectory(o.AckWait), places: semaphore.NewWeighted(int64(o.MaxInFlight)),
-		hand: newHand(o.AckWait / 3), active: map[string]*queue{}, backlog: map[string]*expiry{},
+		hand: newHand(o.AckWait / 3), active: map[string]*queue{}, backlog: map[string]*expiry{}, parking: map[string]*time.Timer{},
 		soon: make(chan struct{}, 1), strangers: make(chan struct{}, strangersAtOnce),
 	}
 	c.metrics = newMetrics(o.Metrics, c)
@@ -135,7 +139,10 @@ func (c *Consumer) Start(ctx context.Context) (err error) {
 	for _, known := range c.Connections.All() {
 		c.directory.put(known)
 	}
-	c.closers = append(c.closers, c.Connections.Subscribe(c.changed))
+	c.closers = append(c.closers, c.Connections.Subscribe(c.changed), c.Tokens.Watch(c.reconsider))
+	for _, known := range c.Connections.All() {
+		c.reconsider(known.Name)
+	}
 	subscribe := func(subject, group string, handle nats.MsgHandler) {
 		if err != nil {
 			return
@@ -178,6 +185,9 @@ func (c *Consumer) Stop(ctx context.Context) {
 	c.mu.Lock()
 	first := !c.stopped
 	c.stopped = true
+	for _, timer := range c.parking {
+		timer.Stop()
+	}
 	c.mu.Unlock()
 	if !first {
 		return

@@ -15,24 +15,31 @@ import (
 // changed follows a connection's record: its requests may belong to another
 // queue now, or its org may have another limit.
 func (c *Consumer) changed(record *connection.Connection) {
-	touched := c.directory.put(record)
+	c.follow(c.directory.put(record))
+	c.reconsider(record.Name) // a new grant is not throttled
+}
+
+// follow brings queues up to date that a change touched.
+func (c *Consumer) follow(touched []string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.stopped {
-		return
+	if !c.stopped && len(touched) > 0 {
+		c.loops.Go(func() { c.bring(touched) })
 	}
-	c.loops.Go(func() {
-		// Every worker sees the change: let one be first, the others find it done.
-		c.sleep(rand.N(100 * time.Millisecond))
-		for _, name := range touched {
-			if err := c.mend(name); err != nil && c.pulling.Err() == nil {
-				c.Logger.Warn("queue not brought up to date: trying again when it is served", "queue", name, "err", err)
-			}
+}
+
+// bring makes the queues what they should be now, and serves them.
+func (c *Consumer) bring(touched []string) {
+	// Every worker sees the change: let one be first, the others find it done.
+	c.sleep(rand.N(100 * time.Millisecond))
+	for _, name := range touched {
+		if err := c.mend(name); err != nil && c.pulling.Err() == nil {
+			c.Logger.Warn("queue not brought up to date: trying again when it is served", "queue", name, "err", err)
 		}
-		for _, name := range touched {
-			c.activate(name)
-		}
-	})
+	}
+	for _, name := range touched {
+		c.activate(name)
+	}
 }
 
 // mend makes the queue's consumer, if there is one, what the plan says. One

@@ -73,12 +73,13 @@ type directory struct {
 	mu      sync.RWMutex
 	members map[string]map[string]*connection.Connection // queue → name → connection
 	queueOf map[string]string                            // connection name → queue, for known connections
+	blocked map[string]bool                              // connections that can get no token for a while
 }
 
 func newDirectory(ackWait time.Duration) *directory {
 	return &directory{
 		ackWait: ackWait,
-		members: map[string]map[string]*connection.Connection{}, queueOf: map[string]string{},
+		members: map[string]map[string]*connection.Connection{}, queueOf: map[string]string{}, blocked: map[string]bool{},
 	}
 }
 
@@ -91,6 +92,36 @@ const strangerPlaces = 10
 func (d *directory) put(c *connection.Connection) (touched []string) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	return d.place(c)
+}
+
+func (d *directory) isBlocked(name string) bool {
+	d.mu.RLock()
+	defer d.mu.RUnlock()
+	return d.blocked[name]
+}
+
+// block takes in whether a connection can get no token for a while, and returns
+// the queues that this touches: none where it was known.
+func (d *directory) block(name string, blocked bool) (touched []string) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.blocked[name] == blocked {
+		return nil
+	}
+	if blocked {
+		d.blocked[name] = true
+	} else {
+		delete(d.blocked, name)
+	}
+	if c := d.members[d.queueOf[name]][name]; c != nil {
+		return d.place(c)
+	}
+	return nil
+}
+
+// place puts the connection where it belongs; the lock is held.
+func (d *directory) place(c *connection.Connection) (touched []string) {
 	before, known := d.queueOf[c.Name]
 	if !known {
 		before = strangerQueue(c.Name)
@@ -103,10 +134,10 @@ func (d *directory) put(c *connection.Connection) (touched []string) {
 	}
 	delete(d.queueOf, c.Name)
 	after := strangerQueue(c.Name)
-	switch c.Status {
-	case connection.Active:
+	switch {
+	case c.Status == connection.Active && !d.blocked[c.Name]:
 		after = c.Queue()
-	case connection.Revoked, connection.Unreadable:
+	case c.Status != connection.Removed:
 		after = parkedQueue(c.Name)
 	}
 	if c.Status != connection.Removed {

@@ -138,6 +138,15 @@ func (s *settlement) refuse(e *envelope.Error) {
 	if s.digest == [32]byte{} {
 		s.digest = sha256.Sum256(s.message.data)
 	}
+	// Nobody may send a request of this id against its stored refusal.
+	err := insist(s.calling, func(ctx context.Context) error {
+		return s.Ledger.Close(ctx, s.connection, s.request.ID, s.digest)
+	})
+	if err != nil {
+		s.outcome = "not stored"
+		s.Logger.Error("refusal not stored: the request comes again", "connection", s.connection, "id", s.id(), "err", err)
+		return
+	}
 	s.answer(&envelope.Response{
 		ID: s.request.ID, Connection: s.connection, ReceivedAt: s.message.stored, FinishedAt: s.Clock.Now(), Error: e,
 	})

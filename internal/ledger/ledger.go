@@ -156,6 +156,38 @@ func (l *Ledger) Look(ctx context.Context, connection, id string, digest [32]byt
 	return l.standing(ctx, subject, there, entry)
 }
 
+// Close sees to it that nobody sends the request any more: its final answer is
+// about to be stored, and it was not sent. A claim that stands is left alone, it
+// serves as well. Without this a request that was refused before it was claimed
+// would be sent when it is published again, against its stored answer.
+func (l *Ledger) Close(ctx context.Context, connection, id string, digest [32]byte) error {
+	subject := "zoho.claims." + connection + "." + id
+	data, err := json.Marshal(record{Nonce: nuid.Next(), Digest: hex.EncodeToString(digest[:]), State: closed})
+	if err != nil {
+		return err
+	}
+	for expected := uint64(0); ; {
+		_, err := l.registers.Put(ctx, subject, data, expected)
+		if err == nil {
+			return nil
+		}
+		if !errors.Is(err, register.ErrConflict) {
+			return fmt.Errorf("close claim: %w", err)
+		}
+		there, entry, err := l.read(ctx, subject)
+		switch {
+		case errors.Is(err, register.ErrNotFound):
+			expected = 0
+		case err != nil:
+			return fmt.Errorf("close claim: %w", err)
+		case there.State != released:
+			return nil
+		default:
+			expected = entry.Revision
+		}
+	}
+}
+
 // standing is what a record of this request says to somebody else: nil where it
 // was released. A claim whose lease is over is closed by a compare-and-set
 // before that is said: to say it from a read alone would let a holder that was

@@ -158,18 +158,21 @@ func New(o Options) *Relay {
 // of the calls and the pauses between them, so its caller keeps the message alive.
 func (r *Relay) Do(ctx context.Context, d *Delivery) Result {
 	j := &job{Relay: r, Delivery: d, once: !zoho.Repeatable(d.Request)}
-	defer j.finish()
+	return j.finish(ctx, j.do(ctx))
+}
+
+func (j *job) do(ctx context.Context) Result {
 	// Reads are safe to carry out again and inserts are claimed; other writes
 	// look first, so that an old copy can't undo what came after it.
-	if d.Redelivered || (!j.once && d.Request.Method != "GET") {
+	if j.Redelivered || (!j.once && j.Request.Method != "GET") {
 		if result, known := j.history(ctx); known {
 			return result
 		}
 	}
-	c, err := r.connection(ctx, d.Connection)
+	c, err := j.Relay.connection(ctx, j.Delivery.Connection)
 	switch {
 	case errors.Is(err, connection.ErrNotFound):
-		return j.fail(envelope.UnknownConnection, "there is no connection "+d.Connection+": see `worker connections list`")
+		return j.fail(envelope.UnknownConnection, "there is no connection "+j.Delivery.Connection+": see `worker connections list`")
 	case err != nil:
 		return j.wait(WaitStorage, storagePause())
 	}
@@ -311,8 +314,7 @@ func (j *job) send(ctx context.Context) Result {
 		if j.claim != nil && j.claim.Left() < d {
 			// Nothing was sent, or judge would have ended it: a lease that runs
 			// out in the pause would have another worker say that it was.
-			j.finish()
-			j.claim = nil
+			j.release()
 		}
 		if !j.sleep(ctx, d) {
 			return j.wait(WaitStopping, 0)
@@ -471,6 +473,9 @@ func (j *job) response() *envelope.Response {
 		ID: j.Request.ID, Connection: j.Delivery.Connection, Attempts: j.attempts,
 		ReceivedAt: j.ReceivedAt, FinishedAt: j.Clock.Now(),
 	}
+	if response.FinishedAt.Before(j.ReceivedAt) {
+		response.FinishedAt = j.ReceivedAt // the server's clock is known to a few milliseconds
+	}
 	if a := j.last; a != nil && a.Status != 0 {
 		response.Status = a.Status
 		response.Headers = a.Headers
@@ -520,15 +525,37 @@ func (j *job) sleep(ctx context.Context, d time.Duration) bool {
 	return false
 }
 
-// finish gives a claim back that proved to be unused. A fresh context: the
+// finish sees to the claim of a request that is not repeatable. One that waits
+// gives it back. One that is answered keeps it, and gets one if it has none: the
+// same id published again must find something, or it would be sent against its
+// stored answer.
+func (j *job) finish(ctx context.Context, result Result) Result {
+	switch {
+	case !j.once:
+	case result.Wait != nil:
+		j.release()
+	case result.Response == nil || j.claim != nil:
+	case result.Response.Error != nil && result.Response.Error.Code == envelope.IDConflict:
+		// The claim is the other request's.
+	default:
+		if err := j.Ledger.Close(ctx, j.Delivery.Connection, j.Request.ID, j.Digest); err != nil {
+			return j.wait(WaitStorage, storagePause())
+		}
+	}
+	return result
+}
+
+// release gives a claim back that proved to be unused. A fresh context: the
 // worker may be stopping, and a claim that stays makes the outcome unknown.
-func (j *job) finish() {
+func (j *job) release() {
 	if j.claim == nil || j.sent {
 		return
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 	defer cancel()
-	if err := j.claim.Release(ctx); err != nil {
+	err := j.claim.Release(ctx)
+	j.claim = nil
+	if err != nil {
 		j.Logger.Warn("claim not released: the request will be answered outcome_unknown",
 			"connection", j.Delivery.Connection, "id", j.Request.ID, "claim", hex.EncodeToString(j.Digest[:4]), "err", err)
 		return

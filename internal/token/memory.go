@@ -101,6 +101,7 @@ func (s *Source) apply(e *entry, name string, position follow.Position, r record
 	if position.After(old.position) {
 		e.state.Store(st)
 		close(old.next)
+		s.tell(name)
 	}
 	return st
 }

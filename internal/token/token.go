@@ -150,9 +150,11 @@ type Source struct {
 	ctx  context.Context // ends when Close is called
 	stop context.CancelFunc
 
-	mu     sync.Mutex // guards closed and the beginning of work
-	closed bool
-	work   sync.WaitGroup
+	mu        sync.Mutex // guards closed, the beginning of work, and watches
+	closed    bool
+	watches   map[int]func(string)
+	nextWatch int
+	work      sync.WaitGroup
 }
 
 // exchange bounds a single exchange with the JetStream server.

@@ -3,6 +3,7 @@ package integration
 import (
 	"bytes"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -433,4 +434,45 @@ func (r *rig) dump(name string) string {
 		}
 	}
 	return b.String()
+}
+
+// A connection whose refreshes Zoho throttles for long leaves the org's places
+// to the others; its requests are answered at their deadlines, or go on by
+// themselves when it gets a token again.
+func TestThrottledConnectionIsParked(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, zohotest.Options{TokenLife: 10 * time.Second, MaxMints: 1000})
+	refresh := r.demo(5)
+	r.connect("other", devbox.OrgID, 5)
+	r.worker()
+	r.worker()
+	grant := r.Zoho.GrantID(refresh)
+	r.Zoho.Inject(zohotest.TokenThrottle().If(func(c zohotest.Call) bool { return c.Grant == grant }).Repeat(-1))
+	const n = 30
+	for i := range n {
+		r.publish("demo", insert(fmt.Sprint("wait-", i), fmt.Sprint("Wait", i)))
+	}
+	eventually(t, "the connection has left its org's queue", func() bool {
+		c, err := r.js.Consumer(t.Context(), "ZOHO_REQUESTS", "org-us-production-"+devbox.OrgID)
+		return err == nil && !slices.Contains(c.CachedInfo().Config.FilterSubjects, "zoho.requests.demo")
+	})
+	for i := range n {
+		wantStatus(t, r.call("other", list(fmt.Sprint("other-", i))), 200)
+	}
+	short := list("short")
+	short["deadline"] = time.Now().Add(2 * time.Second).UTC().Format(time.RFC3339Nano)
+	wantCode(t, r.call("demo", short), envelope.DeadlineExceeded)
+	if got := r.executed(); got["Wait0"] != 0 {
+		t.Fatalf("executed %v without a token", got)
+	}
+	// A new grant is not the throttled one.
+	fresh := r.Zoho.GrantRefreshToken("user-of-demo")
+	if _, err := r.store.Reauthorize(t.Context(), "demo", secret.New(fresh), nil); err != nil {
+		t.Fatal(err)
+	}
+	for id, response := range r.awaitAll("demo", n) {
+		if response.Status != 201 || response.Error != nil {
+			t.Fatalf("%s is %s", id, response.AppendJSON(nil))
+		}
+	}
 }

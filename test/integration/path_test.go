@@ -165,6 +165,21 @@ func TestIDIsIdempotencyKey(t *testing.T) {
 	if got := r.executed(); got["Once"] != 1 || got["Other"] != 0 {
 		t.Fatalf("the simulator executed %v", got)
 	}
+	// A refusal uses an id up as an answer does: the request is not sent against it.
+	late := insert("late", "Late")
+	late["deadline"] = time.Now().Add(-time.Minute).UTC().Format(time.RFC3339)
+	wantCode(t, r.call("demo", late), envelope.DeadlineExceeded)
+	delete(late, "deadline")
+	wantCode(t, r.call("demo", late), envelope.DeadlineExceeded)
+	bad := insert("bad", "Bad")
+	bad["unknown"] = true
+	wantCode(t, r.call("demo", bad), envelope.InvalidRequest)
+	wantCode(t, r.call("demo", insert("bad", "Bad")), envelope.IDConflict)
+	r.publish("nobody", insert("gone", "Gone"))
+	wantCode(t, r.await("nobody", "gone"), envelope.UnknownConnection)
+	if got := r.executed(); got["Late"] != 0 || got["Bad"] != 0 {
+		t.Fatalf("the simulator executed %v", got)
+	}
 	// An old copy of an update does not undo what came after it.
 	id := r.Zoho.Seed(devbox.OrgID, "Leads", map[string]any{"Last_Name": "Updated"})[0]
 	update := func(key, company string) doc {
