@@ -34,6 +34,7 @@ import (
 	"zoho-worker/internal/relay"
 	"zoho-worker/internal/secret"
 	"zoho-worker/internal/token"
+	"zoho-worker/internal/trace"
 	"zoho-worker/internal/zoho"
 )
 
@@ -86,11 +87,25 @@ func Start(ctx context.Context, c Config, logger *slog.Logger) (_ *Worker, err e
 		return nil, err
 	}
 	w.onStop(func(context.Context) { w.nc.Close() })
+	if version := w.nc.ConnectedServerVersion(); older(version, MinNATS) {
+		return nil, fmt.Errorf("nats-server at %s is %s: a worker needs %s or newer, because org queues are paused and reset",
+			w.nc.ConnectedUrlRedacted(), version, MinNATS)
+	}
 	js, err := jetstream.New(w.nc)
 	if err != nil {
 		return nil, err
 	}
 	js = countPublishes(js, metrics)
+	tracer, err := trace.Start(ctx, Version, logger)
+	if err != nil {
+		return nil, fmt.Errorf("traces (OTEL_EXPORTER_OTLP_ENDPOINT): %w", err)
+	}
+	w.onStop(func(ctx context.Context) {
+		// The spans of the last calls; an endpoint that is away must not take the stop budget.
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
+		defer cancel()
+		tracer.Stop(ctx)
+	})
 	topology := consumer.Topology{Replicas: c.Replicas, Retention: c.Retention}
 	if err := topology.Ensure(ctx, js); err != nil {
 		return nil, fmt.Errorf("prepare JetStream at %s: %w", w.nc.ConnectedUrlRedacted(), err)
@@ -130,7 +145,7 @@ func Start(ctx context.Context, c Config, logger *slog.Logger) (_ *Worker, err e
 			Responses: responses, Objects: objects, Clock: clock, CallTimeout: c.CallTimeout, Logger: logger, Metrics: metrics,
 		}),
 		Decoder:     &envelope.Decoder{ReplyPrefixes: c.ReplyPrefixes, MaxBytes: int(w.nc.MaxPayload())},
-		MaxInFlight: c.MaxInFlight, AckWait: c.AckWait, Version: semver(Version), Logger: logger, Metrics: metrics,
+		MaxInFlight: c.MaxInFlight, AckWait: c.AckWait, Version: semver(Version), Logger: logger, Metrics: metrics, Tracer: tracer,
 	})
 	pages, err := w.startConsole(ctx, c, consoleParts{
 		js: js, keyring: keyring, store: w.Connections, tokens: tokens, zoho: client, events: events,

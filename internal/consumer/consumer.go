@@ -32,6 +32,7 @@ import (
 	"zoho-worker/internal/ledger"
 	"zoho-worker/internal/register"
 	"zoho-worker/internal/relay"
+	"zoho-worker/internal/trace"
 )
 
 // Relay carries out one request.
@@ -66,6 +67,8 @@ type Options struct {
 	Version string
 	Logger  *slog.Logger
 	Metrics prometheus.Registerer
+	// Tracer begins the spans of requests; nil: none.
+	Tracer *trace.Tracer
 }
 
 // Consumer serves the queues of all orgs that have work.

@@ -15,6 +15,7 @@ import (
 	"zoho-worker/internal/envelope"
 	"zoho-worker/internal/register"
 	"zoho-worker/internal/relay"
+	"zoho-worker/internal/trace"
 )
 
 // digestHeader carries the digest of the request that a response answers, so
@@ -60,6 +61,7 @@ func (r *Responses) store(ctx context.Context, connection string, response *enve
 		jetstream.ExpectedLastSubjSeqHeader: {"0"},
 		"Zoho-Status":                       {strconv.Itoa(response.Status)},
 	}}
+	trace.Inject(ctx, msg.Header)
 	var there *relay.Stored
 	err := insist(ctx, func(ctx context.Context) error {
 		_, err := r.js.PublishMsg(ctx, msg)

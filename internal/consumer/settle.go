@@ -18,6 +18,7 @@ import (
 	"zoho-worker/internal/envelope"
 	"zoho-worker/internal/failpoint"
 	"zoho-worker/internal/relay"
+	"zoho-worker/internal/trace"
 	"zoho-worker/internal/zoho"
 )
 
@@ -61,6 +62,8 @@ func (c *Consumer) handle(q *queue, msg jetstream.Msg) {
 func (c *Consumer) work(q *queue, m *message) {
 	begun := time.Now()
 	s := &settlement{Consumer: c, queue: q, message: m, connection: connectionOf(m.subject)}
+	s.ctx, s.span = c.Tracer.Receive(c.calling, m.header, s.connection)
+	defer s.span.End()
 	defer func() {
 		if p := recover(); p != nil {
 			c.Logger.Error("a request made the worker panic", "connection", s.connection, "id", s.id(),
@@ -77,7 +80,7 @@ func (c *Consumer) work(q *queue, m *message) {
 	}
 	failpoint.Hit(failpoint.Decoded)
 	s.digest = request.Digest()
-	result := c.Relay.Do(c.calling, &relay.Delivery{
+	result := c.Relay.Do(s.ctx, &relay.Delivery{
 		Connection: s.connection, Request: request, Digest: s.digest,
 		ReceivedAt: m.stored, Redelivered: m.again, Stopping: c.pulling.Done(),
 	})
@@ -87,6 +90,7 @@ func (c *Consumer) work(q *queue, m *message) {
 	switch {
 	case result.Wait != nil:
 		c.metrics.waits[result.Wait.Reason].Inc()
+		s.span.String("zoho.wait", string(result.Wait.Reason))
 		c.Logger.Debug("request waits", "connection", s.connection, "id", request.ID,
 			"reason", result.Wait.Reason, "for", result.Wait.For)
 		if err := m.later(result.Wait.For); err != nil {
@@ -112,6 +116,8 @@ func asError(err error) *envelope.Error {
 // settlement is how one request ends.
 type settlement struct {
 	*Consumer
+	ctx        context.Context // Consumer.calling, with the span
+	span       trace.Span
 	queue      *queue
 	message    *message
 	connection string
@@ -143,7 +149,7 @@ func (s *settlement) refuse(e *envelope.Error) {
 		return s.Ledger.Close(ctx, s.connection, s.request.ID, s.digest)
 	})
 	if err != nil {
-		s.outcome = "not stored"
+		s.outcome = outcomeNotStored
 		s.Logger.Error("refusal not stored: the request comes again", "connection", s.connection, "id", s.id(), "err", err)
 		return
 	}
@@ -156,6 +162,8 @@ func (s *settlement) refuse(e *envelope.Error) {
 // dies in between, redelivery repairs.
 func (s *settlement) answer(response *envelope.Response) {
 	s.response, s.outcome = response, outcomeAnswered
+	ctx, span := trace.Begin(s.ctx, "respond")
+	defer span.End()
 	data := s.encode(response)
 	switch {
 	case response.Error != nil && response.Error.Code == envelope.IDConflict:
@@ -166,7 +174,7 @@ func (s *settlement) answer(response *envelope.Response) {
 		}
 	case s.fleeting():
 	default:
-		there, err := s.Responses.store(s.calling, s.connection, response, s.digest, data)
+		there, err := s.Responses.store(ctx, s.connection, response, s.digest, data)
 		if err != nil {
 			s.outcome = outcomeNotStored
 			s.Logger.Error("response not stored: the request comes again", "connection", s.connection, "id", s.id(), "err", err)
@@ -191,6 +199,8 @@ func (s *settlement) answer(response *envelope.Response) {
 // repeat sends a response that is stored already.
 func (s *settlement) repeat(data []byte) {
 	s.outcome = outcomeRepeated
+	_, span := trace.Begin(s.ctx, "respond")
+	defer span.End()
 	s.reply(data)
 	s.ack()
 }
@@ -223,7 +233,13 @@ func (s *settlement) reply(data []byte) {
 	if s.request == nil || s.request.ReplyTo == "" {
 		return
 	}
-	if err := s.Conn.Publish(s.request.ReplyTo, data); err != nil {
+	var err error
+	if header := trace.Inject(s.ctx, nil); header == nil {
+		err = s.Conn.Publish(s.request.ReplyTo, data)
+	} else {
+		err = s.Conn.PublishMsg(&nats.Msg{Subject: s.request.ReplyTo, Data: data, Header: header})
+	}
+	if err != nil {
 		s.Logger.Warn("reply not sent", "connection", s.connection, "id", s.id(), "err", err)
 	}
 	failpoint.Hit(failpoint.Replied)
@@ -266,6 +282,23 @@ func (s *settlement) bury(e *envelope.Error) {
 	s.ack()
 }
 
+// describe says in the span what the wide line says.
+func (s *settlement) describe(method, class string, code envelope.Code, status, attempts int) {
+	s.span.String("zoho.request.id", s.id())
+	s.span.String("zoho.queue", s.queue.name)
+	s.span.String("http.request.method", method)
+	s.span.String("zoho.class", class)
+	s.span.String("zoho.outcome", s.outcome)
+	s.span.Int("zoho.attempts", attempts)
+	if status != 0 {
+		s.span.Int("http.response.status_code", status)
+	}
+	if code != "" {
+		s.span.String("zoho.code", string(code))
+		s.span.Fail(string(code))
+	}
+}
+
 // log writes the one wide line of a request, and counts it.
 func (s *settlement) log(begun time.Time) {
 	method, code, status, attempts := "", envelope.Code(""), 0, 0
@@ -283,6 +316,9 @@ func (s *settlement) log(begun time.Time) {
 	}
 	waited := begun.Sub(s.message.stored.Add(time.Since(s.Clock.Now())))
 	s.metrics.settled(method, class, s.outcome, code)
+	if s.span.On() {
+		s.describe(method, class, code, status, attempts)
+	}
 	s.metrics.age.Observe((max(waited, 0) + time.Since(begun)).Seconds())
 	level := slog.LevelInfo
 	if s.outcome == outcomeDead || code == envelope.Internal {
@@ -292,6 +328,9 @@ func (s *settlement) log(begun time.Time) {
 		slog.String("connection", s.connection), slog.String("queue", s.queue.name),
 		slog.String("method", method), slog.String("operation", operation), slog.String("id", s.id()),
 		slog.Int("attempts", attempts), slog.String("outcome", s.outcome), slog.String("code", string(code)),
-		slog.Int("status", status), slog.Duration("waited", max(waited, 0).Round(time.Microsecond)),
-		slog.Duration("took", time.Since(begun).Round(time.Microsecond)))
+		slog.Int("status", status), slog.Float64("waited_ms", milliseconds(max(waited, 0))),
+		slog.Float64("took_ms", milliseconds(time.Since(begun))))
 }
+
+// milliseconds to the microsecond.
+func milliseconds(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
