@@ -1,0 +1,287 @@
+package browser
+
+import (
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/chromedp/cdproto/emulation"
+	"github.com/chromedp/chromedp"
+	"github.com/chromedp/chromedp/kb"
+
+	"zoho-worker/internal/connection"
+)
+
+func TestConnect(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	b := w.tab()
+	b.open("/")
+	b.sees("No Zoho account is connected yet")
+	b.press("Connect an account")
+	b.fill("nickname", "Acme Sales (EMEA)")
+	name := get(b, chromedp.Value(chromedp.CSS("#name")))
+	if name != "acme-sales-emea" {
+		t.Fatalf("the name is derived as %q", name)
+	}
+	b.fill("name", "acme")
+	b.press("Continue to Zoho")
+	b.accept(ada)
+	b.sees("Acme Sales (EMEA) is connected", "Ada Lovelace <ada@example.com>", "Analytical Engines Ltd", "zoho.requests.acme")
+	if where, _ := b.look(); where != w.base+"/connections/acme" {
+		t.Errorf("ends at %s", where)
+	}
+	b.press("Test")
+	b.sees("The connection works", "ada@example.com")
+	b.open("/")
+	b.sees("1 connected", "Acme Sales (EMEA)", "Connected")
+	w.publish("acme", "one")
+	w.eventually("the request is answered", func() bool { return w.answered("acme") == 1 })
+}
+
+func TestDeny(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	b := w.tab()
+	b.begin("Acme")
+	b.press("Reject")
+	b.sees("Access was not given", "begin again")
+	if n := len(w.store.All()); n != 0 || w.exchanges() != 0 {
+		t.Errorf("%d connections, %d exchanges", n, w.exchanges())
+	}
+}
+
+func TestConnectTwice(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	b := w.tab()
+	b.connect("Acme", ada)
+	b.begin("Acme two")
+	b.accept(ada)
+	b.sees("This Zoho user is connected already", "Ada Lovelace")
+	b.press("Cancel and give the access back")
+	b.sees("Nothing was changed")
+	if w.revocations() != 1 {
+		t.Errorf("%d revocations", w.revocations())
+	}
+	b.begin("Acme two")
+	b.accept(ada)
+	b.sees("This Zoho user is connected already")
+	b.press("Re-authorize acme")
+	b.sees("Acme is connected again")
+	all := w.store.All()
+	if len(all) != 1 || all[0].Grant != 2 {
+		t.Fatalf("connections: %+v", all)
+	}
+}
+
+func TestReauthorizeWhileRequestsWait(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	b := w.tab()
+	b.connect("Acme", ada)
+	w.Zoho.RevokeRefreshToken(w.refresh("acme"))
+	b.open("/")
+	b.sees("1 connected")
+	b.do(chromedp.Evaluate[chromedp.Void](`window.marked = true`))
+	const n = 50
+	for i := range n {
+		w.publish("acme", fmt.Sprint("waiting-", i))
+	}
+	b.sees("Revoked", "50 waiting", "1 needs you") // by itself
+	marked := get(b, chromedp.Evaluate[bool](`window.marked === true`))
+	said := get(b, chromedp.TextContent(chromedp.CSS("#live")))
+	if !marked || said != "Acme: Revoked" {
+		t.Errorf("live: same page %v, said %q", marked, said)
+	}
+	b.do(chromedp.Click(chromedp.CSS(`tr[data-row=acme] .button`)))
+	b.sees("Re-authorize Acme", "so nothing changes for its callers")
+	b.press("Continue to Zoho")
+	b.accept(ada)
+	b.sees("Acme is connected again", "go on by themselves")
+	w.eventually("all are answered", func() bool { return w.answered("acme") == n })
+}
+
+func TestDisconnect(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	b := w.tab()
+	b.connect("Acme", ada)
+	b.press("Disconnect")
+	b.sees("Disconnect Acme?")
+	b.press("Keep it")
+	b.sees("Zoho account")
+	b.press("Disconnect")
+	b.sees("Disconnect Acme?")
+	b.press("Disconnect")
+	b.sees("acme is disconnected", "Disconnected (1)")
+	if w.revocations() != 1 || len(w.store.All()) != 0 {
+		t.Errorf("%d revocations", w.revocations())
+	}
+}
+
+func TestShareLinkTwice(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	ops, guest := w.tab(), w.tab()
+	ops.open("/connect")
+	ops.fill("nickname", "Acme")
+	ops.press("Make a link to send instead")
+	ops.sees("A link to send")
+	link := get(ops, chromedp.Value(chromedp.CSS("#link")))
+	guest.open(link)
+	guest.sees("Connect your Zoho account", "your password stays there")
+	guest.press("Continue to Zoho")
+	guest.accept(ada)
+	guest.sees("Acme is connected", "You can close this page")
+	guest.open(link)
+	guest.sees("This link was used already", "Ask whoever sent it")
+	if record, ok := w.store.Get("acme"); !ok || record.UserID != ada {
+		t.Errorf("record: %+v", record)
+	}
+}
+
+// callbackOf begins in the tab and returns the callback that Zoho would send it to.
+func (w *world) callbackOf(b *tab, nickname, user string) url.Values {
+	b.begin(nickname)
+	where, _ := b.look()
+	client := &http.Client{CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
+	resp, err := client.Get(where + "&approve=" + user)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	u, err := url.Parse(resp.Header.Get("Location"))
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return u.Query()
+}
+
+func TestForgedState(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	attacker, victim := w.tab(), w.tab()
+	theirs := w.callbackOf(attacker, "evil", ada)
+	victim.open("/oauth/callback?" + theirs.Encode())
+	victim.sees("This sign-in can't be completed", "did not begin in this browser")
+	theirs.Set("state", strings.Repeat("x", 43))
+	attacker.open("/oauth/callback?" + theirs.Encode())
+	attacker.sees("This sign-in can't be completed")
+	if w.exchanges() != 0 || len(w.store.All()) != 0 {
+		t.Errorf("%d exchanges", w.exchanges())
+	}
+}
+
+func TestForgedAccountsServer(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	asked := make(chan string, 10)
+	evil := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { asked <- r.URL.Path }))
+	t.Cleanup(evil.Close)
+	b := w.tab()
+	query := w.callbackOf(b, "Acme", ada)
+	query.Set("accounts-server", evil.URL)
+	b.open("/oauth/callback?" + query.Encode())
+	b.sees("The answer did not come from Zoho", "Nothing was sent there")
+	if len(asked) != 0 || w.exchanges() != 0 {
+		t.Error("the code was sent")
+	}
+}
+
+// Everything works without JavaScript.
+func TestWithoutJavaScript(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	b := w.tab()
+	call(b, emulation.SetScriptExecutionDisabled, emulation.SetScriptExecutionDisabledParams{Value: true})
+	// What the test itself asks of the page is not the page's script.
+	b.connect("Acme", ada)
+	if _, ok := w.store.Get("acme"); !ok {
+		t.Fatal("not connected")
+	}
+	b.press("Disconnect")
+	b.sees("Disconnect Acme?")
+	b.press("Disconnect")
+	b.sees("acme is disconnected")
+}
+
+// The whole way by keyboard, with the focus to be seen at every step.
+func TestKeyboard(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	b := w.tab()
+	b.open("/")
+	b.sees("No Zoho account")
+	focused := func() string {
+		got := get(b, chromedp.Evaluate[struct{ Text, Outline string }](`(() => { const e = document.activeElement; const c = getComputedStyle(e.closest(".choice") || e);
+			return { Text: (e.innerText || e.name || "").trim(), Outline: c.outlineStyle + " " + c.outlineWidth } })()`))
+		if !strings.HasPrefix(got.Outline, "solid 3px") {
+			t.Errorf("%q has the outline %s", got.Text, got.Outline)
+		}
+		return got.Text
+	}
+	tabTo := func(text string) {
+		t.Helper()
+		var seen []string
+		for range 30 {
+			b.do(chromedp.KeyEvent(kb.Tab))
+			got := focused()
+			if got == text {
+				return
+			}
+			seen = append(seen, got)
+		}
+		t.Fatalf("%q can't be reached: %q", text, seen)
+	}
+	b.do(chromedp.KeyEvent(kb.Tab))
+	if got := focused(); got != "Skip to content" {
+		t.Fatalf("first is %q", got)
+	}
+	b.do(chromedp.KeyEvent(kb.Enter))
+	tabTo("Connect an account")
+	b.do(chromedp.KeyEvent(kb.Enter))
+	b.sees("You will be sent to Zoho")
+	b.do(chromedp.KeyEvent("Acme")) // the nickname has the focus
+	tabTo("Continue to Zoho")
+	b.do(chromedp.KeyEvent(kb.Enter))
+	b.sees("This app would like access")
+}
+
+// A wrong form says what is wrong, beside the field and in a list that has the focus.
+func TestFormFaults(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	b := w.tab()
+	b.open("/connect")
+	b.press("Continue to Zoho")
+	b.sees("Please look at this again", "Say what people call")
+	time.Sleep(100 * time.Millisecond) // for the load event
+	focus := get(b, chromedp.Evaluate[string](`document.activeElement.id`))
+	invalid := get(b, chromedp.Evaluate[string](`document.querySelector("[aria-invalid]").getAttribute("aria-describedby")`))
+	if focus != "faults" || !strings.Contains(invalid, "nickname-fault") {
+		t.Errorf("focus on %q, described by %q", focus, invalid)
+	}
+}
+
+// The statuses differ in words and signs, not in colour alone.
+func TestStatusWithoutColour(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	b := w.tab()
+	b.connect("Acme", ada)
+	b.connect("Globex", grace)
+	if _, err := w.store.MarkRevoked(t.Context(), "globex", 1, "Zoho no longer accepts the refresh token (invalid_code)"); err != nil {
+		t.Fatal(err)
+	}
+	w.eventually("it is revoked", func() bool { c, _ := w.store.Get("globex"); return c.Status == connection.Revoked })
+	b.open("/")
+	signs := get(b, chromedp.Evaluate[[]string](`[...document.querySelectorAll("tbody .badge")].map(b => b.innerText.trim() + " " + b.querySelector("svg").innerHTML.length)`))
+	if len(signs) != 2 || signs[0] == signs[1] || !strings.HasPrefix(signs[0], "Connected") || !strings.HasPrefix(signs[1], "Revoked") {
+		t.Errorf("statuses: %q", signs)
+	}
+}
