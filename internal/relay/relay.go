@@ -30,6 +30,7 @@ import (
 	"zoho-worker/internal/ledger"
 	"zoho-worker/internal/register"
 	"zoho-worker/internal/token"
+	"zoho-worker/internal/trace"
 	"zoho-worker/internal/zoho"
 )
 
@@ -285,7 +286,10 @@ func (j *job) send(ctx context.Context) Result {
 			return j.withoutToken(err)
 		}
 		if j.once {
-			if result, ok := j.secure(ctx); !ok {
+			claiming, span := trace.Begin(ctx, "claim")
+			result, ok := j.secure(claiming)
+			span.End()
+			if !ok {
 				return result
 			}
 		}
@@ -301,7 +305,9 @@ func (j *job) send(ctx context.Context) Result {
 			return j.hold(answer)
 		case renew:
 			j.renewed = true
-			access, err = j.Tokens.Renew(ctx, j.connection, access)
+			renewing, span := trace.Begin(ctx, "token")
+			access, err = j.Tokens.Renew(renewing, j.connection, access)
+			span.End()
 			continue
 		}
 		d := max(pause.NextBackOff(), answer.RetryAfter)
@@ -326,6 +332,8 @@ func (j *job) send(ctx context.Context) Result {
 // token gets an access token and takes the time that it takes.
 func (j *job) token(ctx context.Context) (token.Token, error) {
 	begun := time.Now()
+	ctx, span := trace.Begin(ctx, "token")
+	defer span.End()
 	access, err := j.Tokens.Token(ctx, j.connection)
 	j.metrics.tokenWait.Observe(time.Since(begun).Seconds())
 	return access, err
@@ -375,8 +383,19 @@ func (j *job) attempt(ctx context.Context, access token.Token) *zoho.Answer {
 	}
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
+	ctx, span := trace.BeginCall(ctx, "attempt")
 	j.sent = true // until it is proved otherwise, a panic included
 	answer := j.Zoho.Do(ctx, call)
+	if span.On() {
+		span.String("http.request.method", call.Method)
+		span.String("url.path", call.Path)
+		span.Int("http.response.status_code", answer.Status)
+		span.String("zoho.datacenter", call.Location)
+		if answer.Status == 0 || answer.Status >= 400 {
+			span.Fail(class(answer.Status))
+		}
+		span.End()
+	}
 	failpoint.Hit(failpoint.Answered)
 	j.attempts++
 	j.last = answer

@@ -8,6 +8,7 @@ import (
 
 	"zoho-worker/internal/connection"
 	"zoho-worker/internal/secret"
+	"zoho-worker/internal/trace"
 	"zoho-worker/internal/zoho"
 )
 
@@ -16,7 +17,13 @@ func (s *Source) refresh(ctx context.Context, c *connection.Connection, refreshT
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
+	ctx, span := trace.BeginCall(ctx, "refresh")
+	defer span.End()
+	span.String("zoho.datacenter", c.Location)
 	grant, err := s.options.Refresher.Refresh(ctx, c.Location, refreshToken)
+	if err != nil {
+		span.Fail("no token")
+	}
 	if err == nil && (grant == nil || grant.AccessToken.IsZero() || grant.ExpiresIn <= 0) {
 		return nil, &zoho.Error{Kind: zoho.BadAnswer}
 	}

@@ -12,6 +12,7 @@ import (
 	"zoho-worker/internal/connection"
 	"zoho-worker/internal/connection/follow"
 	"zoho-worker/internal/register"
+	"zoho-worker/internal/trace"
 )
 
 const (
@@ -60,7 +61,7 @@ func (s *Source) flight(ctx context.Context, e *entry, c *connection.Connection,
 			return Token{}, ErrClosed
 		}
 		defer s.work.Done()
-		ctx, cancel := context.WithTimeout(s.ctx, patience)
+		ctx, cancel := context.WithTimeout(trace.Carry(ctx, s.ctx), patience)
 		defer cancel()
 		token, err := s.fly(ctx, e, c.Name, except)
 		if err != nil && s.ctx.Err() != nil {
