@@ -52,7 +52,10 @@ certificate() { # name, common name, extended key usage, subject alternative nam
 }
 certificate nats nats serverAuth DNS:nats,DNS:localhost,IP:127.0.0.1
 certificate simulator simulator serverAuth DNS:simulator,DNS:localhost
+# The names are those of deploy/nats/accounts.conf, which says what each may do.
 certificate worker worker clientAuth DNS:worker.zoho-worker
+certificate observer observer clientAuth DNS:observer.zoho-worker
+certificate acme acme clientAuth DNS:acme.zoho-worker
 
 if ! have zoho-client-secret; then
   echo sandbox > zoho-client-secret
@@ -64,5 +67,5 @@ if ! have grafana-admin-password; then
 fi
 
 chmod 644 ./*
-# Signs whatever it is asked to: no container gets it.
-chmod 600 ca.key
+# Signs whatever it is asked to, and callers' own: no container gets these.
+chmod 600 ca.key acme.key observer.key

@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"sync"
@@ -78,13 +79,16 @@ func parse(t *testing.T, text []byte) *unstructured.Unstructured {
 func find[T any](t *testing.T, objects []*unstructured.Unstructured, kind, name string) *T {
 	t.Helper()
 	for _, u := range objects {
-		if u.GetKind() == kind && (u.GetName() == name || strings.HasPrefix(u.GetName(), name+"-") && kind == "ConfigMap") {
+		// Generated ConfigMaps end in a hash of ten characters.
+		if u.GetKind() == kind && (u.GetName() == name || kind == "ConfigMap" && hashed.ReplaceAllString(u.GetName(), "") == name) {
 			return as[T](t, u)
 		}
 	}
 	t.Fatalf("there is no %s %s", kind, name)
 	return nil
 }
+
+var hashed = regexp.MustCompile(`-[a-z0-9]{10}$`)
 
 func as[T any](t *testing.T, u *unstructured.Unstructured) *T {
 	t.Helper()
@@ -382,11 +386,22 @@ func TestSelectorsSelect(t *testing.T) {
 			}
 		}
 		for what, pod := range templates {
+			var mounted []string
 			for _, v := range pod.Spec.Volumes {
-				if v.ConfigMap != nil && !slices.ContainsFunc(objects, func(o *unstructured.Unstructured) bool {
-					return o.GetKind() == "ConfigMap" && o.GetName() == v.ConfigMap.Name
+				if v.ConfigMap != nil {
+					mounted = append(mounted, v.ConfigMap.Name)
+				}
+				if v.Projected != nil {
+					for _, s := range v.Projected.Sources {
+						mounted = append(mounted, s.ConfigMap.Name)
+					}
+				}
+			}
+			for _, wanted := range mounted {
+				if !slices.ContainsFunc(objects, func(o *unstructured.Unstructured) bool {
+					return o.GetKind() == "ConfigMap" && o.GetName() == wanted
 				}) {
-					t.Errorf("%s: %s mounts the ConfigMap %s, which is not there", name, what, v.ConfigMap.Name)
+					t.Errorf("%s: %s mounts the ConfigMap %s, which is not there", name, what, wanted)
 				}
 			}
 		}

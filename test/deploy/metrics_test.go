@@ -352,10 +352,10 @@ func TestKEDAScalesOnMetricsThatExist(t *testing.T) {
 func TestTheCheckFindsFaults(t *testing.T) {
 	metrics := metricsOf(t)
 	for expr, want := range map[string]string{
-		`sum(zoho_worker_request_total)`:                                       "no metric zoho_worker_request_total",
-		`zoho_worker_connections{state="revoked"}`:                             "no label state",
-		`zoho_worker_connections{status="dead"}`:                               `never has status="dead"`,
-		`sum by (reason) (zoho_worker_requests_total)`:                         "aggregates by reason",
+		`sum(zoho_worker_request_total)`:                                        "no metric zoho_worker_request_total",
+		`zoho_worker_connections{state="revoked"}`:                              "no label state",
+		`zoho_worker_connections{status="dead"}`:                                `never has status="dead"`,
+		`sum by (reason) (zoho_worker_requests_total)`:                          "aggregates by reason",
 		`histogram_quantile(0.9, sum by (le) (zoho_worker_request_age_bucket))`: "no metric",
 		`sum(`: "",
 	} {

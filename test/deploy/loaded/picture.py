@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Draws deploy/grafana/zoho-worker.json from a Prometheus, without Grafana.
 
-    python3 picture.py http://127.0.0.1:9090 MINUTES dashboard.png
+    python3 picture.py http://127.0.0.1:9090 MINUTES dashboard.png [END, seconds since 1970]
 
 It asks Prometheus what each panel asks and lays the answers out as the dashboard
 does, in HTML, of which chromium makes the picture. Only for documentation: units
@@ -12,7 +12,7 @@ import html, json, math, os, re, subprocess, sys, tempfile, time, urllib.parse, 
 prometheus, minutes, target = sys.argv[1], float(sys.argv[2]), sys.argv[3]
 here = os.path.dirname(os.path.abspath(__file__))
 dashboard = json.load(open(os.path.join(here, "../../../deploy/grafana/zoho-worker.json")))
-end = time.time()
+end = float(sys.argv[4]) if len(sys.argv) > 4 else time.time()
 start = end - minutes * 60
 step = max(2, int(minutes * 60 / 240))
 PALETTE = ["#73bf69", "#f2cc0c", "#8ab8ff", "#ff780a", "#f2495c", "#5794f2", "#b877d9", "#96d98d", "#ffcb7d", "#fa6400", "#37872d", "#e0b400"]
