@@ -43,9 +43,9 @@ func (noRegistry) ResolveImageConfig(_ context.Context, ref string, _ sourcereso
 // lintDockerfile is `docker build --check`.
 func lintDockerfile(t *testing.T, text string) *lint.LintResults {
 	t.Helper()
-	results, err := dockerfile2llb.DockerfileLint(t.Context(), []byte(text), dockerfile2llb.ConvertOpt{
-		SourceMap: llb.NewSourceMap(nil, "Dockerfile", "dockerfile", []byte(text)), MetaResolver: noRegistry{},
-	})
+	source := llb.NewSourceMap(nil, "Dockerfile", "dockerfile", []byte(text))
+	source.Definition = &llb.Definition{}
+	results, err := dockerfile2llb.DockerfileLint(t.Context(), []byte(text), dockerfile2llb.ConvertOpt{SourceMap: source, MetaResolver: noRegistry{}})
 	if err != nil {
 		t.Fatal(err)
 	}
