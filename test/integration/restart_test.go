@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"zoho-worker/internal/app"
+	"zoho-worker/internal/devbox"
 	"zoho-worker/internal/envelope"
 	"zoho-worker/internal/zoho/zohotest"
 )
@@ -65,18 +66,15 @@ func TestRollingRestart(t *testing.T) {
 		running = append(running, r.process())
 	}
 	r.started(3)
-	const n = 300
-	w.publishAll(w.mix(n)...)
-	for i := range 6 {
-		// A third of what is left at the latest goes on during each stop.
+	const restarts, n = 6, 50 // requests for each restart
+	for i := range restarts {
 		next := r.process()
 		r.started(4 + i)
+		w.publishAll(w.mix(n)...)
+		eventually(t, "calls are in flight", func() bool { return r.Zoho.InFlight(devbox.OrgID) > 0 })
 		running[0].signal(syscall.SIGTERM)
 		running[0].exited()
 		running = append(running[1:], next)
-		if r.backlog() == 0 {
-			w.publishAll(w.mix(n / 6)...)
-		}
 	}
 	if got := w.verify(); len(got.unknown) != 0 {
 		t.Errorf("%d outcomes are unknown after clean stops: %v", len(got.unknown), got.unknown)
