@@ -2,8 +2,9 @@
 #
 # zoho-worker as an image. Two targets:
 #
-#   production   worker without the sandbox: 13.6 MiB of binary, nothing else   (the default: it is last)
-#   sandbox      worker with `dev` and `simulator`: 25.2 MiB, for trying things out
+#   production   worker without the sandbox: 27 MiB of binary, nothing else   (the default: it is last)
+#   sandbox      worker with `dev` and `simulator` (nats-server, an imitation of Redis,
+#                Zoho): 39 MiB, for trying things out
 #
 #   docker build -t zoho-worker:0.1.0 --build-arg VERSION=0.1.0 .
 #   docker build -t zoho-worker-sandbox:0.1.0 --build-arg VERSION=0.1.0 --target sandbox .
