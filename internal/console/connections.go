@@ -99,6 +99,7 @@ func (c *Console) pending(r *http.Request) (consent.Pending, connectData) {
 		data.Faults["nickname"] = "At most 150 characters, on one line."
 	}
 	switch _, taken := c.Connections.Get(data.Name); {
+	case data.Name == "" && data.Nickname == "": // one fault is enough
 	case !envelope.ValidConnection(data.Name):
 		data.Faults["name"] = "1 to 63 of a–z, 0–9, - and _, the first a letter or digit."
 	case taken:

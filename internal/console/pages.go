@@ -184,8 +184,17 @@ type row struct {
 // Label is what people call the connection.
 func (r row) Label() string { return cmp.Or(r.Nickname, r.Name) }
 
-// Who is the Zoho user.
-func (r row) Who() string { return cmp.Or(r.UserName, r.UserID, "user not known") }
+// Who is the Zoho user: the name in "Ada Lovelace <ada@example.com>".
+func (r row) Who() string {
+	name, _, _ := strings.Cut(r.UserName, " <")
+	return cmp.Or(name, r.UserID, "user not known")
+}
+
+// Email is the Zoho user's address, empty where it is not known.
+func (r row) Email() string {
+	_, address, _ := strings.Cut(r.UserName, " <")
+	return strings.TrimSuffix(address, ">")
+}
 
 // Org is the Zoho organisation.
 func (r row) Org() string { return cmp.Or(r.OrgName, r.OrgID, "org not known") }
@@ -208,11 +217,11 @@ func (c *Console) row(conn *connection.Connection, queue queueState, known bool,
 	}
 	switch {
 	case view.Grant != conn.Grant || view.MintedAt.IsZero():
-		r.Token = "none yet"
+		r.Token = "no token yet"
 	case now.After(view.ExpiresAt):
-		r.Token = "ended " + span(now.Sub(view.ExpiresAt)) + " ago"
+		r.Token = "token ended " + span(now.Sub(view.ExpiresAt)) + " ago"
 	default:
-		r.Token = span(now.Sub(view.MintedAt)) + " old, " + span(view.ExpiresAt.Sub(now)) + " left"
+		r.Token = "token " + span(now.Sub(view.MintedAt)) + " old, " + span(view.ExpiresAt.Sub(now)) + " left"
 	}
 	r.LastUsed = "never"
 	used := last.At

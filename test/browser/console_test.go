@@ -31,7 +31,7 @@ func TestConnect(t *testing.T) {
 	b.fill("name", "acme")
 	b.press("Continue to Zoho")
 	b.accept(ada)
-	b.sees("Acme Sales (EMEA) is connected", "Ada Lovelace <ada@example.com>", "Analytical Engines Ltd", "zoho.requests.acme")
+	b.sees("Acme Sales (EMEA) is connected", "Ada Lovelace", "ada@example.com", "Analytical Engines Ltd", "zoho.requests.acme")
 	if where, _ := b.look(); where != w.base+"/connections/acme" {
 		t.Errorf("ends at %s", where)
 	}

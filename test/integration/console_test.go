@@ -240,7 +240,7 @@ func TestConsoleConnects(t *testing.T) {
 	if got.location != "/connections/acme-s-hne-sales" {
 		t.Fatalf("%d, to %q: %s", got.status, got.location, text(got.body))
 	}
-	p.follow(got).want(t, 200, "Acme & Söhne Sales is connected", "Ada Lovelace <ada@example.com>", "Analytical Engines", "Professional", "15 calls in flight at most")
+	p.follow(got).want(t, 200, "Acme & Söhne Sales is connected", "Ada Lovelace", "ada@example.com", "Analytical Engines", "Professional", "15 calls in flight at most")
 	p.get("/").want(t, 200, "1 connected", "Ada Lovelace")
 
 	record := c.record("acme-s-hne-sales")

@@ -87,13 +87,13 @@ var consentPage = template.Must(template.New("consent").Parse(`<!doctype html>
 <style>
 :root{--page:#f4f1ec;--card:#fff;--text:#1d1b18;--soft:#655f57;--line:#ddd6cb;--edge:#8a8277;--go:#0b6b46;--go-text:#fff;--wash:#eaf5ef}
 @media (prefers-color-scheme:dark){:root{--page:#151412;--card:#201e1b;--text:#f1ede6;--soft:#b0a89c;--line:#38342f;--edge:#8b8378;--go:#5fcf9c;--go-text:#0f1512;--wash:#1b2c24}}
-*{box-sizing:border-box}body{margin:0;background:var(--page);color:var(--text);font:16px/1.5 ui-sans-serif,system-ui,"Segoe UI",sans-serif}
+*{box-sizing:border-box}body{margin:0;background:var(--page);color:var(--text);font:16px/1.5 Inter,ui-sans-serif,system-ui,"Segoe UI",sans-serif}
 main{max-width:34rem;margin:0 auto;padding:clamp(1rem,5vw,3rem) 1rem}.card{background:var(--card);border:1px solid var(--line);border-radius:14px;padding:clamp(1.1rem,4vw,1.9rem)}
 .tag{display:inline-block;margin:0 0 1rem;padding:.2rem .7rem;border:1px dashed var(--edge);border-radius:99px;font-size:.8125rem;color:var(--soft)}
 h1{font-size:1.35rem;line-height:1.25;margin:0 0 .4rem}p{margin:0;color:var(--soft)}fieldset{border:0;padding:0;margin:1.4rem 0 0}legend{font-weight:600;padding:0;margin-bottom:.5rem}
 label{display:flex;gap:.7rem;align-items:center;padding:.6rem .9rem;border:1px solid var(--line);border-radius:10px;margin-top:.5rem;cursor:pointer}
 label:has(:checked){border-color:var(--go);background:var(--wash)}label:has(:focus-visible){outline:3px solid var(--go);outline-offset:2px}
-label input{accent-color:var(--go);margin:0;width:1.05rem;height:1.05rem;flex:none}label b{display:block}label small{color:var(--soft);font-size:.8125rem;overflow-wrap:anywhere}
+label input{accent-color:var(--go);margin:0;width:1.05rem;height:1.05rem;flex:none}label b{display:block}label small{display:block;line-height:1.4;color:var(--soft);font-size:.8125rem;overflow-wrap:anywhere}
 .row{display:flex;flex-wrap:wrap;gap:.5rem}.row label{margin:0}
 details{margin-top:1.2rem}summary{cursor:pointer;color:var(--soft)}li{font-family:ui-monospace,monospace;font-size:.8125rem;overflow-wrap:anywhere}
 .do{display:flex;gap:.75rem;margin-top:1.6rem;flex-wrap:wrap}button{flex:1;min-height:44px;border-radius:10px;border:1px solid var(--edge);background:transparent;color:var(--text);font:inherit;font-weight:600;cursor:pointer}
