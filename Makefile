@@ -55,6 +55,10 @@ race: ## all tests of the main module, with the race detector
 failpoints: ## the tests that stop a worker at each step of the path
 	$(GO) test -tags failpoint -timeout 10m -run 'Failpoint|Step' ./internal/... ./test/...
 
+.PHONY: browser
+browser: ## the console in a real browser (needs chromium and npm; REQUIRE_CHROMIUM=1 insists)
+	cd test/browser && npm ci --ignore-scripts --no-fund --no-audit --silent && $(GO) test -mod=mod -count=1 -timeout 10m ./...
+
 .PHONY: fuzz
 fuzz: ## each fuzz test for FUZZTIME (default 30s)
 	@for f in $$(grep -ho 'func Fuzz[A-Za-z]*' internal/envelope/*_test.go | cut -d' ' -f2); do \
