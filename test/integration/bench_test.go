@@ -3,11 +3,12 @@ package integration
 import (
 	"fmt"
 	"io"
-
 	"net/http"
 	"net/http/httptest"
 	"strings"
 	"testing"
+
+	"github.com/nats-io/nats.go/jetstream"
 
 	"zoho-worker/internal/app"
 	"zoho-worker/internal/devbox"
@@ -55,7 +56,7 @@ func BenchmarkPath(b *testing.B) {
 			b.ReportAllocs()
 			b.ResetTimer()
 			for n := range b.N {
-				if _, err := r.js.PublishAsync("zoho.requests.demo", cases[method](inbox, n)); err != nil {
+				if _, err := r.js.PublishAsync("zoho.requests.demo", cases[method](inbox, n), jetstream.WithStallWait(patience)); err != nil {
 					b.Fatal(err)
 				}
 			}

@@ -8,6 +8,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/nats-io/nats.go/jetstream"
+
 	"zoho-worker/internal/app"
 	"zoho-worker/internal/connection"
 	"zoho-worker/internal/devbox"
@@ -328,7 +330,7 @@ func TestBacklogOfAnotherOrg(t *testing.T) {
 	median("warm-")
 	alone := median("alone-")
 	for i := range 20_000 {
-		if _, err := r.js.PublishAsync("zoho.requests.flood", fmt.Appendf(nil, `{"id":"f-%d","method":"GET","url":"/v8/Leads?fields=Last_Name"}`, i)); err != nil {
+		if _, err := r.js.PublishAsync("zoho.requests.flood", fmt.Appendf(nil, `{"id":"f-%d","method":"GET","url":"/v8/Leads?fields=Last_Name"}`, i), jetstream.WithStallWait(patience)); err != nil {
 			t.Fatal(err)
 		}
 	}
