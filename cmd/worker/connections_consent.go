@@ -376,13 +376,20 @@ func showCommand(config *app.Config) *cobra.Command {
 				}
 				w := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 0, 2, ' ', 0)
 				for _, line := range [][2]string{
-					{"name", c.Name}, {"nickname", c.Nickname}, {"status", status},
-					{"user", strings.TrimSpace(c.UserName + " " + c.UserID)}, {"organisation", strings.TrimSpace(c.OrgName + " " + c.OrgID)},
-					{"data centre", consent.PlaceName(c.Location) + " (" + c.Location + ")"}, {"environment", c.Environment},
+					{"name", c.Name},
+					{"nickname", c.Nickname},
+					{"status", status},
+					{"user", strings.TrimSpace(c.UserName + " " + c.UserID)},
+					{"organisation", strings.TrimSpace(c.OrgName + " " + c.OrgID)},
+					{"data centre", consent.PlaceName(c.Location) + " (" + c.Location + ")"},
+					{"environment", c.Environment},
 					{"edition", fmt.Sprintf("%s (%d calls in flight at most)", cmp.Or(c.Edition, "not known"), c.Places())},
-					{"grants", fmt.Sprintf("%d so far", c.Grant)}, {"", grants},
-					{"connected", c.CreatedAt.Format(time.RFC3339)}, {"changed", c.UpdatedAt.Format(time.RFC3339) + " by " + cmp.Or(c.UpdatedBy, "somebody")},
-					{"scopes", strings.Join(c.Scopes, " ")}, {"subject", "zoho.requests." + c.Name},
+					{"grants", fmt.Sprintf("%d so far", c.Grant)},
+					{"", grants},
+					{"connected", c.CreatedAt.Format(time.RFC3339)},
+					{"changed", c.UpdatedAt.Format(time.RFC3339) + " by " + cmp.Or(c.UpdatedBy, "somebody")},
+					{"scopes", strings.Join(c.Scopes, " ")},
+					{"subject", "zoho.requests." + c.Name},
 				} {
 					if line[1] != "" {
 						fmt.Fprintf(w, "%s\t%s\n", line[0], line[1])

@@ -139,7 +139,7 @@ func (f *Flow) Callback(ctx context.Context, query url.Values, bound string) (*O
 	}
 	if query.Get("error") != "" {
 		return nil, &Fault{
-			Code: Denied, Title: "Access was not given", Err: errors.New("Zoho sent an error back"),
+			Code: Denied, Title: "Access was not given", Err: errors.New("an error came back"),
 			Text: "You rejected the request at Zoho, or Zoho did not let it through. Nothing was stored.",
 			Todo: "If that was a mistake, begin again and choose Accept.",
 		}

@@ -9,8 +9,9 @@
 // Invariants: what waits for a callback is in JetStream, sealed, so any worker
 // may get it; a state is good once, whichever worker gets the callback; the
 // code of a callback goes only to an accounts server of Zoho's own; a fresh
-// refresh token is stored, held for a decision, or revoked, never forgotten; no
-// error or page holds a code, a token, a state or a verifier.
+// refresh token is stored, held for a decision, or revoked (a worker that dies
+// between Zoho's answer and the next write leaves one behind at Zoho, unused);
+// no error or page holds a code, a token, a state or a verifier.
 package consent
 
 import (

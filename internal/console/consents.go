@@ -126,8 +126,23 @@ func (c *Console) decide(w http.ResponseWriter, r *http.Request) {
 	c.arrive(w, r, outcome)
 }
 
+// welcome keeps strangers who try words from keeping JetStream busy.
+func (c *Console) welcome(w http.ResponseWriter, r *http.Request) bool {
+	if c.guests.Allow() {
+		return true
+	}
+	w.Header().Set("Retry-After", "5")
+	c.fail(w, r, http.StatusTooManyRequests, &consent.Fault{
+		Code: consent.Invalid, Title: "Too many at once", Text: "Many people open links right now.", Todo: "Try again in a few seconds.",
+	})
+	return false
+}
+
 // link is where a one-time link leads: what is asked for, and one button.
 func (c *Console) link(w http.ResponseWriter, r *http.Request) {
+	if !c.welcome(w, r) {
+		return
+	}
 	share, err := c.Consents.Share(r.Context(), r.PathValue("word"))
 	if err != nil {
 		fault := asFault(err)
@@ -142,6 +157,9 @@ func (c *Console) link(w http.ResponseWriter, r *http.Request) {
 
 func (c *Console) beginLink(w http.ResponseWriter, r *http.Request) {
 	if !c.formOK(w, r) {
+		return
+	}
+	if !c.welcome(w, r) {
 		return
 	}
 	begun, err := c.Consents.BeginShared(r.Context(), r.PathValue("word"))

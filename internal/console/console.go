@@ -21,6 +21,7 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
+	"golang.org/x/time/rate"
 
 	"zoho-worker/internal/connection"
 	"zoho-worker/internal/consent"
@@ -58,6 +59,8 @@ type Console struct {
 	secure bool // cookies travel by https only
 	pages  *pages
 	board  *board
+	// guests bounds what strangers may have looked up in JetStream.
+	guests *rate.Limiter
 }
 
 // CallbackPath is where Zoho sends browsers back to: it stands in Zoho's API
@@ -86,7 +89,7 @@ func New(o Options) (*Console, error) {
 		o.Auth = nobody{}
 	}
 	o.PublicURL = strings.TrimSuffix(o.PublicURL, "/")
-	c := &Console{Options: o, public: public, secure: public.Scheme == "https"}
+	c := &Console{Options: o, public: public, secure: public.Scheme == "https", guests: rate.NewLimiter(20, 60)}
 	if c.pages, err = parsePages(); err != nil {
 		return nil, err
 	}

@@ -107,7 +107,7 @@ func (c *Console) render(w http.ResponseWriter, r *http.Request, status int, nam
 	if p.Person = person(r); p.Person == "" {
 		p.Open = true
 	}
-	if status == http.StatusOK {
+	if status == http.StatusOK && !r.URL.Query().Has("rows") { // not for a page that looks for changes
 		p.Flash = cmp.Or(p.Flash, c.takeFlash(w, r))
 	}
 	if p.Form == "" && name != "fault" || p.SignOut && !p.Open {

@@ -158,7 +158,7 @@ func (w *Webhook) post(ctx context.Context, client *http.Client, event, id strin
 	if err != nil {
 		return 0, errors.New("no answer")
 	}
-	defer resp.Body.Close()
+	defer func() { _ = resp.Body.Close() }()
 	_, _ = io.CopyN(io.Discard, resp.Body, 64<<10)
 	if resp.StatusCode < 200 || resp.StatusCode > 299 {
 		return resp.StatusCode, fmt.Errorf("status %d", resp.StatusCode)

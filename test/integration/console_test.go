@@ -269,7 +269,7 @@ func TestConsoleRefuses(t *testing.T) {
 
 	t.Run("denial", func(t *testing.T) {
 		p := c.person()
-		back := p.get(p.begin("denied") + "&deny=1").want(t, http.StatusFound).location
+		back := p.get(p.begin("denied")+"&deny=1").want(t, http.StatusFound).location
 		p.get(back+"&error_description=%3Cscript%3Ealert(1)%3C/script%3E").want(t, 400, "Access was not given", "begin again")
 		p.get(back).want(t, 400, "can't be completed")
 	})
@@ -553,7 +553,9 @@ func TestConsoleReauthorize(t *testing.T) {
 	}))
 	t.Cleanup(hook.Close)
 	c := newConsole(t, func(config *app.Config) { config.WebhookURL, config.WebhookSecret = hook.URL, key })
-	c.rig.worker(func(config *app.Config) { config.WebhookURL, config.WebhookSecret, config.PublicURL = hook.URL, key, c.base })
+	c.rig.worker(func(config *app.Config) {
+		config.WebhookURL, config.WebhookSecret, config.PublicURL = hook.URL, key, c.base
+	})
 	p := c.person()
 	p.follow(p.connect("Acme", ada)).want(t, 200, "is connected")
 	p.follow(p.connect("Globex", grace)).want(t, 200, "is connected") // of the same org

@@ -30,13 +30,13 @@ func (s *Server) consent(x *exchange) *result {
 	target, err := url.Parse(p["redirect_uri"])
 	switch {
 	case p["client_id"] == "" || s.opt.ClientID != "" && p["client_id"] != s.opt.ClientID:
-		return page(http.StatusBadRequest, "Invalid Client", "")
+		return page("Invalid Client")
 	case err != nil || target.Scheme == "" || target.Host == "":
-		return page(http.StatusBadRequest, "Invalid Redirect Uri", "")
+		return page("Invalid Redirect Uri")
 	case p["response_type"] != "code":
-		return page(http.StatusBadRequest, "Invalid Response Type", "")
+		return page("Invalid Response Type")
 	case p["scope"] == "" || strings.Contains(p["scope"], " "): // they are separated by commas
-		return page(http.StatusBadRequest, "Invalid OAuth Scope", "")
+		return page("Invalid OAuth Scope")
 	}
 	if p["deny"] != "" {
 		return back(target, p["state"], "error", "access_denied")
@@ -150,9 +150,10 @@ func back(target *url.URL, state string, pairs ...string) *result {
 	return &result{code: pairs[0], Answer: Answer{Status: http.StatusFound, Header: http.Header{"Location": {to.String()}}}}
 }
 
-func page(status int, title, body string) *result {
+// page is a refusal of the consent page.
+func page(title string) *result {
 	return &result{code: title, Answer: Answer{
-		Status: status, Header: http.Header{"Content-Type": {"text/html;charset=UTF-8"}},
-		Body: []byte("<!doctype html>\n<title>Zoho simulator</title>\n<h1>" + html.EscapeString(title) + "</h1>\n" + body),
+		Status: http.StatusBadRequest, Header: http.Header{"Content-Type": {"text/html;charset=UTF-8"}},
+		Body: []byte("<!doctype html>\n<title>Zoho simulator</title>\n<h1>" + html.EscapeString(title) + "</h1>\n"),
 	}}
 }
