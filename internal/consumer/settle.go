@@ -17,6 +17,7 @@ import (
 	"zoho-worker/internal/dead"
 	"zoho-worker/internal/envelope"
 	"zoho-worker/internal/failpoint"
+	"zoho-worker/internal/ledger"
 	"zoho-worker/internal/relay"
 	"zoho-worker/internal/trace"
 	"zoho-worker/internal/zoho"
@@ -146,7 +147,12 @@ func (s *settlement) refuse(e *envelope.Error) {
 	}
 	// Nobody may send a request of this id against its stored refusal.
 	err := insist(s.calling, func(ctx context.Context) error {
-		return s.Ledger.Close(ctx, s.connection, s.request.ID, s.digest)
+		err := s.Ledger.Close(ctx, s.connection, s.request.ID, s.digest)
+		var held *ledger.HeldError
+		if errors.As(err, &held) || errors.Is(err, ledger.ErrExpired) {
+			return nil // a claim that stands, as of a worker that panicked, serves as well
+		}
+		return err
 	})
 	if err != nil {
 		s.outcome = outcomeNotStored

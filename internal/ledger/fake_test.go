@@ -24,12 +24,12 @@ type server struct {
 type fault int
 
 const (
-	none    fault = iota
-	lost          // nothing happens, the exchange times out
-	unacked       // it happens, and the acknowledgement is lost
-	refused       // it happens, and the server says that it didn't (10164)
-	delayed       // it times out, and reaches the server later
-	faults        // how many there are
+	none     fault = iota
+	lost           // nothing happens, the exchange times out
+	unacked        // it happens, and the acknowledgement is lost
+	disowned       // it happens, and the server says that it didn't (10164)
+	delayed        // it times out, and reaches the server later
+	faults         // how many there are
 )
 
 func newServer() *server {
@@ -64,7 +64,7 @@ func (s *server) PublishMsg(_ context.Context, msg *nats.Msg, _ ...jetstream.Pub
 	case unacked:
 		time.Sleep(timeout)
 		return nil, context.DeadlineExceeded
-	case refused:
+	case disowned:
 		return nil, &jetstream.APIError{ErrorCode: 10164}
 	}
 	return ack, nil

@@ -73,7 +73,8 @@ type state string
 const (
 	claimed  state = "claimed"
 	released state = "released"
-	closed   state = "closed" // its lease ran out, and somebody has said so
+	closed   state = "closed"  // its lease ran out, and somebody has said so
+	refused  state = "refused" // it was never sent and never will be: it has its answer
 )
 
 // record is a claim as it is stored. Times are not in it: the server's time of
@@ -141,7 +142,7 @@ func (l *Ledger) Claim(ctx context.Context, connection, id string, digest [32]by
 }
 
 // Look reports what stands in the ledger without claiming: nil where the
-// request was never claimed or was given up, else the errors of Claim.
+// request was never claimed, was given up or was refused, else the errors of Claim.
 func (l *Ledger) Look(ctx context.Context, connection, id string, digest [32]byte) error {
 	subject := "zoho.claims." + connection + "." + id
 	there, entry, err := l.read(ctx, subject)
@@ -153,16 +154,24 @@ func (l *Ledger) Look(ctx context.Context, connection, id string, digest [32]byt
 	case there.Digest != hex.EncodeToString(digest[:]):
 		return ErrConflict
 	}
+	if there.State == refused {
+		// It was not sent. Who looks for the first time since finds the stored
+		// answer, or, if its worker died in between, the reason once more.
+		return nil
+	}
 	return l.standing(ctx, subject, there, entry)
 }
 
 // Close sees to it that nobody sends the request any more: its final answer is
-// about to be stored, and it was not sent. A claim that stands is left alone, it
-// serves as well. Without this a request that was refused before it was claimed
-// would be sent when it is published again, against its stored answer.
+// about to be stored, and it was not sent. Without this a request that was
+// refused before it was claimed would be sent when it is published again,
+// against its stored answer. The error is a *HeldError where another worker may
+// be sending it right now, for a copy of it, and ErrExpired where one may have
+// sent it and is gone: then the answer must not be that it was not sent. A claim
+// of a request with other content is left alone.
 func (l *Ledger) Close(ctx context.Context, connection, id string, digest [32]byte) error {
 	subject := "zoho.claims." + connection + "." + id
-	data, err := json.Marshal(record{Nonce: nuid.Next(), Digest: hex.EncodeToString(digest[:]), State: closed})
+	data, err := json.Marshal(record{Nonce: nuid.Next(), Digest: hex.EncodeToString(digest[:]), State: refused})
 	if err != nil {
 		return err
 	}
@@ -178,13 +187,21 @@ func (l *Ledger) Close(ctx context.Context, connection, id string, digest [32]by
 		switch {
 		case errors.Is(err, register.ErrNotFound):
 			expected = 0
+			continue
 		case err != nil:
 			return fmt.Errorf("close claim: %w", err)
-		case there.State != released:
+		case there.Digest != hex.EncodeToString(digest[:]):
+			return nil // another request's
+		case there.State == claimed:
+			if err := l.standing(ctx, subject, there, entry); err != nil {
+				return err
+			}
+		case there.State == closed:
+			return ErrExpired
+		case there.State == refused:
 			return nil
-		default:
-			expected = entry.Revision
 		}
+		expected = entry.Revision
 	}
 }
 
@@ -197,7 +214,7 @@ func (l *Ledger) standing(ctx context.Context, subject string, there record, ent
 		switch there.State {
 		case released:
 			return nil
-		case closed:
+		case closed, refused:
 			return ErrExpired
 		}
 		lease := time.Duration(there.LeaseMS) * time.Millisecond

@@ -159,7 +159,7 @@ func TestPermit(t *testing.T) {
 func TestOwnWriteIsRecognised(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		for _, f := range []fault{lost, unacked, refused} {
+		for _, f := range []fault{lost, unacked, disowned} {
 			s := newServer()
 			once := func() {
 				first := true
@@ -195,4 +195,54 @@ func TestOwnWriteIsRecognised(t *testing.T) {
 			t.Fatalf("claimed without a server: %v", claim)
 		}
 	})
+}
+
+// A request that is answered without being sent is never sent; nobody is told
+// that it was not where a claim says that it may have been.
+func TestClose(t *testing.T) {
+	t.Parallel()
+	js, clock := start(t)
+	l, other := Open(js, clock, time.Minute), Open(js, clock, time.Minute)
+	ctx := t.Context()
+	for range 2 { // a worker that died in between does it again
+		if err := l.Close(ctx, "demo", "new", digest); err != nil {
+			t.Fatal(err)
+		}
+		if err := other.Look(ctx, "demo", "new", digest); err != nil {
+			t.Fatalf("refused, not sent: %v", err)
+		}
+	}
+	if _, err := other.Claim(ctx, "demo", "new", digest); !errors.Is(err, ErrExpired) {
+		t.Fatalf("claimed after it was refused: %v", err)
+	}
+	claim, err := other.Claim(ctx, "demo", "sending", digest)
+	if err != nil {
+		t.Fatal(err)
+	}
+	wantHeld(t, l.Close(ctx, "demo", "sending", digest), time.Minute+margin)
+	if err := l.Close(ctx, "demo", "sending", [32]byte{2}); err != nil {
+		t.Fatalf("another request's claim: %v", err)
+	}
+	if err := claim.Release(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.Close(ctx, "demo", "sending", digest); err != nil {
+		t.Fatal("released:", err)
+	}
+	if err := claim.Extend(ctx); !errors.Is(err, register.ErrConflict) {
+		t.Fatalf("extended once it is refused: %v", err)
+	}
+	gone, err := other.Claim(ctx, "demo", "gone", digest)
+	if err != nil {
+		t.Fatal(err)
+	}
+	later(clock, time.Hour)
+	for range 2 {
+		if err := l.Close(ctx, "demo", "gone", digest); !errors.Is(err, ErrExpired) {
+			t.Fatalf("the worker that may have sent it is gone: %v", err)
+		}
+	}
+	if err := gone.Extend(ctx); !errors.Is(err, register.ErrConflict) {
+		t.Fatalf("extended once it is closed: %v", err)
+	}
 }

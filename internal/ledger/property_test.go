@@ -47,7 +47,7 @@ func TestSentOnceUnderFaults(t *testing.T) {
 			rapid.Check(inBubble{t}, property)
 		}
 		// Else the test is for nothing.
-		for _, what := range []string{"sent", "answered", "unknown", "late to send", "extended", "released", "no longer the holder"} {
+		for _, what := range []string{"sent", "answered", "unknown", "refused", "late to send", "extended", "released", "no longer the holder"} {
 			if reached[what] == 0 {
 				t.Errorf("never reached: %s, only %v", what, reached)
 			}
@@ -95,7 +95,23 @@ func (w *worker) step() {
 	case "": // handed over
 		if w.answered == "" {
 			w.at = "look"
+			if rapid.IntRange(0, 9).Draw(w.rt, "refuse") == 0 {
+				w.at = "refuse"
+			}
 		}
+	case "refuse": // its deadline is over, say
+		if err := l.Close(ctx, "demo", "1", digest); err != nil {
+			w.standing(err)
+			w.at = ""
+			return
+		}
+		w.at = "say refused"
+	case "say refused":
+		if w.sent > 0 && w.answered == "" {
+			w.rt.Fatalf("refused, and sent all the same")
+		}
+		w.answer("refused")
+		w.at = ""
 	case "look":
 		w.at = "claim"
 		w.standing(l.Look(ctx, "demo", "1", digest))

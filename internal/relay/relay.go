@@ -558,7 +558,7 @@ func (j *job) finish(ctx context.Context, result Result) Result {
 		// The claim is the other request's.
 	default:
 		if err := j.Ledger.Close(ctx, j.Delivery.Connection, j.Request.ID, j.Digest); err != nil {
-			return j.wait(WaitStorage, storagePause())
+			return j.standing(err)
 		}
 	}
 	return result
