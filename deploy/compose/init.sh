@@ -55,11 +55,16 @@ certificate simulator simulator serverAuth DNS:simulator,DNS:localhost
 # The names are those of deploy/nats/accounts.conf, which says what each may do.
 certificate worker worker clientAuth DNS:worker.zoho-worker
 certificate observer observer clientAuth DNS:observer.zoho-worker
+certificate backup backup clientAuth DNS:backup.zoho-worker
 certificate acme acme clientAuth DNS:acme.zoho-worker
 
 if ! have zoho-client-secret; then
   echo sandbox > zoho-client-secret
   echo "made zoho-client-secret: good for the simulator; put yours from Zoho's API console in"
+fi
+if ! [ -e console-users ]; then
+  : > console-users
+  echo "made console-users, empty: htpasswd -nB NAME > console-users lets NAME into the console"
 fi
 if ! have grafana-admin-password; then
   random > grafana-admin-password
@@ -68,4 +73,4 @@ fi
 
 chmod 644 ./*
 # Signs whatever it is asked to, and callers' own: no container gets these.
-chmod 600 ca.key acme.key observer.key
+chmod 600 ca.key acme.key observer.key backup.key

@@ -103,6 +103,17 @@ func TestComposeWiring(t *testing.T) {
 		}
 	}
 
+	// What `docker compose exec worker-1 worker …` does, as the docs have it.
+	for _, args := range [][]string{
+		{"connections", "list"}, {"dead", "list"}, {"status"}, {"check"}, {"call", "acme", "GET", "/v8/Leads?fields=Last_Name"},
+	} {
+		cmd := exec.Command(production, args...)
+		cmd.Env = environment(place, project.Services["worker-1"])
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Errorf("worker %s: %v\n%s", args[0], err, out)
+		}
+	}
+
 	// The caller acme, by its certificate.
 	refused := make(chan error, 8)
 	nc, err := nats.Connect("tls://"+natsAddr, nats.RootCAs(secrets+"/ca.crt"), nats.ClientCert(secrets+"/acme.crt", secrets+"/acme.key"),
@@ -150,6 +161,11 @@ func TestComposeWiring(t *testing.T) {
 	case <-time.After(5 * time.Second):
 		t.Error("acme may publish for another connection")
 	}
+	// As `nats request zoho.call.acme` does.
+	if msg, err := nc.RequestWithContext(ctx, "zoho.call.acme", []byte(`{"id":"wiring-call","method":"GET","url":"/v8/Leads?fields=Last_Name"}`)); err != nil || !strings.Contains(string(msg.Data), `"status":200`) {
+		t.Errorf("zoho.call.acme: %v, %v", msg, err)
+	}
+	backUp(t, natsAddr, secrets, "ZOHO_CONNECTIONS")
 	if nc, err := nats.Connect("tls://"+natsAddr, nats.RootCAs(secrets+"/ca.crt")); err == nil {
 		nc.Close()
 		t.Error("NATS lets in whoever comes without a certificate")
@@ -181,6 +197,48 @@ func TestComposeWiring(t *testing.T) {
 				t.Errorf("worker-%d: %s in its log:\n%s", i+1, bad, w.log())
 			}
 		}
+	}
+}
+
+// backUp does what `nats stream backup` does, with the certificate that is for it.
+func backUp(t *testing.T, addr, secrets, stream string) {
+	t.Helper()
+	refused := make(chan error, 8)
+	nc, err := nats.Connect("tls://"+addr, nats.RootCAs(secrets+"/ca.crt"), nats.ClientCert(secrets+"/backup.crt", secrets+"/backup.key"),
+		nats.CustomInboxPrefix("_INBOX.backup"), nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) { refused <- err }))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer nc.Close()
+	chunks, err := nc.SubscribeSync(nc.NewInbox())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if msg, err := nc.Request("$JS.API.STREAM.SNAPSHOT."+stream, fmt.Appendf(nil, `{"deliver_subject":%q}`, chunks.Subject), 5*time.Second); err != nil || strings.Contains(string(msg.Data), `"error"`) {
+		t.Fatalf("snapshot: %v %v", msg, err)
+	}
+	size := 0
+	for {
+		msg, err := chunks.NextMsg(5 * time.Second)
+		if err != nil {
+			t.Fatalf("snapshot: %v", err)
+		}
+		if len(msg.Data) == 0 {
+			break
+		}
+		size += len(msg.Data)
+		_ = msg.Respond(nil)
+	}
+	if size < 500 {
+		t.Errorf("the backup of %s has %d bytes", stream, size)
+	}
+	select {
+	case err := <-refused:
+		t.Errorf("the backup was refused what it needs: %v", err)
+	default:
+	}
+	if _, err := nc.Request("$JS.API.STREAM.DELETE."+stream, nil, time.Second); err == nil {
+		t.Error("the backup may delete a stream")
 	}
 }
 
