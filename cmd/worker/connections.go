@@ -36,7 +36,7 @@ func connectionsCommand() *cobra.Command {
 		_ = cmd.PersistentFlags().MarkHidden(hidden)
 	}
 	cmd.AddCommand(addCommand(&config), listCommand(&config), showCommand(&config), reauthorizeCommand(&config),
-		testCommand(&config), removeCommand(&config), resealCommand(&config))
+		testCommand(&config), limitCommand(&config), removeCommand(&config), resealCommand(&config))
 	return cmd
 }
 

@@ -49,7 +49,7 @@ Use it:   worker run      a worker against your NATS, Redis and Zoho`,
 		SilenceUsage: true, SilenceErrors: true,
 		CompletionOptions: cobra.CompletionOptions{HiddenDefaultCmd: true},
 	}
-	cmd.AddCommand(runCommand(), callCommand(), checkCommand(), statusCommand(), whyCommand(), connectionsCommand(), deadCommand(), configCommand(), healthzCommand(), versionCommand())
+	cmd.AddCommand(runCommand(), callCommand(), checkCommand(), statusCommand(), whyCommand(), queuesCommand(), connectionsCommand(), deadCommand(), configCommand(), healthzCommand(), versionCommand())
 	cmd.AddCommand(sandboxCommands()...)
 	return cmd
 }

@@ -23,6 +23,7 @@ type expiry struct {
 
 	mu    sync.Mutex
 	until time.Time // the queue is paused until then, by the server's clock
+	noted time.Time // when that was learned
 	due   deadlines
 }
 
@@ -34,8 +35,23 @@ func (e *expiry) pausedFor(until time.Time) bool {
 	if until.Before(e.until.Add(50 * time.Millisecond)) {
 		return false
 	}
-	e.until = until
+	e.until, e.noted = until, time.Now()
 	return true
+}
+
+// inForce takes in the pause that the server says, or is told, is in force.
+func (e *expiry) inForce(until time.Time) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.until, e.noted = until, time.Now()
+}
+
+// fresh reports whether the pause was noted a moment ago, so that the refusals
+// that came together with the one that made it need not ask the server.
+func (e *expiry) fresh() bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return time.Since(e.noted) < time.Second
 }
 
 func (e *expiry) paused(now time.Time) bool {

@@ -142,9 +142,19 @@ func (c *Consumer) pause(q *queue, name string, d time.Duration, cause string) {
 	defer cancel()
 	until := c.Clock.Now().Add(d)
 	p := c.directory.plan(q.name)
-	if !c.expiryOf(q.name).pausedFor(until) {
+	if e := c.expiryOf(q.name); !e.pausedFor(until) && e.fresh() {
 		return // a longer one is in force
 	}
+	// What this worker believes may be over: a person resumes a queue, and a
+	// consumer that is made anew isn't paused. And a person's pause may be longer.
+	if there, err := c.stream.Consumer(ctx, p.name); err == nil {
+		if info := there.CachedInfo(); info.Paused && info.PauseRemaining > d-50*time.Millisecond {
+			until = c.Clock.Now().Add(info.PauseRemaining)
+			c.expiryOf(q.name).inForce(until)
+			return
+		}
+	}
+	c.expiryOf(q.name).inForce(until)
 	if _, err := c.JetStream.PauseConsumer(ctx, RequestStream, p.name, until); err != nil {
 		c.Logger.Warn("queue not paused", "queue", q.name, "err", err)
 		return

@@ -387,11 +387,17 @@ func (w *Why) wait(rate float64) {
 	}
 }
 
+// ByHand begins the cause of a pause that a person made.
+const ByHand = "by hand"
+
 func (w *Why) estimate(d time.Duration) { w.Estimate = &d }
 
 func (q *Queue) because() string {
 	if q.Cause == "" {
 		return ""
+	}
+	if strings.HasPrefix(q.Cause, ByHand) {
+		return ", " + q.Cause
 	}
 	return " because Zoho answered " + q.Cause
 }

@@ -2,10 +2,13 @@ package integration
 
 import (
 	"fmt"
+	"os"
+	"os/exec"
 	"strings"
 	"testing"
 	"time"
 
+	"zoho-worker/internal/devbox"
 	"zoho-worker/internal/inspect"
 	"zoho-worker/internal/zoho/zohotest"
 )
@@ -101,4 +104,49 @@ func TestWhy(t *testing.T) {
 			t.Fatalf("stream %+v", s)
 		}
 	}
+}
+
+// An org's limit and its pause change while the workers run.
+func TestLimitAndPauseChangeAtOnce(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, zohotest.Options{})
+	r.demo(2)
+	r.Zoho.AddOrg(zohotest.Org{ID: devbox.OrgID, Name: "Demo", Concurrency: 20})
+	r.worker()
+	command := func(args ...string) string {
+		t.Helper()
+		cmd := exec.Command(binary(t), args...)
+		cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "NATS_URL=" + r.NATSURL, "ENCRYPTION_KEYS=" + r.keys.Reveal(), "REDIS_URL="}
+		out, err := cmd.CombinedOutput()
+		if err != nil {
+			t.Fatalf("worker %s: %v\n%s", strings.Join(args, " "), err, out)
+		}
+		return string(out)
+	}
+	r.Zoho.Inject(zohotest.DelayBefore(time.Second).On("GET", "/crm/v8/Contacts").Repeat(-1))
+	for i := range 40 {
+		r.publish("demo", doc{"id": fmt.Sprintf("c%d", i), "method": "GET", "url": "/v8/Contacts", "query": doc{"fields": "Last_Name"}})
+	}
+	r.wantWhy("demo", "c39", inspect.Queued, "of the org's 2 places")
+	command("connections", "limit", "demo", "7")
+	r.wantWhy("demo", "c39", inspect.Queued)
+	eventually(t, "the limit is 7", func() bool {
+		queues, err := (&inspect.Reader{NC: r.nc, JS: r.js}).Queues(t.Context())
+		return err == nil && len(queues) == 1 && queues[0].Places == 7 && queues[0].InHand == 7
+	})
+	command("queues", "pause", "demo", "1h", "--reason", "migration")
+	r.wantWhy("demo", "c39", inspect.Paused, "is paused for another", "by hand: migration")
+	if out := command("status"); !strings.Contains(out, "by hand: migration") {
+		t.Errorf("status:\n%s", out)
+	}
+	if out := command("status", "--json"); !strings.Contains(out, `"cause": "by hand: migration"`) {
+		t.Errorf("status --json:\n%s", out)
+	}
+	command("queues", "resume", "demo")
+	r.Zoho.ClearFaults()
+	r.await("demo", "c39")
+	// A refusal of Zoho's pauses it again, though this worker knew of a longer pause.
+	r.Zoho.Inject(zohotest.AnswerWith("limit", 429, "", "Retry-After", "30").On("GET", "/crm/v8/Accounts").Repeat(-1))
+	r.publish("demo", doc{"id": "refused", "method": "GET", "url": "/v8/Accounts", "query": doc{"fields": "Account_Name"}})
+	r.wantWhy("demo", "refused", inspect.Paused, "because Zoho answered 429")
 }
