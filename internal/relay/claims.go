@@ -97,6 +97,8 @@ func (j *job) finish(ctx context.Context, result Result) Result {
 	case result.Response == nil || j.claim != nil:
 	case result.Response.Error != nil && result.Response.Error.Code == envelope.IDConflict:
 		// The claim is the other request's.
+	case result.Response.Error != nil && result.Response.Error.Code == envelope.OutcomeUnknown:
+		// A claim stands already, or this would not be unknown.
 	default:
 		if err := j.Ledger.Close(ctx, j.Delivery.Connection, j.Request.ID, j.Digest); err != nil {
 			return j.standing(err)
