@@ -116,6 +116,36 @@ func TestMetricsAreDocumented(t *testing.T) {
 	for name := range documented {
 		t.Errorf("docs/metrics.md lists %s, which is not served", name)
 	}
+	// Histograms are native ones too, for who asks for protobuf.
+	request, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://"+w.HTTPAddr+"/metrics", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	request.Header.Set("Accept", string(expfmt.NewFormat(expfmt.TypeProtoDelim)))
+	resp, err := http.DefaultClient.Do(request)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	decoder := expfmt.NewDecoder(resp.Body, expfmt.ResponseFormat(resp.Header))
+	native := 0
+	for {
+		var family dto.MetricFamily
+		if err := decoder.Decode(&family); err != nil {
+			break
+		}
+		if family.GetType() == dto.MetricType_HISTOGRAM && strings.HasPrefix(family.GetName(), "zoho_worker_") {
+			for _, m := range family.Metric {
+				if m.GetHistogram().Schema == nil || len(m.GetHistogram().Bucket) == 0 {
+					t.Errorf("%s is not both a classic and a native histogram", family.GetName())
+				}
+			}
+			native++
+		}
+	}
+	if native < 5 {
+		t.Errorf("%d native histograms", native)
+	}
 }
 
 // However many connections there are and whatever they send, there are no more series.

@@ -1,0 +1,114 @@
+package app
+
+import (
+	"log/slog"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/nats-io/jwt/v2"
+	"github.com/nats-io/nats-server/v2/server"
+	"github.com/nats-io/nkeys"
+)
+
+func natsServer(t *testing.T, options *server.Options) string {
+	t.Helper()
+	options.Host, options.Port, options.NoSigs, options.NoLog = "127.0.0.1", -1, true, true
+	ns, err := server.NewServer(options)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ns.Start()
+	t.Cleanup(func() {
+		ns.Shutdown()
+		ns.WaitForShutdown()
+	})
+	if !ns.ReadyForConnections(10 * time.Second) {
+		t.Fatal("nats-server is not ready")
+	}
+	return ns.ClientURL()
+}
+
+func reaches(t *testing.T, c Config) error {
+	t.Helper()
+	nc, err := Connect(c, "test", slog.New(slog.DiscardHandler))
+	if err == nil {
+		nc.Close()
+	}
+	return err
+}
+
+func mustWrite(t *testing.T, dir, name string, data []byte) string {
+	t.Helper()
+	path := filepath.Join(dir, name)
+	if err := os.WriteFile(path, data, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+func TestNATSNKey(t *testing.T) {
+	t.Parallel()
+	user, err := nkeys.CreateUser()
+	if err != nil {
+		t.Fatal(err)
+	}
+	public, _ := user.PublicKey()
+	seed, _ := user.Seed()
+	url := natsServer(t, &server.Options{Nkeys: []*server.NkeyUser{{Nkey: public}}})
+	dir := t.TempDir()
+	if err := reaches(t, Config{NATSURL: url, NATSNKey: mustWrite(t, dir, "seed", seed)}); err != nil {
+		t.Error(err)
+	}
+	other, _ := nkeys.CreateUser()
+	wrong, _ := other.Seed()
+	for what, c := range map[string]Config{
+		"without":        {NATSURL: url},
+		"another's seed": {NATSURL: url, NATSNKey: mustWrite(t, dir, "wrong", wrong)},
+		"no seed":        {NATSURL: url, NATSNKey: mustWrite(t, dir, "nonsense", []byte("nonsense"))},
+	} {
+		if err := reaches(t, c); err == nil {
+			t.Errorf("%s: it gets in", what)
+		}
+	}
+}
+
+// A credentials file of a server in operator mode.
+func TestNATSCreds(t *testing.T) {
+	t.Parallel()
+	operator, _ := nkeys.CreateOperator()
+	account, _ := nkeys.CreateAccount()
+	user, _ := nkeys.CreateUser()
+	id := func(k nkeys.KeyPair) string {
+		public, err := k.PublicKey()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return public
+	}
+	accountJWT, err := jwt.NewAccountClaims(id(account)).Encode(operator)
+	if err != nil {
+		t.Fatal(err)
+	}
+	userJWT, err := jwt.NewUserClaims(id(user)).Encode(account)
+	if err != nil {
+		t.Fatal(err)
+	}
+	seed, _ := user.Seed()
+	creds, err := jwt.FormatUserConfig(userJWT, seed)
+	if err != nil {
+		t.Fatal(err)
+	}
+	resolver := &server.MemAccResolver{}
+	if err := resolver.Store(id(account), accountJWT); err != nil {
+		t.Fatal(err)
+	}
+	url := natsServer(t, &server.Options{TrustedKeys: []string{id(operator)}, AccountResolver: resolver})
+	if err := reaches(t, Config{NATSURL: url, NATSCreds: mustWrite(t, t.TempDir(), "worker.creds", creds)}); err != nil {
+		t.Error(err)
+	}
+	if err := reaches(t, Config{NATSURL: url}); err == nil {
+		t.Error("without credentials: it gets in")
+	}
+}

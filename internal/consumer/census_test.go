@@ -1,0 +1,59 @@
+package consumer
+
+import (
+	"testing"
+	"time"
+)
+
+// What is runnable: of each queue that isn't paused or parked, as many as it has
+// free places; one busy org hides nothing of another.
+func TestRunnable(t *testing.T) {
+	t.Parallel()
+	for _, row := range []struct {
+		name string
+		sight
+		want int
+	}{
+		{"places for some", sight{waiting: 100, inHand: 7, places: 10}, 3},
+		{"places for all", sight{waiting: 2, inHand: 0, places: 10}, 2},
+		{"full", sight{waiting: 1000, inHand: 10, places: 10}, 0},
+		{"above its limit, just lowered", sight{waiting: 1000, inHand: 10, places: 5}, 0},
+		{"paused", sight{waiting: 100, places: 10, paused: true}, 0},
+		{"parked", sight{waiting: 100, places: 10, parked: true}, 0},
+		{"idle", sight{places: 10}, 0},
+	} {
+		if got := row.runnable(); got != row.want {
+			t.Errorf("%s: %d, want %d", row.name, got, row.want)
+		}
+	}
+	now := time.Now()
+	c := &census{}
+	c.put("busy", sight{at: now, waiting: 1000, inHand: 10, places: 10})
+	c.put("free", sight{at: now, waiting: 4, inHand: 1, places: 10})
+	c.put("paused", sight{at: now, waiting: 50, places: 10, paused: true})
+	c.put("parked", sight{at: now, waiting: 60, places: 1, parked: true})
+	got := c.totals(now, now)
+	want := totals{forWorker: 4, forPlace: 1000, forPause: 50, forPerson: 60, inHand: 11, running: 1, full: 1, paused: 1, parked: 1}
+	if got != want {
+		t.Errorf("got %+v, want %+v", got, want)
+	}
+}
+
+// A queue that Zoho keeps refusing is paused for long, though it tries now and then.
+func TestLongestPause(t *testing.T) {
+	t.Parallel()
+	begun := time.Now()
+	c := &census{}
+	look := func(after time.Duration, paused bool) time.Duration {
+		c.put("q", sight{at: begun.Add(after), waiting: 1, places: 1, paused: paused})
+		return c.totals(begun.Add(after), begun).pausedFor
+	}
+	for i, row := range []struct {
+		paused bool
+		want   time.Duration
+	}{{true, 0}, {true, 5}, {false, 10}, {true, 15}, {false, 20}, {false, 0}, {true, 0}, {true, 5}} {
+		if got := look(time.Duration(i)*5*time.Second, row.paused); got != row.want*time.Second {
+			t.Errorf("look %d: paused for %s, want %s", i, got, row.want*time.Second)
+		}
+	}
+}
