@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"html"
 	"io"
 	"net/http"
 	"net/http/cookiejar"
@@ -243,6 +244,15 @@ func TestConnectionsLink(t *testing.T) {
 	s.box.Zoho.ApproveFor(devbox.UserID)
 	done, err := client.PostForm(link, url.Values{"form": {string(form[1])}})
 	if err != nil {
+		t.Fatal(err)
+	}
+	body, _ = io.ReadAll(done.Body)
+	_ = done.Body.Close()
+	leave := regexp.MustCompile(`content="0; url=([^"]+)"`).FindSubmatch(body)
+	if leave == nil {
+		t.Fatalf("the page leads nowhere: %s", body)
+	}
+	if done, err = client.Get(html.UnescapeString(string(leave[1]))); err != nil {
 		t.Fatal(err)
 	}
 	body, _ = io.ReadAll(done.Body)

@@ -257,7 +257,8 @@ func (w *Worker) serveHTTP(listener net.Listener, metrics *prometheus.Registry, 
 		}
 	}()
 	w.onStop(func(context.Context) {
-		ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
+		// Long enough for a sign-in that is at Zoho to come to its end.
+		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 		defer cancel()
 		if server.Shutdown(ctx) != nil {
 			_ = server.Close()

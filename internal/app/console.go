@@ -146,18 +146,6 @@ func (c *Config) BindConnections(flags *pflag.FlagSet) {
 // NewZoho returns the client of Zoho that the configuration asks for.
 func (c Config) NewZoho() (*zoho.Client, error) { return zoho.New(c.zoho(0)) }
 
-// accountsServers are where a browser may be sent to.
-func (c Config) accountsServers() []string {
-	if c.ZohoAccountsURL != "" {
-		return []string{strings.TrimSuffix(c.ZohoAccountsURL, "/")}
-	}
-	var servers []string
-	for _, dc := range zoho.DataCenters() {
-		servers = append(servers, dc.Accounts)
-	}
-	return servers
-}
-
 // consoleParts is what the console is built of.
 type consoleParts struct {
 	js      jetstream.JetStream
@@ -202,7 +190,7 @@ func (w *Worker) startConsole(ctx context.Context, c Config, parts consoleParts)
 	}
 	pages, err := console.New(console.Options{
 		JS: parts.js, Keyring: parts.keyring, Connections: parts.store, Consents: flow, Tokens: parts.tokens, Zoho: parts.zoho,
-		AccountsServers: c.accountsServers(), PublicURL: c.PublicURL, Auth: auth, Version: Version, Logger: logger,
+		PublicURL: c.PublicURL, Auth: auth, Version: Version, Logger: logger,
 	})
 	if err != nil {
 		return nil, err

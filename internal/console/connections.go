@@ -147,8 +147,7 @@ func (c *Console) begin(w http.ResponseWriter, r *http.Request, pending consent.
 		return
 	}
 	c.Logger.Info("consent begun", "kind", pending.Kind, "connection", pending.Name, "by", pending.Actor)
-	c.bind(w, begun.State)
-	http.Redirect(w, r, begun.URL, http.StatusSeeOther)
+	c.leave(w, r, begun)
 }
 
 func asFault(err error) *consent.Fault {

@@ -168,6 +168,13 @@ func (c *Console) beginLink(w http.ResponseWriter, r *http.Request) {
 		c.fail(w, r, statusOf(fault), fault)
 		return
 	}
+	c.leave(w, r, begun)
+}
+
+// leave sends the browser to Zoho, by a page: a redirect would belong to the
+// form, and form-action would have to name every server that Zoho, or the sign-in
+// of a customer of Zoho's, may lead on to.
+func (c *Console) leave(w http.ResponseWriter, r *http.Request, begun consent.Begun) {
 	c.bind(w, begun.State)
-	http.Redirect(w, r, begun.URL, http.StatusSeeOther)
+	c.render(w, r, http.StatusOK, "leave", page{Title: "To Zoho", Open: true, Leave: begun.URL})
 }

@@ -38,9 +38,6 @@ type Options struct {
 	Consents    *consent.Flow
 	Tokens      *token.Source
 	Zoho        *zoho.Client
-	// AccountsServers are where a form may lead: Zoho's accounts servers, or the
-	// one that replaces them.
-	AccountsServers []string
 	// PublicURL is how a browser reaches the console; requests for other hosts
 	// are refused.
 	PublicURL string

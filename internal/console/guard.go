@@ -29,9 +29,7 @@ func (c *Console) guard(next http.Handler) http.Handler {
 	checked := origins.Handler(next)
 	policy := strings.Join([]string{
 		"default-src 'none'", "script-src 'self'", "style-src 'self'", "img-src 'self'", "connect-src 'self'",
-		// A form that leads on to Zoho: browsers check every hop of it.
-		"form-action 'self' " + strings.Join(c.AccountsServers, " "),
-		"frame-ancestors 'none'", "base-uri 'none'",
+		"form-action 'self'", "frame-ancestors 'none'", "base-uri 'none'",
 	}, "; ")
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		h := w.Header()

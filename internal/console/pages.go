@@ -96,6 +96,7 @@ type page struct {
 	SignOut bool
 	Open    bool // a page for people who don't see the console
 	Form    string
+	Leave   string // where the page leads by itself
 	Flash   *flash
 	Version string
 	Data    any
