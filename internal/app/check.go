@@ -287,15 +287,14 @@ func checkRedis(ctx context.Context, f *findings, c Config, logger *slog.Logger)
 		f.warn("Redis", "set --redis-url: it spares workers the race for a refresh", "none configured")
 		return
 	}
-	defer client.Close()
+	defer func() { _ = client.Close() }()
 	bounded, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
-	asked := time.Now()
 	if err := client.Ping(bounded).Err(); err != nil {
 		f.fault("Redis", redisMend(err), "%v", err)
 		return
 	}
-	asked = time.Now() // the first ping connected
+	asked := time.Now() // the first ping connected
 	_ = client.Ping(bounded).Err()
 	took := time.Since(asked)
 	info := redisInfo(bounded, client)

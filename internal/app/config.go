@@ -208,8 +208,14 @@ func (c Config) Validate() error {
 func (c Config) files() iter.Seq2[string, string] {
 	return func(yield func(string, string) bool) {
 		for _, f := range [][2]string{
-			{"nats-creds", c.NATSCreds}, {"nats-nkey", c.NATSNKey}, {"nats-ca", c.NATSCA}, {"nats-cert", c.NATSCert},
-			{"nats-key", c.NATSKey}, {"redis-ca", c.RedisCA}, {"redis-cert", c.RedisCert}, {"redis-key", c.RedisKey},
+			{"nats-creds", c.NATSCreds},
+			{"nats-nkey", c.NATSNKey},
+			{"nats-ca", c.NATSCA},
+			{"nats-cert", c.NATSCert},
+			{"nats-key", c.NATSKey},
+			{"redis-ca", c.RedisCA},
+			{"redis-cert", c.RedisCert},
+			{"redis-key", c.RedisKey},
 		} {
 			if !yield(f[0], f[1]) {
 				return

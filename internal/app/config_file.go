@@ -30,7 +30,7 @@ func readConfigFile(path string, settings []setting) (*configFile, error) {
 	if err != nil {
 		return f, fmt.Errorf("--config (CONFIG): %w", err)
 	}
-	defer file.Close()
+	defer func() { _ = file.Close() }()
 	decoder := yaml.NewDecoder(file)
 	var document yaml.Node
 	if err := decoder.Decode(&document); errors.Is(err, io.EOF) {

@@ -50,10 +50,10 @@ func TestLongestPause(t *testing.T) {
 	}
 	for i, row := range []struct {
 		paused bool
-		want   time.Duration
+		want   int // seconds
 	}{{true, 0}, {true, 5}, {false, 10}, {true, 15}, {false, 20}, {false, 0}, {true, 0}, {true, 5}} {
-		if got := look(time.Duration(i)*5*time.Second, row.paused); got != row.want*time.Second {
-			t.Errorf("look %d: paused for %s, want %s", i, got, row.want*time.Second)
+		if got := look(time.Duration(i)*5*time.Second, row.paused); got != time.Duration(row.want)*time.Second {
+			t.Errorf("look %d: paused for %s, want %d s", i, got, row.want)
 		}
 	}
 }

@@ -1,7 +1,6 @@
 package integration
 
 import (
-	"io"
 	"log/slog"
 	"strings"
 	"testing"
@@ -13,7 +12,7 @@ import (
 
 func findings(t *testing.T, c app.Config) (faults, all string) {
 	t.Helper()
-	for _, f := range app.Check(t.Context(), c, slog.New(slog.NewTextHandler(io.Discard, nil))) {
+	for _, f := range app.Check(t.Context(), c, slog.New(slog.DiscardHandler)) {
 		line := f.What + ": " + string(f.State) + ": " + f.Detail + " -> " + f.Mend + "\n"
 		all += line
 		if f.State == app.FindingFault {

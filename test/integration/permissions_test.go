@@ -3,7 +3,6 @@ package integration
 import (
 	"context"
 	"errors"
-	"io"
 	"log/slog"
 	"strings"
 	"testing"
@@ -217,7 +216,7 @@ func TestPermissionsOfObserver(t *testing.T) {
 	s.demo(5)
 	s.worker(s.as("worker"))
 	wantStatus(t, s.call("demo", insert("one", "One")), 201)
-	nc, err := app.Connect(s.configAs2("observer", "_INBOX.observer"), "observer", slog.New(slog.NewTextHandler(io.Discard, nil)))
+	nc, err := app.Connect(s.configAs2("observer", "_INBOX.observer"), "observer", slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -241,8 +240,10 @@ func TestPermissionsOfObserver(t *testing.T) {
 	if seen := s.violations.of("observer.zoho-worker"); len(seen) > 0 {
 		t.Errorf("the observer wanted what it may not:\n%s", strings.Join(seen, "\n"))
 	}
-	for _, subject := range []string{"$JS.API.STREAM.MSG.GET.ZOHO_RESPONSES", "$JS.API.STREAM.MSG.GET.ZOHO_CONNECTIONS", "$JS.API.STREAM.MSG.GET.ZOHO_TOKENS",
-		"$JS.API.CONSUMER.CREATE.ZOHO_RESPONSES", "$JS.API.STREAM.DELETE.ZOHO_DEAD", "zoho.requests.demo"} {
+	for _, subject := range []string{
+		"$JS.API.STREAM.MSG.GET.ZOHO_RESPONSES", "$JS.API.STREAM.MSG.GET.ZOHO_CONNECTIONS", "$JS.API.STREAM.MSG.GET.ZOHO_TOKENS",
+		"$JS.API.CONSUMER.CREATE.ZOHO_RESPONSES", "$JS.API.STREAM.DELETE.ZOHO_DEAD", "zoho.requests.demo",
+	} {
 		if _, err := nc.Request(subject, []byte(`{"last_by_subj":"zoho.responses.demo.one"}`), 300*time.Millisecond); err == nil {
 			t.Errorf("an observer may ask %s", subject)
 		}

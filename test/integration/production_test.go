@@ -168,8 +168,10 @@ func TestProduction(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ask := &nats.Msg{Subject: "zoho.requests.demo", Header: nats.Header{"traceparent": {"00-" + traceID + "-" + callerSpan + "-01"}},
-		Data: []byte(`{"id":"traced","method":"POST","url":"/v8/Leads?PLANTED-QUERY=1","reply_to":"` + inbox + `","body":{"data":[{"Last_Name":"PLANTED-BODY"}]}}`)}
+	ask := &nats.Msg{
+		Subject: "zoho.requests.demo", Header: nats.Header{"traceparent": {"00-" + traceID + "-" + callerSpan + "-01"}},
+		Data: []byte(`{"id":"traced","method":"POST","url":"/v8/Leads?PLANTED-QUERY=1","reply_to":"` + inbox + `","body":{"data":[{"Last_Name":"PLANTED-BODY"}]}}`),
+	}
 	if _, err := s.js.PublishMsg(t.Context(), ask); err != nil {
 		t.Fatal(err)
 	}
