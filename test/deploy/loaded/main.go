@@ -34,10 +34,11 @@ func main() {
 	addrs := flag.String("http-addrs", "127.0.0.1:0,127.0.0.1:0", "HTTP addresses of the workers, comma separated")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
-	defer stop()
 	ctx, cancel := context.WithTimeout(ctx, *long)
-	defer cancel()
-	if err := run(ctx, *long, strings.Split(*addrs, ",")); err != nil {
+	err := run(ctx, *long, strings.Split(*addrs, ","))
+	cancel()
+	stop()
+	if err != nil {
 		log.Fatal(err)
 	}
 }
