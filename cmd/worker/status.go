@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"slices"
 	"strings"
@@ -96,14 +97,23 @@ func paint(out io.Writer, screen string) {
 	}
 	lines := strings.Split(strings.TrimSuffix(screen, "\n"), "\n")
 	if width, height, err := term.GetSize(int(file.Fd())); err == nil {
-		lines = lines[:min(len(lines), height-1)]
-		for i, line := range lines {
-			if runes := []rune(line); len(runes) > width {
-				lines[i] = string(runes[:width])
-			}
-		}
+		lines = fit(lines, width, height)
 	}
 	_, _ = io.WriteString(out, "\x1b[H"+strings.Join(lines, "\x1b[K\n")+"\x1b[K\n\x1b[J")
+}
+
+// fit cuts lines to a terminal, of which the last line stays free. One that
+// doesn't know its size says 0.
+func fit(lines []string, width, height int) []string {
+	if height > 1 {
+		lines = lines[:min(len(lines), height-1)]
+	}
+	for i, line := range lines {
+		if runes := []rune(line); width > 0 && len(runes) > width {
+			lines[i] = string(runes[:width])
+		}
+	}
+	return lines
 }
 
 // mostQueues is how many queues a screen shows, those with the most work first.
@@ -149,10 +159,9 @@ func render(o *inspect.Overview) string {
 		}
 	})
 	var counts []string
-	for status, n := range o.Connections {
-		counts = append(counts, fmt.Sprint(n, " ", status))
+	for _, status := range slices.Sorted(maps.Keys(o.Connections)) {
+		counts = append(counts, fmt.Sprint(o.Connections[status], " ", status))
 	}
-	slices.Sort(counts)
 	if len(counts) == 0 {
 		counts = []string{"none yet"}
 	}

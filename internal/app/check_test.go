@@ -1,0 +1,45 @@
+package app
+
+import (
+	"testing"
+
+	"github.com/nats-io/nats.go/jetstream"
+)
+
+func TestOlder(t *testing.T) {
+	t.Parallel()
+	for version, want := range map[string]bool{
+		"2.13.9": true, "2.14.0": false, "2.14.0-RC.1": false, "2.15.2": false, "2.9.25": true, "3.0.0": false, "1.99.99": true, "dev": false,
+	} {
+		if got := older(version, MinNATS); got != want {
+			t.Errorf("%s older than %s: %v", version, MinNATS, got)
+		}
+	}
+}
+
+// An account that is nearly full is a fault, and says of what.
+func TestLimits(t *testing.T) {
+	t.Parallel()
+	account := func(change func(*jetstream.AccountInfo)) []Finding {
+		a := &jetstream.AccountInfo{}
+		a.Limits = jetstream.AccountLimits{MaxMemory: -1, MaxStore: -1, MaxStreams: -1, MaxConsumers: -1}
+		change(a)
+		f := &findings{}
+		checkLimits(f, a)
+		return f.all
+	}
+	for name, change := range map[string]func(*jetstream.AccountInfo){
+		"JetStream streams":   func(a *jetstream.AccountInfo) { a.Limits.MaxStreams = 3 },
+		"JetStream consumers": func(a *jetstream.AccountInfo) { a.Limits.MaxConsumers, a.Consumers = 100, 95 },
+		"JetStream storage":   func(a *jetstream.AccountInfo) { a.Limits.MaxStore, a.Store = 1<<30, 1<<30-1 },
+		"JetStream max_bytes": func(a *jetstream.AccountInfo) { a.Limits.MaxBytesRequired = true },
+	} {
+		all := account(change)
+		if len(all) == 0 || all[0].What != name || all[0].State != FindingFault || all[0].Mend == "" {
+			t.Errorf("%s: %+v", name, all)
+		}
+	}
+	if all := account(func(*jetstream.AccountInfo) {}); len(all) != 1 || all[0].State != FindingOK {
+		t.Errorf("without limits: %+v", all)
+	}
+}
