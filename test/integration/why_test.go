@@ -4,7 +4,9 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -149,4 +151,35 @@ func TestLimitAndPauseChangeAtOnce(t *testing.T) {
 	r.Zoho.Inject(zohotest.AnswerWith("limit", 429, "", "Retry-After", "30").On("GET", "/crm/v8/Accounts").Repeat(-1))
 	r.publish("demo", doc{"id": "refused", "method": "GET", "url": "/v8/Accounts", "query": doc{"fields": "Account_Name"}})
 	r.wantWhy("demo", "refused", inspect.Paused, "because Zoho answered 429")
+}
+
+// SIGHUP changes the log level of a running worker, and nothing else.
+func TestHangup(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, zohotest.Options{})
+	r.demo(2)
+	config := filepath.Join(t.TempDir(), "worker.yaml")
+	write := func(text string) {
+		t.Helper()
+		if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write("log-level: warn\n")
+	worker := r.process("CONFIG="+config, "LOG_LEVEL=")
+	wantStatus(t, r.call("demo", list("quiet")), 200)
+	write("log-level: info\nmax-in-flight: 3\n")
+	worker.signal(syscall.SIGHUP)
+	eventually(t, "the configuration is read again", func() bool {
+		return strings.Contains(r.logs.text.String(), "some settings change with a restart only")
+	})
+	wantStatus(t, r.call("demo", list("loud")), 200)
+	eventually(t, "the request is logged", func() bool { return strings.Contains(r.logs.text.String(), "id=loud") })
+	if text := r.logs.text.String(); strings.Contains(text, "id=quiet") || !strings.Contains(text, "max-in-flight") {
+		t.Fatalf("log:\n%s", text)
+	}
+	write("log-level: [\n")
+	worker.signal(syscall.SIGHUP)
+	eventually(t, "the fault is told", func() bool { return strings.Contains(r.logs.text.String(), "configuration not taken") })
+	wantStatus(t, r.call("demo", list("still")), 200)
 }
