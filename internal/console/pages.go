@@ -185,6 +185,9 @@ type row struct {
 // Label is what people call the connection.
 func (r row) Label() string { return cmp.Or(r.Nickname, r.Name) }
 
+// SignIn says that signing in again puts the connection right.
+func (r row) SignIn() bool { return r.Word == "Revoked" || r.Word == "Locked" }
+
 // Who is the Zoho user: the name in "Ada Lovelace <ada@example.com>".
 func (r row) Who() string {
 	name, _, _ := strings.Cut(r.UserName, " <")
@@ -205,8 +208,10 @@ func (c *Console) row(conn *connection.Connection, queue queueState, known bool,
 	r := row{Connection: conn, Waiting: queue.Waiting, InFlight: queue.InFlight, Known: known, LastError: last.Fault}
 	view := c.Tokens.Look(conn.Name)
 	switch {
+	case conn.Status == connection.Unreadable:
+		r.State, r.Word, r.Why = "bad", "Unreadable", faultText(conn.Err())
 	case conn.Err() != nil:
-		r.State, r.Word, r.Why = "bad", "Unreadable", "Its record or secret can't be opened: "+faultText(conn.Err())
+		r.State, r.Word, r.Why = "bad", "Locked", faultText(conn.Err())
 	case conn.Status == connection.Revoked:
 		r.State, r.Word, r.Why = "bad", "Revoked", cmp.Or(conn.StatusReason, "Zoho no longer accepts it")
 	case view.Grant == conn.Grant && now.Before(view.BlockedUntil) && view.Reason == token.Misconfigured:

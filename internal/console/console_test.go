@@ -1,0 +1,64 @@
+package console
+
+import (
+	"testing"
+	"time"
+
+	"golang.org/x/crypto/bcrypt"
+	"pgregory.net/rapid"
+
+	"zoho-worker/internal/envelope"
+)
+
+func TestNameOf(t *testing.T) {
+	t.Parallel()
+	for nickname, want := range map[string]string{
+		"Acme Sales (EMEA)": "acme-sales-emea", "  Ünïcode & Söhne ": "n-code-s-hne", "7-Eleven": "7-eleven", "---": "", "日本": "",
+	} {
+		if got := NameOf(nickname); got != want {
+			t.Errorf("%q: %q, want %q", nickname, got, want)
+		}
+	}
+	rapid.Check(t, func(t *rapid.T) {
+		if name := NameOf(rapid.String().Draw(t, "nickname")); name != "" && !envelope.ValidConnection(name) {
+			t.Fatalf("%q is no name", name)
+		}
+	})
+}
+
+func TestSpan(t *testing.T) {
+	t.Parallel()
+	for d, want := range map[time.Duration]string{
+		-time.Second: "0 s", 59 * time.Second: "59 s", time.Minute: "1 min", 90 * time.Minute: "1 h", 47 * time.Hour: "47 h", 72 * time.Hour: "3 days",
+	} {
+		if got := span(d); got != want {
+			t.Errorf("%s: %q, want %q", d, got, want)
+		}
+	}
+}
+
+func TestNewBasic(t *testing.T) {
+	t.Parallel()
+	good, _ := bcrypt.GenerateFromPassword([]byte("x"), 10)
+	weak, _ := bcrypt.GenerateFromPassword([]byte("x"), 4)
+	if _, err := NewBasic("a:" + string(good) + ",b:" + string(good)); err != nil {
+		t.Error(err)
+	}
+	for _, wrong := range []string{"", "a", "a:plain", ":" + string(good), "a:" + string(weak)} {
+		if _, err := NewBasic(wrong); err == nil {
+			t.Errorf("%q is taken", wrong)
+		}
+	}
+}
+
+func TestLoopback(t *testing.T) {
+	t.Parallel()
+	for addr, want := range map[string]bool{
+		"127.0.0.1:8080": true, "[::1]:8080": true, "localhost:80": true, "127.9.9.9:1": true,
+		":8080": false, "0.0.0.0:8080": false, "[::]:1": false, "10.0.0.1:1": false, "localhost.evil.example:1": false, "": false,
+	} {
+		if got := Loopback(addr); got != want {
+			t.Errorf("%q: %v", addr, got)
+		}
+	}
+}
