@@ -49,7 +49,7 @@ lint: $(GOLANGCI) ## golangci-lint with .golangci.yml
 
 .PHONY: race
 race: ## all tests of the main module, with the race detector
-	$(GO) test -race -timeout 20m ./...
+	$(GO) test -race -timeout 10m ./...
 
 .PHONY: failpoints
 failpoints: ## the tests that stop a worker at each step of the path
@@ -58,6 +58,11 @@ failpoints: ## the tests that stop a worker at each step of the path
 .PHONY: browser
 browser: ## the console in a real browser (needs chromium and npm; REQUIRE_CHROMIUM=1 insists)
 	cd test/browser && npm ci --ignore-scripts --no-fund --no-audit --silent && $(GO) test -mod=mod -count=1 -timeout 10m ./...
+
+.PHONY: deploy
+deploy: ## Compose file, Dockerfile, manifests, dashboard and alert rules (needs promtool, openssl; REQUIRE_PROMTOOL=1 insists)
+	cd test/deploy && $(GO) test -mod=mod -count=1 -timeout 15m ./...
+	cd test/deploy/dockerfile && $(GO) test -mod=mod -count=1 ./...
 
 .PHONY: fuzz
 fuzz: ## each fuzz test for FUZZTIME (default 30s)

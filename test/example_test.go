@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"io"
 	"log/slog"
 	"time"
 
@@ -88,7 +87,7 @@ func sandbox(ctx context.Context) (_ *nats.Conn, stop func(), err error) {
 	c.ZohoClientID, c.ZohoClientSecret = "1000.DEMO", secret.New("demo")
 	c.ZohoAccountsURL, c.ZohoAPIURL = box.ZohoURL, box.ZohoURL
 	c.EncryptionKeys, c.HTTPAddr = secret.Generate(), "127.0.0.1:0"
-	worker, err := app.Start(ctx, c, slog.New(slog.NewTextHandler(io.Discard, nil)))
+	worker, err := app.Start(ctx, c, slog.New(slog.DiscardHandler))
 	if err != nil {
 		box.Close()
 		return nil, nil, err
