@@ -53,7 +53,8 @@ race: ## all tests of the main module, with the race detector
 
 .PHONY: failpoints
 failpoints: ## the tests that stop a worker at each step of the path
-	$(GO) test -tags failpoint -timeout 10m -run 'Failpoint|Step' ./internal/... ./test/...
+	$(GO) test -tags failpoint ./internal/failpoint
+	$(GO) test -tags failpoint -race -timeout 10m -run AtEachPoint ./test/integration
 
 .PHONY: browser
 browser: ## the console in a real browser (needs chromium and npm; REQUIRE_CHROMIUM=1 insists)
