@@ -201,6 +201,10 @@ func checkStreams(ctx context.Context, f *findings, c Config, js jetstream.JetSt
 	if c.Replicas > 1 && !clustered {
 		f.fault("JetStream replicas", "set --replicas 1, or --nats-url to the cluster", "--replicas %d, and the server is in no cluster", c.Replicas)
 	}
+	if known := len(nc.Servers()); clustered && c.Replicas > known {
+		f.warn("JetStream replicas", "add servers, or lower --replicas; name all servers in --nats-url where the cluster doesn't advertise them",
+			"--replicas %d, and %d servers of cluster %s are known", c.Replicas, known, nc.ConnectedClusterName())
+	}
 	if c.Replicas == 1 && clustered {
 		f.warn("JetStream replicas", "set --replicas 3: an insert is sent once only as long as its claim is kept", "the server is in cluster %s, and --replicas is 1", nc.ConnectedClusterName())
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"os/exec"
 	"strings"
 	"testing"
 	"time"
@@ -137,6 +138,16 @@ func TestPermissionsOfCaller(t *testing.T) {
 	case err := <-broken:
 		t.Fatalf("what a caller needs is refused: %v", err)
 	default:
+	}
+
+	// The command line with these few rights.
+	cmd := exec.Command(binary(t), "call", "acme", "GET", "/v8/Leads", "--query", "fields=Last_Name")
+	cmd.Env = []string{
+		"NATS_URL=" + s.NATSURL, "NATS_CA=" + s.authority.path("ca.crt"), "NATS_CERT=" + s.authority.path("acme.crt"),
+		"NATS_KEY=" + s.authority.path("acme.key"), "NATS_INBOX_PREFIX=_INBOX.acme",
+	}
+	if out, err := cmd.CombinedOutput(); err != nil || !strings.Contains(string(out), "Last_Name") {
+		t.Errorf("worker call: %v\n%s", err, out)
 	}
 
 	// What it may not.
