@@ -316,7 +316,7 @@ func TestBacklogOfAnotherOrg(t *testing.T) {
 	const flood = "770000099"
 	r.Zoho.AddOrg(zohotest.Org{ID: flood, Name: "Flood", Concurrency: 10})
 	r.connect("flood", flood, 10)
-	r.Zoho.SetLatency(10 * time.Millisecond)
+	r.Zoho.SetLatency(40 * time.Millisecond)
 	r.worker(func(c *app.Config) { c.LogLevel = "error" })
 	median := func(prefix string) time.Duration {
 		var took []time.Duration
@@ -344,7 +344,7 @@ func TestBacklogOfAnotherOrg(t *testing.T) {
 	if left < 1000 {
 		t.Fatalf("only %d requests are left of the backlog: it was no backlog", left)
 	}
-	// 20,000 requests at 10 places and 10 ms are 20 s: whoever is held up
+	// 20,000 requests at 10 places and 40 ms are 80 s: whoever is held up
 	// behind them is so by three orders of magnitude, not by a factor of ten.
 	if beside > 10*alone {
 		t.Errorf("median %s beside a backlog of %d, %s alone", beside, left, alone)
