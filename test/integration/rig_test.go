@@ -27,7 +27,7 @@ import (
 )
 
 // patience bounds every wait of a test; it is never what a test measures.
-const patience = 20 * time.Second
+const patience = 60 * time.Second
 
 // rig is a box with what a test needs to drive it.
 type rig struct {
