@@ -1,0 +1,57 @@
+package integration
+
+import (
+	"fmt"
+	"testing"
+	"time"
+
+	"zoho-worker/internal/app"
+	"zoho-worker/internal/zoho/zohotest"
+)
+
+// A worker that is stopped with 500 calls in flight cuts none of them, and gives
+// none of their requests to anybody else: each is answered by the call it had.
+func TestStopWith500InFlight(t *testing.T) {
+	t.Parallel()
+	const orgs, places = 20, 25
+	r := newRig(t, zohotest.Options{})
+	for o := range orgs {
+		id := fmt.Sprint(880000000 + o)
+		r.Zoho.AddOrg(zohotest.Org{ID: id, Name: "Org", Concurrency: places})
+		r.connect(fmt.Sprint("org", o), id, places)
+	}
+	hold := r.Zoho.Hold(zohotest.BodyRead, zohotest.Match{Method: "POST"})
+	first := r.worker(func(c *app.Config) { c.MaxInFlight, c.CallTimeout, c.StopTimeout = 600, 30*time.Second, 60*time.Second })
+	for o := range orgs {
+		for i := range places {
+			r.publish(fmt.Sprint("org", o), insert(fmt.Sprint("stop-", i), fmt.Sprint("Stop", o, "-", i)))
+		}
+	}
+	for n := range orgs * places {
+		select {
+		case <-hold.Reached():
+		case <-time.After(patience):
+			t.Fatalf("%d of %d calls in flight", n, orgs*places)
+		}
+	}
+	stopped := make(chan struct{})
+	go func() {
+		stop(first)
+		close(stopped)
+	}()
+	// Another worker is there to take what is given back.
+	r.worker()
+	hold.Release()
+	<-stopped
+	for o := range orgs {
+		for id, response := range r.awaitAll(fmt.Sprint("org", o), places) {
+			if response.Status != 201 || response.Error != nil || response.Attempts != 1 {
+				t.Fatalf("%s is %s", id, response.AppendJSON(nil))
+			}
+		}
+	}
+	r.drained()
+	if n := r.Zoho.Count(zohotest.Match{Method: "POST"}); n != orgs*places {
+		t.Errorf("the simulator saw %d POSTs for %d requests", n, orgs*places)
+	}
+}
