@@ -65,6 +65,11 @@ deploy: ## Compose file, Dockerfile, manifests, dashboard and alert rules (needs
 	cd test/deploy && $(GO) test -mod=mod -count=1 -timeout 15m ./...
 	cd test/deploy/dockerfile && $(GO) test -mod=mod -count=1 ./...
 
+.PHONY: chaos
+chaos: ## faults of every kind on real processes for CHAOS_SECONDS (45) or CHAOS_MINUTES, CHAOS_SEED replays; prints the books
+	@report=$$(mktemp); cd test/chaos && CHAOS_REPORT=$$report $(GO) test -count=1 -timeout 0 ./... ; status=$$?; \
+		cat $$report; rm -f $$report; exit $$status
+
 .PHONY: fuzz
 fuzz: ## each fuzz test for FUZZTIME (default 30s)
 	@for f in $$(grep -ho 'func Fuzz[A-Za-z]*' internal/envelope/*_test.go | cut -d' ' -f2); do \

@@ -1,0 +1,72 @@
+package chaos
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"strconv"
+	"testing"
+	"time"
+)
+
+func TestChaosOneServer(t *testing.T) { chaos(t, "one nats-server", 1) }
+
+func TestChaosCluster(t *testing.T) { chaos(t, "three nats-servers", 3) }
+
+// number is an environment variable's value, or otherwise.
+func number(t testing.TB, name string, otherwise uint64) uint64 {
+	t.Helper()
+	text := os.Getenv(name)
+	if text == "" {
+		return otherwise
+	}
+	n, err := strconv.ParseUint(text, 10, 64)
+	if err != nil {
+		t.Fatalf("%s: %v", name, err)
+	}
+	return n
+}
+
+func chaos(t *testing.T, name string, nodes int) {
+	length := time.Duration(number(t, "CHAOS_SECONDS", 45)) * time.Second
+	if minutes := number(t, "CHAOS_MINUTES", 0); minutes > 0 {
+		length = time.Duration(minutes) * time.Minute
+	}
+	seed := number(t, "CHAOS_SEED", uint64(rand.Uint32()))
+	fmt.Printf("chaos with %s for %s: CHAOS_SEED=%d\n", name, length, seed)
+	plan := schedule(seed, length, nodes > 1)
+
+	w := newWorld(t, nodes)
+	l := newLoad(w)
+	b := &books{load: l}
+	stopWorkers, stopLoad := make(chan struct{}), make(chan struct{})
+	supervised, loaded := make(chan int, 1), make(chan struct{})
+	go func() { supervised <- w.supervise(stopWorkers) }()
+	go func() {
+		defer close(loaded)
+		l.run(seed, stopLoad)
+	}()
+	b.caused = w.strikeAll(plan) // and then nothing is wrong any more
+	close(stopLoad)
+	<-loaded
+	responses, written := b.drain()
+	close(stopWorkers)
+	b.ownEnds = <-supervised
+	b.balance(responses, written)
+	results.add(column{name, seed, b})
+	for _, list := range [][]string{b.lost, b.doubled, b.wrong} {
+		for i, text := range list {
+			if i == 20 {
+				t.Errorf("and %d more", len(list)-i)
+				break
+			}
+			t.Error(text)
+		}
+	}
+	if t.Failed() {
+		t.Logf("the schedule of seed %d:", seed)
+		for _, s := range plan {
+			t.Log(s)
+		}
+	}
+}
