@@ -11,6 +11,10 @@ import (
 
 	"github.com/Shopify/toxiproxy/v2"
 
+	"zoho-worker/internal/connection"
+	"zoho-worker/internal/consumer"
+	"zoho-worker/internal/ledger"
+	tokens "zoho-worker/internal/token"
 	"zoho-worker/internal/zoho/zohotest"
 )
 
@@ -50,6 +54,8 @@ var kinds = []kind{
 	{name: "NATS node SIGKILL 3", least: 200 * ms, most: 3000 * ms, cause: killNode, clusterOnly: true},
 	{name: "NATS node SIGSTOP", least: 500 * ms, most: 4000 * ms, cause: stopNode},
 	{name: "NATS two of three down", least: 1000 * ms, most: 4000 * ms, cause: killTwoNodes, clusterOnly: true},
+	{name: "NATS leaders step down", cause: stepDown, clusterOnly: true},
+	{name: "NATS leaders step down again", cause: stepDown, clusterOnly: true},
 	{name: "Redis SIGKILL", least: 200 * ms, most: 5000 * ms, cause: killRedis},
 	{name: "Redis SIGSTOP", least: 500 * ms, most: 5000 * ms, cause: stopRedis},
 	{name: "Redis FLUSHALL", cause: flushRedis},
@@ -245,6 +251,29 @@ func stopNode(w *world, s strike) (func(), bool) {
 	w.mu.Unlock()
 	p := w.nodes[s.pick%len(w.nodes)]
 	return func() { p.signal(syscall.SIGCONT) }, p.signal(syscall.SIGSTOP)
+}
+
+// stepDown has every stream, and every consumer of the requests, choose another leader.
+func stepDown(w *world, _ strike) (func(), bool) {
+	ctx, cancel := context.WithTimeout(w.t.Context(), 2*time.Second)
+	defer cancel()
+	asked := 0
+	ask := func(subject string) {
+		if w.nc.Publish("$JS.API."+subject, nil) == nil {
+			asked++
+		}
+	}
+	for _, name := range []string{
+		consumer.RequestStream, consumer.ResponseStream, ledger.StreamName, connection.StreamName, tokens.StreamName,
+	} {
+		ask("STREAM.LEADER.STEPDOWN." + name)
+	}
+	if stream, err := w.js.Stream(ctx, consumer.RequestStream); err == nil {
+		for name := range stream.ConsumerNames(ctx).Name() {
+			ask("CONSUMER.LEADER.STEPDOWN." + consumer.RequestStream + "." + name)
+		}
+	}
+	return nil, asked > 0
 }
 
 func killRedis(w *world, _ strike) (func(), bool) {
