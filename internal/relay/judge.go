@@ -54,7 +54,10 @@ func judge(f facts) verdict {
 		return verdict{action: repeat}
 	case a.Status == 0:
 		return f.ambiguous("no answer came")
-	case a.Status == 401:
+	case a.Status == 401 && a.BodyError != nil:
+		// Refused at the door, and the code that says why is lost: ask again.
+		return verdict{action: repeat}
+	case a.Status == 401 && !a.TooLarge:
 		return f.unauthorized()
 	case a.Status == 429:
 		return verdict{action: hold}

@@ -57,6 +57,9 @@ func TestJudge(t *testing.T) {
 		{"401 OAUTH_SCOPE_MISMATCH", zoho.Answer{Status: 401, Code: "OAUTH_SCOPE_MISMATCH"}, nil, same(deliver, envelope.ScopeMissing)},
 		{"401 OAUTH_SCOPE_MISMATCH, after a renewal", zoho.Answer{Status: 401, Code: "OAUTH_SCOPE_MISMATCH"}, renewed, same(deliver, envelope.ScopeMissing)},
 		{"401 of a gateway, without a code", zoho.Answer{Status: 401}, nil, same(deliver, "")},
+		{"401 whose body is lost", zoho.Answer{Status: 401, BodyError: cut}, nil, same(repeat, "")},
+		{"401 whose body is lost, after a renewal", zoho.Answer{Status: 401, BodyError: cut}, renewed, same(repeat, "")},
+		{"401 whose body is too large", zoho.Answer{Status: 401, TooLarge: true}, nil, same(deliver, envelope.TooLarge)},
 
 		{"429", zoho.Answer{Status: 429, Code: "TOO_MANY_REQUESTS"}, nil, same(hold, "")},
 		{"429 of a gateway", zoho.Answer{Status: 429}, nil, same(hold, "")},
