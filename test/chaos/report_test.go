@@ -99,6 +99,7 @@ func (r *report) String() string {
 	sum("books", "answered", func(c column) int { return c.answered })
 	sum("books", "confirmed by unique_field", func(c column) int { return c.confirmed })
 	sum("books", "deadline passed", func(c column) int { return c.late })
+	sum("books", "401 twice, delivered", func(c column) int { return c.refused })
 	sum("books", "unknown", func(c column) int { return c.unknown })
 	sum("books", "lost", func(c column) int { return len(c.lost) })
 	sum("books", "doubled", func(c column) int { return len(c.doubled) })
