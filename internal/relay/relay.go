@@ -367,12 +367,19 @@ func (j *job) withoutToken(err error) Result {
 		return j.wait(WaitToken, time.Second)
 	}
 	if u.Reason == token.Revoked {
-		// Re-authorization brings the request back at once, by way of its queue.
-		return j.wait(WaitRevoked, j.left())
+		// Re-authorization brings the request back at once, by way of its queue,
+		// unless it comes before the queue is parked.
+		return j.wait(WaitRevoked, maxTokenWait)
 	}
 	// Spread those that wait for the same instant.
-	return j.wait(WaitToken, max(time.Until(u.Until), 0)+rand.N(500*time.Millisecond))
+	return j.wait(WaitToken, min(max(time.Until(u.Until), 0), maxTokenWait)+rand.N(500*time.Millisecond))
 }
+
+// maxTokenWait is for how long a request without a token is given back at most,
+// however long its connection is blocked: one that is blocked for longer is
+// parked, and then it doesn't count. But a re-authorization may come before the
+// parking, which then never happens, and nobody takes a nak's delay back.
+const maxTokenWait = 30 * time.Second
 
 // conclude makes the final response from the last answer and the verdict on it.
 func (j *job) conclude(v verdict) Result {

@@ -1,0 +1,33 @@
+package relay
+
+import (
+	"testing"
+	"time"
+
+	"zoho-worker/internal/envelope"
+	"zoho-worker/internal/register"
+	"zoho-worker/internal/token"
+)
+
+// However long a connection is blocked, its requests come again soon: it may be
+// authorized anew before its queue is parked, and a nak's delay can't be taken back.
+func TestTokenWaitIsBounded(t *testing.T) {
+	t.Parallel()
+	for _, reason := range token.Reasons() {
+		for _, block := range []time.Duration{-time.Second, 0, time.Second, 10 * time.Minute, time.Hour} {
+			j := &job{
+				Relay:    &Relay{Options: Options{Clock: &register.Clock{}}},
+				Delivery: &Delivery{Request: &envelope.Request{Deadline: time.Now().Add(12 * time.Hour)}},
+			}
+			wait := j.withoutToken(&token.Unavailable{Reason: reason, Until: time.Now().Add(block)}).Wait
+			switch {
+			case wait == nil:
+				t.Errorf("%s for %s: no wait", reason, block)
+			case wait.For > maxTokenWait+time.Second:
+				t.Errorf("%s for %s: waits for %s", reason, block, wait.For)
+			case reason != token.Revoked && wait.For < min(block, maxTokenWait)-time.Second:
+				t.Errorf("%s for %s: waits only for %s", reason, block, wait.For)
+			}
+		}
+	}
+}
