@@ -198,8 +198,9 @@ func (s *settlement) answer(response *envelope.Response) {
 		}
 		failpoint.Hit(failpoint.Stored)
 	}
-	s.reply(data)
-	s.ack()
+	if s.reply(data) {
+		s.ack()
+	}
 }
 
 // repeat sends a response that is stored already.
@@ -207,8 +208,9 @@ func (s *settlement) repeat(data []byte) {
 	s.outcome = outcomeRepeated
 	_, span := trace.Begin(s.ctx, "respond")
 	defer span.End()
-	s.reply(data)
-	s.ack()
+	if s.reply(data) {
+		s.ack()
+	}
 }
 
 // fleeting responses are not stored: a read is safe to carry out again, and an
@@ -235,9 +237,11 @@ func (s *settlement) encode(response *envelope.Response) []byte {
 // headroom is what a message's headers may take of the server's max_payload.
 const headroom = 4 << 10
 
-func (s *settlement) reply(data []byte) {
+// reply reports whether the reply is on its way. If it is not, the request is
+// given back: a stored response is repeated, a read carried out again.
+func (s *settlement) reply(data []byte) bool {
 	if s.request == nil || s.request.ReplyTo == "" {
-		return
+		return true
 	}
 	var err error
 	if header := trace.Inject(s.ctx, nil); header == nil {
@@ -246,9 +250,15 @@ func (s *settlement) reply(data []byte) {
 		err = s.Conn.PublishMsg(&nats.Msg{Subject: s.request.ReplyTo, Data: data, Header: header})
 	}
 	if err != nil {
-		s.Logger.Warn("reply not sent", "connection", s.connection, "id", s.id(), "err", err)
+		s.outcome = outcomeNotStored
+		s.Logger.Warn("reply not sent: the request comes again", "connection", s.connection, "id", s.id(), "err", err)
+		if err := s.message.later(time.Second); err != nil {
+			s.Logger.Debug("request not given back: it comes again after AckWait", "id", s.id(), "err", err)
+		}
+		return false
 	}
 	failpoint.Hit(failpoint.Replied)
+	return true
 }
 
 func (s *settlement) ack() {

@@ -167,19 +167,7 @@ func list(id string) doc {
 // await returns the stored response.
 func (r *rig) await(name, id string) *envelope.Response {
 	r.t.Helper()
-	ctx, cancel := context.WithTimeout(r.t.Context(), patience)
-	defer cancel()
-	stream, err := r.js.Stream(ctx, consumer.ResponseStream)
-	if err != nil {
-		r.t.Fatal(err)
-	}
-	watch, err := stream.OrderedConsumer(ctx, jetstream.OrderedConsumerConfig{
-		FilterSubjects: []string{consumer.ResponseSubject(name, id)}, DeliverPolicy: jetstream.DeliverAllPolicy,
-	})
-	if err != nil {
-		r.t.Fatal(err)
-	}
-	msg, err := watch.Next(jetstream.FetchMaxWait(patience))
+	msg, err := r.follow(consumer.ResponseSubject(name, id)).Next(jetstream.FetchMaxWait(patience))
 	if err != nil {
 		r.t.Fatalf("no response to %s of %s: %v", id, name, err)
 	}
@@ -190,20 +178,28 @@ func (r *rig) await(name, id string) *envelope.Response {
 	return response
 }
 
+// follow reads the stored responses of a subject, from the first. A server that
+// was just restarted may let a request of the JetStream API go unanswered.
+func (r *rig) follow(subject string) (watch jetstream.Consumer) {
+	r.t.Helper()
+	eventually(r.t, "the responses can be read", func() bool {
+		ctx, cancel := context.WithTimeout(r.t.Context(), 5*time.Second)
+		defer cancel()
+		stream, err := r.js.Stream(ctx, consumer.ResponseStream)
+		if err == nil {
+			watch, err = stream.OrderedConsumer(ctx, jetstream.OrderedConsumerConfig{FilterSubjects: []string{subject}})
+		}
+		return err == nil
+	})
+	return watch
+}
+
 // awaitAll waits until n responses are stored for the connection.
 func (r *rig) awaitAll(name string, n int) map[string]*envelope.Response {
 	r.t.Helper()
 	ctx, cancel := context.WithTimeout(r.t.Context(), 3*patience)
 	defer cancel()
-	stream, err := r.js.Stream(ctx, consumer.ResponseStream)
-	if err != nil {
-		r.t.Fatal(err)
-	}
-	watch, err := stream.OrderedConsumer(ctx, jetstream.OrderedConsumerConfig{FilterSubjects: []string{"zoho.responses." + name + ".*"}})
-	if err != nil {
-		r.t.Fatal(err)
-	}
-	messages, err := watch.Messages()
+	messages, err := r.follow("zoho.responses." + name + ".*").Messages()
 	if err != nil {
 		r.t.Fatal(err)
 	}
