@@ -49,7 +49,11 @@ func chaos(t *testing.T, name string, nodes int) {
 	b.caused = w.strikeAll(plan) // and then nothing is wrong any more
 	close(stopLoad)
 	<-loaded
+	b.drain()
+	drained := b.drained
+	b.replay()
 	responses, written := b.drain()
+	b.drained = drained
 	close(stopWorkers)
 	b.ownEnds = <-supervised
 	b.balance(responses, written)
