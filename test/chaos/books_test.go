@@ -130,13 +130,13 @@ func (b *books) check(q *request, stored []byte, calls []zohotest.Call, inserted
 		if !b.explained(q, r, calls) {
 			b.fault(&b.wrong, "I4: %s is answered outcome_unknown, and no fault was near: %s", q.id, data)
 		}
-	case code == envelope.DeadlineExceeded:
+	case code == envelope.DeadlineExceeded, code == envelope.ReauthorizationRequired:
 		b.late++
 		if !q.hurried {
-			b.fault(&b.wrong, "%s is answered deadline_exceeded and had %s", q.id, longest)
+			b.fault(&b.wrong, "%s is answered %s and had %s", q.id, code, longest)
 		}
 		if q.method == "POST" && !q.unique && inserted > 0 {
-			b.fault(&b.wrong, "I3: %s was inserted, and is answered deadline_exceeded", q.id)
+			b.fault(&b.wrong, "I3: %s was inserted, and is answered %s", q.id, code)
 		}
 	case code == envelope.RetriesExhausted && struck(calls) >= 5:
 	case r.Status == 401 && r.Attempts > 1 && code == "" && (q.method == "GET" || unauthorized(calls) > 1):
