@@ -375,7 +375,6 @@ func (b *books) stored() (map[string][]byte, uint64, error) {
 func (b *books) tokens(calls []zohotest.Call) {
 	const budget = 10 // zoho-facts 1.6, in ten minutes; a grant of a run lives for less, or for so few expiries
 	asked, refused := map[string]int{}, map[string]int{}
-	var mints []time.Time
 	for _, c := range calls {
 		switch {
 		case c.Endpoint == zohotest.API && c.Fault == "401 INVALID_TOKEN":
@@ -383,7 +382,6 @@ func (b *books) tokens(calls []zohotest.Call) {
 		case c.Endpoint != zohotest.Token || c.GrantType != "refresh_token":
 		case c.Code == "minted":
 			b.mints++
-			mints = append(mints, c.Time)
 			asked[c.Grant]++
 		default:
 			asked[c.Grant]++
@@ -408,6 +406,10 @@ func (b *books) tokens(calls []zohotest.Call) {
 	b.expiries += len(tenants)
 	for _, n := range []string{"token endpoint throttle", "token endpoint throttle, 200", "grant revoked, re-authorized"} {
 		b.expiries += b.caused[n]
+	}
+	// One refresh per expiry, two where the worker that claimed it dies.
+	if b.mints > 2*b.expiries {
+		b.fault(&b.wrong, "I6: %d tokens were minted, and there were %d reasons to", b.mints, b.expiries)
 	}
 }
 

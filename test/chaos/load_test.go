@@ -166,9 +166,3 @@ func (l *load) publish(q *request) bool {
 	l.requests[q.id] = q
 	return true
 }
-
-func (l *load) answered(id string) bool {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return len(l.replies[id]) > 0
-}
