@@ -93,9 +93,12 @@ func (c *Consumer) remodel(ctx context.Context, p plan) error {
 	}
 	// A consumer does not go back for older messages of a subject it did not
 	// have before, and keeps those in hand of one it has no longer. So it starts
-	// over, at rest. It is marked until it has, because a worker that dies in
-	// between must not leave requests that are skipped.
-	if _, err = c.JetStream.PauseConsumer(ctx, RequestStream, p.name, c.Clock.Now().Add(2*settleDown)); err != nil {
+	// over, at rest. It is at the start of the stream before its subjects change:
+	// what lies below a consumer's ack floor counts as answered when its leader
+	// changes, and the server would remove requests of a new subject that nobody
+	// has had yet (seen on a cluster of three, nats-server 2.15.2). The pause is
+	// far longer than these steps take, so that the floor stays where it is.
+	if _, err = c.JetStream.PauseConsumer(ctx, RequestStream, p.name, c.Clock.Now().Add(6*settleDown)); err != nil {
 		return err
 	}
 	inHand, changed := -1, time.Now()
@@ -113,11 +116,6 @@ func (c *Consumer) remodel(ctx context.Context, p plan) error {
 		if inHand == 0 || time.Since(changed) > settled {
 			break
 		}
-	}
-	marked := p.config()
-	marked.Metadata = map[string]string{resetMark: "due"}
-	if _, err = c.JetStream.UpdateConsumer(ctx, RequestStream, marked); err != nil {
-		return err
 	}
 	if _, err = c.JetStream.ResetConsumerToSequence(ctx, RequestStream, p.name, 1); err != nil {
 		return err

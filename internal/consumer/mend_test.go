@@ -95,8 +95,8 @@ func TestMendStartsOver(t *testing.T) {
 	wantPlan(t, js, c, org1)
 }
 
-// A worker that dies between marking a changed consumer and starting it over
-// leaves it to the next one, which sees the mark.
+// A worker that dies between having a consumer start over and giving it its new
+// subjects leaves it to the next one, which sees that they are missing.
 func TestMendAfterACrash(t *testing.T) {
 	t.Parallel()
 	js := streams(t)
@@ -109,12 +109,10 @@ func TestMendAfterACrash(t *testing.T) {
 	fetch(t, js, org1, 3)
 	c.directory.put(record("b", "1", connection.Active, 5))
 	// The steps of remodel, up to the crash.
-	marked := c.directory.plan(org1).config()
-	marked.Metadata = map[string]string{resetMark: "due"}
-	if _, err := js.PauseConsumer(t.Context(), RequestStream, org1, time.Now().Add(2*settleDown)); err != nil {
+	if _, err := js.PauseConsumer(t.Context(), RequestStream, org1, time.Now().Add(6*settleDown)); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := js.UpdateConsumer(t.Context(), RequestStream, marked); err != nil {
+	if _, err := js.ResetConsumerToSequence(t.Context(), RequestStream, org1, 1); err != nil {
 		t.Fatal(err)
 	}
 	next := mender(t, js)
@@ -125,7 +123,7 @@ func TestMendAfterACrash(t *testing.T) {
 		t.Fatal(err)
 	}
 	if next.directory.plan(org1).covers(source.CachedInfo().Config) {
-		t.Fatal("the mark is not seen")
+		t.Fatal("the missing subjects are not seen")
 	}
 	if err := next.mend(org1); err != nil {
 		t.Fatal(err)

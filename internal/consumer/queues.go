@@ -46,23 +46,19 @@ func (p plan) config() jetstream.ConsumerConfig {
 	}
 }
 
-// resetMark is in the metadata of a consumer that has yet to start over.
-const resetMark = "zoho-worker-reset"
-
 // covers reports whether the consumer is as the plan says.
 func (p plan) covers(c jetstream.ConsumerConfig) bool {
 	return p.sameSubjects(c) && c.MaxAckPending == p.places
 }
 
-// sameSubjects reports whether the consumer has the plan's subjects, from their
-// oldest message on.
+// sameSubjects reports whether the consumer has the plan's subjects.
 func (p plan) sameSubjects(c jetstream.ConsumerConfig) bool {
 	have := c.FilterSubjects
 	if len(have) == 0 && c.FilterSubject != "" {
 		have = []string{c.FilterSubject}
 	}
 	have = slices.Sorted(slices.Values(have))
-	return slices.Equal(have, p.subjects) && c.Metadata[resetMark] == ""
+	return slices.Equal(have, p.subjects)
 }
 
 // directory knows which queue a connection's requests are in. It is a view of

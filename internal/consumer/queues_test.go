@@ -105,9 +105,6 @@ func TestCovers(t *testing.T) {
 		"another limit":  {jetstream.ConsumerConfig{FilterSubjects: []string{"a", "b"}, MaxAckPending: 6}, false, true},
 		"less subjects":  {jetstream.ConsumerConfig{FilterSubject: "a", MaxAckPending: 5}, false, false},
 		"other subjects": {jetstream.ConsumerConfig{FilterSubjects: []string{"a", "c"}, MaxAckPending: 5}, false, false},
-		"to start over": {jetstream.ConsumerConfig{
-			FilterSubjects: []string{"a", "b"}, MaxAckPending: 5, Metadata: map[string]string{resetMark: "due"},
-		}, false, false},
 	} {
 		if p.covers(row.config) != row.covers || p.sameSubjects(row.config) != row.same {
 			t.Errorf("%s: covers %v, same subjects %v", name, p.covers(row.config), p.sameSubjects(row.config))
