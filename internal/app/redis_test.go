@@ -33,6 +33,9 @@ func redisServer(t *testing.T, ready func() error, args ...string) {
 	t.Helper()
 	path, err := exec.LookPath("redis-server")
 	if err != nil {
+		if os.Getenv("REQUIRE_REDIS") != "" {
+			t.Fatal("REQUIRE_REDIS is set and there is no redis-server: ", err)
+		}
 		t.Skip("needs redis-server")
 	}
 	cmd := exec.Command(path, append(args, "--save", "", "--appendonly", "no", "--dir", t.TempDir())...)
@@ -218,6 +221,9 @@ func TestRedisSentinel(t *testing.T) {
 	}
 	path, err := exec.LookPath("redis-server")
 	if err != nil {
+		if os.Getenv("REQUIRE_REDIS") != "" {
+			t.Fatal("REQUIRE_REDIS is set and there is no redis-server: ", err)
+		}
 		t.Skip("needs redis-server")
 	}
 	cmd := exec.Command(path, conf, "--sentinel", "--port", sentinel, "--bind", "127.0.0.1")
