@@ -41,6 +41,9 @@ func (b *books) fault(list *[]string, format string, args ...any) {
 
 // balance checks the invariants, once the streams are drained.
 func (b *books) balance(responses map[string][]byte, written uint64) {
+	if responses == nil {
+		return // they can't be read, and drain has said so: that is no word on what is stored
+	}
 	if n := uint64(len(responses)); n != written {
 		b.fault(&b.wrong, "I2: %d responses are stored, and %d were written: one was replaced", n, written)
 	}
@@ -335,39 +338,64 @@ func (b *books) left(ctx context.Context) (uint64, error) {
 	return n, nil
 }
 
+// stored reads the responses. A stream that has no leader yet, and a consumer
+// whose node went down, are tried again: what isn't read isn't lost.
 func (b *books) stored() (map[string][]byte, uint64, error) {
-	ctx, cancel := context.WithTimeout(b.t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(b.t.Context(), patience)
 	defer cancel()
-	stream, err := b.js.Stream(ctx, consumer.ResponseStream)
-	if err != nil {
-		return nil, 0, err
-	}
-	state := stream.CachedInfo().State
-	all := map[string][]byte{}
-	ordered, err := stream.OrderedConsumer(ctx, jetstream.OrderedConsumerConfig{})
-	if err != nil {
-		return nil, 0, err
-	}
-	for uint64(len(all)) < state.Msgs {
-		batch, err := ordered.Fetch(500, jetstream.FetchMaxWait(2*time.Second))
-		if err != nil {
+	for {
+		all, twice, last, err := readResponses(ctx, b.js)
+		if err == nil {
+			for _, id := range twice {
+				b.fault(&b.doubled, "I2: two responses to %s are stored", id)
+			}
+			return all, last, nil
+		}
+		if ctx.Err() != nil {
 			return nil, 0, err
 		}
+		time.Sleep(250 * time.Millisecond)
+	}
+}
+
+// readResponses reads all responses once, by id, with the ids that are there
+// twice and how many were ever written.
+func readResponses(ctx context.Context, js jetstream.JetStream) (all map[string][]byte, twice []string, last uint64, err error) {
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	asking, asked := context.WithTimeout(ctx, 5*time.Second) // without a leader nobody answers
+	defer asked()
+	stream, err := js.Stream(asking, consumer.ResponseStream)
+	if err != nil {
+		return nil, nil, 0, err
+	}
+	state := stream.CachedInfo().State
+	all = map[string][]byte{}
+	ordered, err := stream.OrderedConsumer(asking, jetstream.OrderedConsumerConfig{})
+	if err != nil {
+		return nil, nil, 0, err
+	}
+	for n := uint64(0); n < state.Msgs; {
+		batch, err := ordered.Fetch(500, jetstream.FetchMaxWait(2*time.Second))
+		if err != nil {
+			return nil, nil, 0, err
+		}
 		for m := range batch.Messages() {
+			n++
 			id := m.Subject()[strings.LastIndexByte(m.Subject(), '.')+1:]
 			if all[id] != nil {
-				b.fault(&b.doubled, "I2: two responses to %s are stored", id)
+				twice = append(twice, id)
 			}
 			all[id] = m.Data()
 		}
 		if err := batch.Error(); err != nil && !errors.Is(err, context.DeadlineExceeded) {
-			return nil, 0, err
+			return nil, nil, 0, err
 		}
 		if ctx.Err() != nil {
-			return all, state.LastSeq, ctx.Err()
+			return nil, nil, 0, fmt.Errorf("%d of %d responses: %w", n, state.Msgs, ctx.Err())
 		}
 	}
-	return all, state.LastSeq, nil
+	return all, twice, state.LastSeq, nil
 }
 
 // tokens checks I6: no grant asked for more tokens than Zoho allows, and none

@@ -12,12 +12,9 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 )
 
-// What a queue that gets another connection depends on, in a cluster: a work
-// queue's consumer whose subjects grow must be at the start of the stream
-// before, or the server removes waiting messages of the new subject, those up
-// to the ack floor, as soon as the consumer's leader changes. Seed 31 lost seven
-// requests that way.
-func TestWidenedConsumerKeepsMessages(t *testing.T) {
+// startCluster starts three NATS servers and nothing else.
+func startCluster(t *testing.T) (*world, *nats.Conn, jetstream.JetStream) {
+	t.Helper()
 	dir, err := os.MkdirTemp("", "zoho-chaos-")
 	if err != nil {
 		t.Fatal(err)
@@ -25,7 +22,11 @@ func TestWidenedConsumerKeepsMessages(t *testing.T) {
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
 	w := &world{t: t, dir: dir}
 	w.startNATS(program(t, "nats-server"), 3)
-	nc, err := nats.Connect("nats://"+w.natsProxies[0].Upstream, nats.RetryOnFailedConnect(true),
+	var urls []string
+	for _, p := range w.natsProxies {
+		urls = append(urls, "nats://"+p.Upstream)
+	}
+	nc, err := nats.Connect(strings.Join(urls, ","), nats.RetryOnFailedConnect(true), nats.ReconnectBufSize(-1),
 		nats.MaxReconnects(-1), nats.ReconnectWait(100*time.Millisecond))
 	if err != nil {
 		t.Fatal(err)
@@ -35,23 +36,25 @@ func TestWidenedConsumerKeepsMessages(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	return w, nc, js
+}
+
+// What a queue that gets another connection depends on, in a cluster: a work
+// queue's consumer whose subjects grow must be at the start of the stream
+// before, or the server removes waiting messages of the new subject, those up
+// to the ack floor, as soon as the consumer's leader changes. Seed 31 lost seven
+// requests that way.
+func TestWidenedConsumerKeepsMessages(t *testing.T) {
+	_, nc, js := startCluster(t)
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	const stream, each = "WORK", 10
-	for {
-		attempt, cancel := context.WithTimeout(ctx, 3*time.Second)
-		_, err = js.CreateStream(attempt, jetstream.StreamConfig{
+	until(ctx, t, func(ctx context.Context) error {
+		_, err := js.CreateStream(ctx, jetstream.StreamConfig{
 			Name: stream, Subjects: []string{"work.>"}, Retention: jetstream.WorkQueuePolicy, Replicas: 3,
 		})
-		cancel()
-		if err == nil {
-			break
-		}
-		if ctx.Err() != nil {
-			t.Fatal(err)
-		}
-		time.Sleep(200 * time.Millisecond)
-	}
+		return err
+	})
 	config := func(subjects ...string) jetstream.ConsumerConfig {
 		return jetstream.ConsumerConfig{
 			Durable: "queue", FilterSubjects: subjects, AckPolicy: jetstream.AckExplicitPolicy, MemoryStorage: true, Replicas: 3,
