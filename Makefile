@@ -79,6 +79,18 @@ fuzz: ## each fuzz test for FUZZTIME (default 30s)
 bench: ## benchmarks of the envelope, the call, and the whole path
 	$(GO) test -run '^$$' -bench . -benchmem ./internal/envelope ./internal/zoho ./internal/token ./test/integration
 
+.PHONY: bench-peers
+bench-peers: ## the worker as a process against a hand-written one, and peers on the PATH; BENCH="-repeat 5 -scenarios get,post"
+	$(GO) run ./bench $(BENCH)
+
+.PHONY: bench-growth
+bench-growth: ## what a request costs with 10, 100 and 1,000 connections, and with a backlog of 10³ and 10⁵
+	$(GO) run ./bench -candidates worker -scenarios turns-10,turns-100,turns-1000,backlog-1e3,backlog-1e5 $(BENCH)
+
+.PHONY: bench-smoke
+bench-smoke: ## a few hundred messages through the benchmark: that it works, not how fast
+	BENCH_SMOKE=1 $(GO) test -count=1 -timeout 5m ./bench
+
 $(GOLANGCI):
 	GOBIN=$(TOOLS) $(GO) install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(LINT_VERSION)
 

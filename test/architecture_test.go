@@ -36,6 +36,8 @@ var arrows = map[string][]string{
 	"internal/devbox":              {"internal/zoho/zohotest"},
 	"internal/console":             {"internal/connection", "internal/consent", "internal/dead", "internal/consumer", "internal/envelope", "internal/ledger", "internal/register", "internal/secret", "internal/token", "internal/zoho"},
 	"internal/app":                 {"internal/connection", "internal/consent", "internal/dead", "internal/event", "internal/console", "internal/consumer", "internal/envelope", "internal/inspect", "internal/ledger", "internal/lock", "internal/register", "internal/relay", "internal/secret", "internal/token", "internal/trace", "internal/zoho"},
+	"bench":                        {"internal/connection", "internal/consumer", "internal/secret"},
+	"bench/baseline":               {},
 	"internal/lock/redistest":      {},
 	"internal/connection/natstest": {},
 }

@@ -1,0 +1,330 @@
+// Command bench measures the worker as a process, as it is built for production,
+// against a real nats-server, a real redis-server and an upstream that is as fast
+// as the machine lets it be, all of them processes; and the same for a worker of
+// 80 lines written by hand (bench/baseline), and for the peers that are on the
+// PATH (bench/peers). docs/performance.md says what the figures mean.
+//
+// It is not a test: it asserts no times. Invariants: candidates take turns within
+// one run, each with servers of its own; every answer is checked; processor time
+// is the kernel's.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+)
+
+type settings struct {
+	repeat     int
+	scale      float64
+	scenarios  string
+	candidates string
+	keep       string
+	worker     string
+}
+
+func main() {
+	var s settings
+	upstream := flag.String("upstream", "", "be the upstream, with this directory for its certificate (the harness starts itself so)")
+	flag.IntVar(&s.repeat, "repeat", 3, "how often everything is measured; medians are reported")
+	flag.Float64Var(&s.scale, "scale", 1, "share of the messages that is sent")
+	flag.StringVar(&s.scenarios, "scenarios", "get,get-tls,post,flight,steady", "what to measure, of "+strings.Join(names(), ","))
+	flag.StringVar(&s.candidates, "candidates", "", "who is measured; default: worker, baseline and the peers on the PATH")
+	flag.StringVar(&s.worker, "worker", "", "binary of another worker, to be measured too as the candidate old")
+	flag.StringVar(&s.keep, "keep", "", "directory for logs; default: one that is removed")
+	flag.Parse()
+	if *upstream != "" {
+		if err := upstreamMain(*upstream); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		return
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	report, err := run(ctx, s)
+	stop()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		os.Exit(1)
+	}
+	report.print(os.Stdout)
+}
+
+// root is the repository.
+var root = sync.OnceValue(func() string {
+	out, err := exec.Command("go", "list", "-m", "-f", "{{.Dir}}").Output()
+	if err != nil {
+		return "."
+	}
+	return strings.TrimSpace(string(out))
+})
+
+// run measures everything.
+func run(ctx context.Context, s settings) (*report, error) {
+	dir := s.keep
+	if dir == "" {
+		var err error
+		if dir, err = os.MkdirTemp("", "bench-"); err != nil {
+			return nil, err
+		}
+		defer os.RemoveAll(dir) //nolint:errcheck // a temporary directory
+	}
+	bin := filepath.Join(dir, "bin")
+	if err := os.MkdirAll(bin, 0o755); err != nil {
+		return nil, err
+	}
+	p, err := build(bin, root())
+	if err != nil {
+		return nil, err
+	}
+	candidates := []string{"worker", "baseline"}
+	if s.worker != "" {
+		p.peers["old"] = s.worker
+		candidates = append(candidates, "old")
+	}
+	for _, peer := range []string{"redpanda-connect", "bento"} {
+		if p.peers[peer] != "" {
+			candidates = append(candidates, peer)
+		}
+	}
+	if s.candidates != "" {
+		candidates = strings.Split(s.candidates, ",")
+	}
+	site, err := openSite(dir, p)
+	if err != nil {
+		return nil, err
+	}
+	defer site.process.stop()
+	r := &report{candidates: candidates, repeat: s.repeat}
+	for i := range s.repeat {
+		for _, name := range strings.Split(s.scenarios, ",") {
+			at := slices.IndexFunc(scenarios, func(sc scenario) bool { return sc.name == name })
+			if at < 0 {
+				return nil, fmt.Errorf("there is no scenario %q, but %s", name, strings.Join(names(), ", "))
+			}
+			for _, candidate := range candidates {
+				sc := scenarios[at]
+				if peer := p.peers[candidate] != "" && candidate != "old"; peer && !sc.peers {
+					continue
+				}
+				if ctx.Err() != nil {
+					return nil, context.Cause(ctx)
+				}
+				c := &cell{site: site, programs: p, settings: s, candidate: candidate, scenario: sc, report: r}
+				if err := c.measure(ctx); err != nil {
+					return nil, fmt.Errorf("%s of %s: %w", sc.name, candidate, err)
+				}
+			}
+			slices.Reverse(candidates) // nobody is always the first
+		}
+		fmt.Fprintf(os.Stderr, "run %d of %d done\n", i+1, s.repeat)
+	}
+	return r, nil
+}
+
+// scenario is a pinned load.
+type scenario struct {
+	name        string
+	method      string
+	secure      bool
+	peers       bool // measured for the peers, too
+	connections int
+	places      int // of each connection's org
+	flight      int // what the candidate may have in flight
+	delay       time.Duration
+	window      int // requests unanswered at a time
+	messages    int
+	run         func(*cell, context.Context, *load, *process) error
+}
+
+var scenarios = []scenario{
+	{name: "get", method: "GET", peers: true, connections: 1, places: 64, flight: 64, window: 1000, messages: 30_000, run: (*cell).throughput},
+	{name: "get-tls", method: "GET", secure: true, connections: 1, places: 64, flight: 64, window: 1000, messages: 30_000, run: (*cell).throughput},
+	{name: "post", method: "POST", connections: 1, places: 64, flight: 64, window: 1000, messages: 15_000, run: (*cell).throughput},
+	{name: "flight", method: "GET", peers: true, connections: 40, places: 25, flight: 1000, delay: 100 * time.Millisecond, window: 2000, messages: 30_000, run: (*cell).throughput},
+	{name: "flight-tls", method: "GET", secure: true, connections: 40, places: 25, flight: 1000, delay: 100 * time.Millisecond, window: 2000, messages: 30_000, run: (*cell).throughput},
+	{name: "steady", method: "GET", peers: true, connections: 1, places: 64, flight: 64, messages: 1000, run: (*cell).steady},
+	{name: "turns-10", method: "GET", connections: 10, places: 64, flight: 64, window: 64, messages: 20_000, run: (*cell).turns},
+	{name: "turns-100", method: "GET", connections: 100, places: 64, flight: 64, window: 64, messages: 20_000, run: (*cell).turns},
+	{name: "turns-1000", method: "GET", connections: 1000, places: 64, flight: 64, window: 64, messages: 20_000, run: (*cell).turns},
+	{name: "backlog-1e3", method: "GET", connections: 1, places: 64, flight: 64, messages: 1000, run: (*cell).backlog},
+	{name: "backlog-1e5", method: "GET", connections: 1, places: 64, flight: 64, messages: 100_000, run: (*cell).backlog},
+	{name: "backlog-1e6", method: "GET", connections: 1, places: 64, flight: 64, messages: 1_000_000, run: (*cell).backlog},
+}
+
+func names() []string {
+	var all []string
+	for _, sc := range scenarios {
+		all = append(all, sc.name)
+	}
+	return all
+}
+
+// cell is one measurement of one candidate in one scenario.
+type cell struct {
+	*site
+	programs  *programs
+	settings  settings
+	candidate string
+	scenario  scenario
+	report    *report
+}
+
+func (c *cell) add(figure string, value float64) {
+	c.report.add(c.candidate, c.scenario.name, figure, value)
+}
+
+func (c *cell) measure(ctx context.Context) error {
+	w, err := c.open(ctx, c.programs, c.scenario.connections, c.scenario.places)
+	if err != nil {
+		return err
+	}
+	defer w.close()
+	l, err := w.load(c.scenario.method, c.scenario.delay)
+	if err != nil {
+		return err
+	}
+	// The first request is there before the process: start to first answer.
+	if err := l.backlog(1, w.connectionIDs[0]); err != nil {
+		return err
+	}
+	begun := time.Now()
+	p, err := w.start(c.candidate, c.scenario.secure, c.scenario.flight)
+	if err != nil {
+		return err
+	}
+	defer p.stop()
+	if err := l.wait(1); err != nil {
+		return fmt.Errorf("%w\n%s", err, p.tail())
+	}
+	c.add("start ms", float64(time.Since(begun).Microseconds())/1000-float64(c.scenario.delay.Milliseconds()))
+	if err := c.scenario.run(c, ctx, l, p); err != nil {
+		return fmt.Errorf("%w\n%s", err, p.tail())
+	}
+	if os.Getenv("BENCH_PROFILE") != "" {
+		_ = p.cmd.Process.Signal(syscall.SIGUSR2)
+		time.Sleep(time.Second)
+	}
+	return nil
+}
+
+func (c *cell) scaled(n int) int { return max(1, int(float64(n)*c.settings.scale)) }
+
+// timed runs work and notes what it cost per message.
+func (c *cell) timed(p *process, messages int, work func() error) error {
+	before, err := c.counts()
+	if err != nil {
+		return err
+	}
+	spent, err := p.cpu()
+	if err != nil {
+		return err
+	}
+	begun := time.Now()
+	if err := work(); err != nil {
+		return err
+	}
+	took := time.Since(begun)
+	after, err := p.cpu()
+	if err != nil {
+		return err
+	}
+	seen, err := c.counts()
+	if err != nil {
+		return err
+	}
+	if got := seen.Requests - before.Requests; got != int64(messages) {
+		return fmt.Errorf("the upstream saw %d requests, not %d", got, messages)
+	}
+	c.add("/s", float64(messages)/took.Seconds())
+	c.add("µs", float64((after-spent).Microseconds())/float64(messages))
+	c.add("new connections per request", float64(seen.Connections-before.Connections)/float64(messages))
+	return nil
+}
+
+// throughput keeps the candidate as busy as it can be.
+func (c *cell) throughput(_ context.Context, l *load, p *process) error {
+	n := c.scaled(c.scenario.messages)
+	idle, _, err := p.memory()
+	if err != nil {
+		return err
+	}
+	if err := l.wave(max(n/10, min(n, 3*c.scenario.flight)), c.scenario.window, l.w.connectionIDs...); err != nil {
+		return err
+	}
+	if err := c.timed(p, n, func() error { return l.wave(n, c.scenario.window, l.w.connectionIDs...) }); err != nil {
+		return err
+	}
+	_, peak, err := p.memory()
+	c.add("peak MiB", float64(peak)/(1<<20))
+	if c.scenario.flight >= 1000 {
+		c.add("KiB per request in flight", float64(peak-idle)/1024/float64(c.scenario.flight))
+	}
+	return err
+}
+
+// steady measures what the candidate adds to a direct call.
+func (c *cell) steady(_ context.Context, l *load, p *process) error {
+	if err := l.wave(c.scaled(500), 16, l.w.connectionIDs...); err != nil {
+		return err
+	}
+	seconds := time.Duration(float64(c.scaled(c.scenario.messages)) / 200 * float64(time.Second))
+	queued, direct, err := l.steady(200, seconds, c.plain, l.w.connectionIDs[0])
+	if err != nil {
+		return err
+	}
+	for _, q := range []struct {
+		name  string
+		share float64
+	}{{"p50", .5}, {"p99", .99}, {"p99.9", .999}} {
+		c.add("added "+q.name+" µs", float64((quantile(queued, q.share) - quantile(direct, q.share)).Microseconds()))
+	}
+	_, peak, err := p.memory()
+	c.add("peak MiB", float64(peak)/(1<<20))
+	return err
+}
+
+// turns has one connection active after the other, for a burst each.
+func (c *cell) turns(_ context.Context, l *load, p *process) error {
+	each := func(n int) error {
+		for _, connection := range l.w.connectionIDs {
+			if err := l.wave(n, c.scenario.window, connection); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	if err := each(1); err != nil { // every connection has its token
+		return err
+	}
+	n := max(1, c.scaled(c.scenario.messages)/len(l.w.connectionIDs))
+	return c.timed(p, n*len(l.w.connectionIDs), func() error { return each(n) })
+}
+
+// backlog has the candidate, stopped meanwhile, work off what has piled up.
+func (c *cell) backlog(_ context.Context, l *load, p *process) error {
+	n := c.scaled(c.scenario.messages)
+	if err := l.wave(min(n, 1000), 64, l.w.connectionIDs...); err != nil {
+		return err
+	}
+	if err := p.cmd.Process.Signal(syscall.SIGSTOP); err != nil {
+		return err
+	}
+	before := l.count.Load()
+	err := l.backlog(n, l.w.connectionIDs...)
+	if err := errors.Join(err, p.cmd.Process.Signal(syscall.SIGCONT)); err != nil {
+		return err
+	}
+	return c.timed(p, n, func() error { return l.wait(before + int64(n)) })
+}
