@@ -34,11 +34,14 @@ const (
 	fieldReplyTo
 	fieldDeadline
 	fieldUniqueField
+	fieldOrderKey
+	fieldProbe
+	fieldRetryFailedRecords
 )
 
 var requestFields = []string{
 	"id", "method", "url", "query", "headers", "body", "body_text", "body_base64", "body_object",
-	"reply_to", "deadline", "unique_field",
+	"reply_to", "deadline", "unique_field", "order_key", "probe", "retry_failed_records",
 }
 
 // draft is a request as far as it has been read.
@@ -197,13 +200,34 @@ func (d *Decoder) field(s *scanner, r *draft, field int) {
 	case fieldUniqueField:
 		if text, ok := s.text(); ok {
 			if !validFieldName(text) {
-				s.refuse(inSchema, "must be the API name of a field: a letter, then at most 99 letters, digits or _")
+				s.refuse(inSchema, badFieldName)
 				return
 			}
 			r.UniqueField = string(text)
 		}
+	case fieldOrderKey:
+		if text, ok := s.text(); ok {
+			if !validOrderKey(text) {
+				s.refuse(inSchema, "must be 1 to 128 printable ASCII characters without spaces")
+				return
+			}
+			r.OrderKey = string(text)
+		}
+	case fieldProbe:
+		r.Probe = s.probe()
+	case fieldRetryFailedRecords:
+		switch s.peek() {
+		case 't':
+			r.RetryFailedRecords = s.word("true")
+		case 'f':
+			s.word("false")
+		default:
+			s.refuse(inSchema, "must be true or false")
+		}
 	}
 }
+
+const badFieldName = "must be the API name of a field: a letter, then at most 99 letters, digits or _"
 
 // method returns the method's name, or "" if there is no such method.
 func method(text []byte) string {
@@ -244,6 +268,18 @@ func isRFC3339(text []byte) bool {
 		return zone[0] == 'Z'
 	}
 	return len(zone) == 6 && zone[3] == ':' && string(zone[1:3]) < "24" && string(zone[4:6]) < "60"
+}
+
+func validOrderKey(key []byte) bool {
+	if len(key) == 0 || len(key) > maxOrderKey {
+		return false
+	}
+	for _, c := range key {
+		if c <= ' ' || c >= 0x7f {
+			return false
+		}
+	}
+	return true
 }
 
 func validFieldName(name []byte) bool {
@@ -357,6 +393,19 @@ func (r *draft) finish(s *scanner, received time.Time) {
 	if r.UniqueField != "" && s.fault == nil {
 		s.field = "unique_field"
 		checkUniqueField(s, r.Request)
+	}
+	if r.Probe != nil && s.fault == nil {
+		s.field = "probe"
+		if data := checkBatch(s, r.Request); data != nil {
+			checkProbe(s, r.Request, data)
+		}
+	}
+	if r.seen.has(fieldRetryFailedRecords) && s.fault == nil {
+		s.field = "retry_failed_records"
+		if r.Method == "DELETE" {
+			s.refuse(inSchema, "must be given with POST, PUT or PATCH only")
+		}
+		checkBatch(s, r.Request)
 	}
 }
 

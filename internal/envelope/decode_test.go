@@ -2,7 +2,9 @@ package envelope
 
 import (
 	"bytes"
+	"encoding/hex"
 	"errors"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -49,6 +51,42 @@ func TestDecode(t *testing.T) {
 	}
 	if cap(r.Body.Data) != len(r.Body.Data) {
 		t.Error("appending to the body would write into the document")
+	}
+}
+
+// TestDigestStays holds the digest of a request as its first version made it: a
+// claim or response that an older worker wrote is found by a newer one.
+func TestDigestStays(t *testing.T) {
+	t.Parallel()
+	r := decode(t, `{"id":"r1","method":"POST","url":"/v8/Leads?a=1","headers":{"X-A":"1"},"body":{"data":[{"X":"r1"}]},"unique_field":"X"}`)
+	const want = "4a9e9e2ecf861bb6d6a64a6e4f1a60a6c0a2e70415b9e21773fcca424aee2c1c"
+	if got := hex.EncodeToString(digest(r)); got != want {
+		t.Errorf("%s, want %s", got, want)
+	}
+}
+
+func digest(r *Request) []byte { d := r.Digest(); return d[:] }
+
+func TestDecodeProbe(t *testing.T) {
+	t.Parallel()
+	const doc = `{"id":"r1","method":"POST","url":"/v8/Leads","body":{"data":[{"Ref":"\u0061"}, {"Ref":18}],"trigger":[]},"order_key":"k","retry_failed_records":true,"probe":{"field":"Ref"}}`
+	r := decode(t, doc)
+	if r.OrderKey != "k" || !r.RetryFailedRecords || r.Probe.Field != "Ref" || !slices.Equal(r.Probe.Values, []string{"a", "18"}) {
+		t.Errorf("%+v %+v", r, r.Probe)
+	}
+	b, ok := SplitRecords(r.Body.Data)
+	if !ok || string(b.Body([]int{0, 1})) != `{"data":[{"Ref":"\u0061"},{"Ref":18}],"trigger":[]}` || string(b.Body([]int{1})) != `{"data":[{"Ref":18}],"trigger":[]}` {
+		t.Errorf("%v %q", ok, b)
+	}
+	for _, body := range []string{``, `[]`, `{}`, `{"data":{}}`, `{"data":[1]}`, `{"data":[],"data":[]}`, `{"data":[{}]`} {
+		if _, ok := SplitRecords([]byte(body)); ok {
+			t.Errorf("%s was taken apart", body)
+		}
+	}
+	const url = `{"id":"r1","method":"POST","url":"/v8/Leads","body":{"data":[{"Ref":"a"}]},"probe":{"headers":{"X-EXTERNAL":"Leads.Ref"},"url":"/v8/Leads/a%2bb?fields=id"}}`
+	p := decode(t, url).Probe
+	if p.Path != "/crm/v8/Leads/a%2Bb" || p.RawQuery != "fields=id" || len(p.Headers) != 1 || p.Headers[0] != (Header{"X-EXTERNAL", "Leads.Ref"}) {
+		t.Errorf("%+v", p)
 	}
 }
 
@@ -206,7 +244,7 @@ func TestB28_same_id_other_content(t *testing.T) {
 	want := decode(t, doc).Digest()
 	for _, same := range []string{
 		strings.Replace(doc, "r1", "r2", 1),
-		strings.Replace(doc, `"headers"`, `"deadline":"2026-01-31T16:00:00Z","reply_to":"_INBOX.a","headers"`, 1),
+		strings.Replace(doc, `"headers"`, `"deadline":"2026-01-31T16:00:00Z","reply_to":"_INBOX.a","order_key":"k","retry_failed_records":false,"headers"`, 1),
 		strings.Replace(doc, `"X-A":"1","X-B":"2"`, `"x-b":"2","x-a":"1"`, 1),
 		strings.Replace(doc, "?a=1", `","query":{"a":1},"x":"`, 1),
 		strings.Replace(doc, "Leads", "%4Ceads", 1),
@@ -228,6 +266,13 @@ func TestB28_same_id_other_content(t *testing.T) {
 		strings.Replace(doc, `{"X":"r1"}`, `{"X":"r3"}`, 1),
 		strings.Replace(doc, `"body":{"data":[{"X":"r1"}]}`, `"body_text":"{\"data\":[{\"X\":\"r1\"}]}"`, 1),
 		strings.Replace(doc, `"body"`, `"unique_field":"X","body"`, 1),
+		strings.Replace(doc, `"body"`, `"retry_failed_records":true,"body"`, 1),
+		strings.Replace(doc, `"body"`, `"probe":{"field":"X"},"body"`, 1),
+		strings.Replace(doc, `"body"`, `"probe":{"field":"X"},"retry_failed_records":true,"body"`, 1),
+		strings.Replace(doc, `"body"`, `"probe":{"coql":"X"},"body"`, 1),
+		strings.Replace(doc, `"body"`, `"probe":{"url":"/v8/Leads/X"},"body"`, 1),
+		strings.Replace(doc, `"body"`, `"probe":{"url":"/v8/Leads/X?a=1"},"body"`, 1),
+		strings.Replace(doc, `"body"`, `"probe":{"url":"/v8/Leads/X","headers":{"X-EXTERNAL":"Leads.X"}},"body"`, 1),
 	} {
 		digest := decode(t, other).Digest()
 		if same, ok := seen[digest]; ok {

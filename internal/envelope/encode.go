@@ -15,11 +15,7 @@ import (
 func (r *Request) AppendJSON(dst []byte) []byte {
 	dst = appendField(append(dst, '{'), "id", r.ID)
 	dst = appendField(append(dst, ','), "method", r.Method)
-	url := strings.TrimPrefix(r.Path, apiRoot)
-	if r.RawQuery != "" {
-		url += "?" + r.RawQuery
-	}
-	dst = appendField(append(dst, ','), "url", url)
+	dst = appendField(append(dst, ','), "url", relative(r.Path, r.RawQuery))
 	dst = appendHeaders(dst, r.Headers)
 	dst = appendBody(dst, r.Body)
 	if r.ReplyTo != "" {
@@ -32,7 +28,35 @@ func (r *Request) AppendJSON(dst []byte) []byte {
 	if r.UniqueField != "" {
 		dst = appendField(append(dst, ','), "unique_field", r.UniqueField)
 	}
+	if r.OrderKey != "" {
+		dst = appendField(append(dst, ','), "order_key", r.OrderKey)
+	}
+	if p := r.Probe; p != nil {
+		dst = append(dst, `,"probe":{`...)
+		switch {
+		case p.COQL != "":
+			dst = appendField(dst, "coql", p.COQL)
+		case p.Field != "":
+			dst = appendField(dst, "field", p.Field)
+		default:
+			dst = appendField(dst, "url", relative(p.Path, p.RawQuery))
+			dst = appendHeaders(dst, p.Headers)
+		}
+		dst = append(dst, '}')
+	}
+	if r.RetryFailedRecords {
+		dst = append(dst, `,"retry_failed_records":true`...)
+	}
 	return append(dst, '}')
+}
+
+// relative returns a path and a query as they stand in a url field.
+func relative(path, query string) string {
+	url := strings.TrimPrefix(path, apiRoot)
+	if query != "" {
+		url += "?" + query
+	}
+	return url
 }
 
 // AppendJSON appends the response as an envelope. Its JSON body is written
@@ -77,6 +101,15 @@ func (r *Response) AppendJSON(dst []byte) []byte {
 			dst = strconv.AppendInt(dst, int64(r.Records.Codes[code]), 10)
 		}
 		dst = append(dst, "}}"...)
+	}
+	if r.Credits != nil {
+		dst = append(dst, `,"credits":{"used":`...)
+		dst = strconv.AppendInt(dst, int64(r.Credits.Used), 10)
+		if r.Credits.Known {
+			dst = append(dst, `,"remaining":`...)
+			dst = strconv.AppendInt(dst, r.Credits.Remaining, 10)
+		}
+		dst = append(dst, '}')
 	}
 	if r.Error != nil {
 		dst = appendField(append(dst, `,"error":{`...), "code", string(r.Error.Code))

@@ -84,6 +84,14 @@ type Request struct {
 	ReplyTo     string
 	Deadline    time.Time // always set: default DefaultDeadline after receipt
 	UniqueField string
+	// OrderKey, where it isn't empty, puts the request in a line with the others
+	// of its connection that have the same: each is carried out after the one before it.
+	OrderKey string
+	// Probe is how an insert is looked up whose outcome is unknown; nil: it isn't.
+	Probe *Probe
+	// RetryFailedRecords says that the records that failed for a passing reason
+	// are to be sent again.
+	RetryFailedRecords bool
 }
 
 // Response is a response envelope.
@@ -103,7 +111,18 @@ type Response struct {
 	Outcome string
 	// Records sums up what Zoho said of each record of a write; nil where it said nothing.
 	Records *Records
+	// Credits is what the request cost of the org's API credits; nil where it cost none.
+	Credits *Credits
 	Error   *Error
+}
+
+// Credits are Zoho's API credits, which an org has a number of for any 24 hours.
+type Credits struct {
+	// Used is what the request's attempts cost, all those of the answering worker together.
+	Used int
+	// Remaining is what the org had left then, where Known says that somebody knows.
+	Remaining int64
+	Known     bool
 }
 
 // Records sums up the results of a write, record by record: Zoho may answer 200

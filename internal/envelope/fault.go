@@ -16,13 +16,14 @@ const (
 	ruleDeadline         // more than MaxDeadline ahead
 	ruleReplyPrefix      // reply_to outside the configured prefixes
 	ruleUniqueField      // the body doesn't carry the id in unique_field
+	ruleProbe            // what makes a probe's condition, url and values safe to ask for
 	ruleNumber           // 200.0 is an integer to a schema
 )
 
 func (r rule) String() string {
 	return [...]string{
 		"in schema", "json", "bytes", "depth", "duplicate", "surrogate", "decoded", "deadline",
-		"reply prefix", "unique field", "number",
+		"reply prefix", "unique field", "probe", "number",
 	}[r]
 }
 

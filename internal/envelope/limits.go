@@ -12,6 +12,7 @@ const (
 
 	maxID          = 128
 	maxReplyTo     = 255
+	maxOrderKey    = 128
 	maxPath        = 2 << 10 // bytes of url before '?', as given and as rebuilt
 	maxQuery       = 8 << 10 // bytes of the whole query string, as sent
 	maxQueryKeys   = 256

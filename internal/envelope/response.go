@@ -26,12 +26,13 @@ const (
 	answerFinishedAt
 	answerOutcome
 	answerRecords
+	answerCredits
 	answerError
 )
 
 var responseFields = []string{
 	"id", "connection", "status", "headers", "body", "body_text", "body_base64", "body_object",
-	"attempts", "received_at", "finished_at", "outcome", "records", "error",
+	"attempts", "received_at", "finished_at", "outcome", "records", "credits", "error",
 }
 
 // timeFormat is RFC 3339 with milliseconds, in UTC.
@@ -122,6 +123,8 @@ func responseField(s *scanner, r *Response, field int) {
 		}
 	case answerRecords:
 		r.Records = recordsField(s)
+	case answerCredits:
+		r.Credits = creditsField(s)
 	case answerError:
 		r.Error = errorField(s)
 	}
@@ -250,6 +253,35 @@ func codesField(s *scanner) map[string]int {
 		}
 		codes[string(key)] = s.integer(1, math.MaxInt32)
 	}
+}
+
+var creditsFields = []string{"used", "remaining"}
+
+// maxCredits is the largest integer that every JSON library reads exactly.
+const maxCredits = 1<<53 - 1
+
+func creditsField(s *scanner) *Credits {
+	if s.peek() != '{' {
+		s.refuse(inSchema, "must be an object")
+		return nil
+	}
+	var c Credits
+	var seen fieldSet
+	for n := 0; ; n++ {
+		field, ok := s.envelopeMember(n, creditsFields, &seen)
+		if !ok {
+			break
+		}
+		if field == 0 {
+			c.Used = s.integer(0, math.MaxInt32)
+		} else {
+			c.Remaining, c.Known = int64(s.integer(0, maxCredits)), true
+		}
+	}
+	if s.fault == nil && !seen.has(0) {
+		s.refuse(inSchema, "must have used")
+	}
+	return &c
 }
 
 func errorField(s *scanner) *Error {

@@ -46,6 +46,7 @@ func testResponse() *Response {
 		Body:       Body{Kind: JSONBody, Data: []byte("{\n \"a\": \"<&>\"\n}")},
 		ReceivedAt: received, FinishedAt: received.Add(1234567890 * time.Nanosecond).In(time.FixedZone("", 3600)),
 		Records: &Records{Succeeded: 1, Failed: 3, Codes: map[string]int{"RECORD_LOCKED": 1, "INVALID_DATA": 2}},
+		Credits: &Credits{Used: 10, Remaining: 4999, Known: true},
 		Error:   &Error{Code: OutcomeUnknown, Message: "look \"it\" up"},
 	}
 }
@@ -55,11 +56,16 @@ func TestResponseAppendJSON(t *testing.T) {
 	got := string(testResponse().AppendJSON([]byte("x")))
 	want := `x{"id":"r1","connection":"acme","status":201,"headers":{"Content-Type":"application/json","X-A":"1, 2","X-Odd":"` + "\ufffd" + `\"\u0001"},` +
 		"\"body\":{\n \"a\": \"<&>\"\n}" + `,"attempts":2,"received_at":"2026-01-31T15:00:00.000Z","finished_at":"2026-01-31T15:00:01.234Z",` +
-		`"outcome":"confirmed","records":{"succeeded":1,"failed":3,"codes":{"INVALID_DATA":2,"RECORD_LOCKED":1}},"error":{"code":"outcome_unknown","message":"look \"it\" up"}}`
+		`"outcome":"confirmed","records":{"succeeded":1,"failed":3,"codes":{"INVALID_DATA":2,"RECORD_LOCKED":1}},"credits":{"used":10,"remaining":4999},"error":{"code":"outcome_unknown","message":"look \"it\" up"}}`
 	if got != want {
 		t.Errorf("got  %s\nwant %s", got, want)
 	}
 	bare := &Response{Connection: "acme", ReceivedAt: received, FinishedAt: received, Error: &Error{Code: InvalidRequest, Message: "id: is required"}}
+	bare.Credits = &Credits{Used: 1}
+	if got := string(bare.AppendJSON(nil)); !strings.Contains(got, `,"credits":{"used":1},`) {
+		t.Errorf("credits: %s", got)
+	}
+	bare.Credits = nil
 	got = string(bare.AppendJSON(nil))
 	want = `{"connection":"acme","attempts":0,"received_at":"2026-01-31T15:00:00.000Z","finished_at":"2026-01-31T15:00:00.000Z",` +
 		`"error":{"code":"invalid_request","message":"id: is required"}}`
@@ -79,7 +85,7 @@ func TestDecodeResponse(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if r.Headers[1] != (Header{"X-A", "1, 2"}) || string(r.Body.Data) != "{\n \"a\": \"<&>\"\n}" || *r.Error != *testResponse().Error {
+	if r.Headers[1] != (Header{"X-A", "1, 2"}) || string(r.Body.Data) != "{\n \"a\": \"<&>\"\n}" || *r.Error != *testResponse().Error || *r.Credits != *testResponse().Credits {
 		t.Errorf("%+v", r)
 	}
 	if err := schemaAccepts(schema, []byte(good)); err != nil {
@@ -99,6 +105,9 @@ func TestDecodeResponse(t *testing.T) {
 		`"succeeded":1`:     {`"succeeded":-1`, `"succeeded":"1"`, `"Succeeded":1`},
 		`"failed":3,`:       {``, `"failed":null,`},
 		`"INVALID_DATA":2`:  {`"INVALID_DATA":0`, `"INVALID_DATA":null`},
+		`"used":10,`:        {``, `"used":-1,`, `"used":"1",`, `"used":1,"left":1,`},
+		`"remaining":4999`:  {`"remaining":-1`, `"remaining":null`, `"remaining":9007199254740992`},
+		`"credits":{`:       {`"credits":null,"x":{`},
 		`"records":{`:       {`"records":null,"x":{`},
 		`"error":{`:         {`"error":null,"x":{`},
 	} {
@@ -120,6 +129,8 @@ func TestDecodeResponse(t *testing.T) {
 		`"attempts":2`:     `"attempts":-0`,
 		`"INVALID_DATA":2`: `"INVALID_DATA":2,"INVALID_DATA":2`,
 		`"succeeded":1`:    `"succeeded":1,"succeeded":1`,
+		`"used":10`:        `"used":10,"used":10`,
+		`"remaining":4999`: `"remaining":4999.0`,
 	} {
 		doc := []byte(strings.Replace(good, old, replacement, 1))
 		if _, f := decodeResponse(doc); f == nil || f.rule == inSchema {
