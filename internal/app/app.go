@@ -15,6 +15,8 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -52,17 +54,20 @@ type Worker struct {
 	Connections *connection.Store
 
 	nc     *nats.Conn
+	health *health
+	pages  atomic.Pointer[http.Handler] // of the console, once there are any
 	stop   []func(context.Context)
 	failed chan error
 	serves atomic.Bool
 }
 
-// Start builds and starts a worker. What it returns takes requests already.
+// Start builds and starts a worker. What it returns takes requests already. While
+// NATS or a leader of JetStream is not there it waits, for as long as ctx lasts.
 func Start(ctx context.Context, c Config, logger *slog.Logger) (_ *Worker, err error) {
 	if err := c.Validate(); err != nil {
 		return nil, err
 	}
-	w := &Worker{failed: make(chan error, 1)}
+	w := &Worker{failed: make(chan error, 1), health: newHealth(logger)}
 	defer func() {
 		if err != nil {
 			w.Stop(ctx)
@@ -82,20 +87,16 @@ func Start(ctx context.Context, c Config, logger *slog.Logger) (_ *Worker, err e
 	if c.PublicURL == "" && c.ConsoleAuth == authNone {
 		c.PublicURL = "http://" + w.HTTPAddr
 	}
-	c.NATSInboxPrefix = cmp.Or(c.NATSInboxPrefix, workerInbox)
-	if w.nc, err = Connect(c, "zoho-worker", logger); err != nil {
+	// Alive from the start, and ready at its end.
+	server := w.serveHTTP(listener, metrics)
+	if err := w.connect(ctx, c, logger); err != nil {
 		return nil, err
-	}
-	w.onStop(func(context.Context) { w.nc.Close() })
-	if version := w.nc.ConnectedServerVersion(); older(version, MinNATS) {
-		return nil, fmt.Errorf("nats-server at %s is %s: a worker needs %s or newer, because org queues are paused and reset",
-			w.nc.ConnectedUrlRedacted(), version, MinNATS)
 	}
 	js, err := jetstream.New(w.nc)
 	if err != nil {
 		return nil, err
 	}
-	js = countPublishes(js, metrics)
+	js = countPublishes(js, metrics, w.health.stored)
 	tracer, err := trace.Start(ctx, Version, logger)
 	if err != nil {
 		return nil, fmt.Errorf("traces (OTEL_EXPORTER_OTLP_ENDPOINT): %w", err)
@@ -107,7 +108,7 @@ func Start(ctx context.Context, c Config, logger *slog.Logger) (_ *Worker, err e
 		tracer.Stop(ctx)
 	})
 	topology := consumer.Topology{Replicas: c.Replicas, Retention: c.Retention}
-	if err := topology.Ensure(ctx, js); err != nil {
+	if err := w.await(ctx, logger, "JetStream", func(ctx context.Context) error { return topology.Ensure(ctx, js) }); err != nil {
 		return nil, fmt.Errorf("prepare JetStream at %s: %w", w.nc.ConnectedUrlRedacted(), err)
 	}
 	if w.Connections, err = connection.Open(ctx, js, keyring, connection.Options{Logger: logger}); err != nil {
@@ -153,10 +154,20 @@ func Start(ctx context.Context, c Config, logger *slog.Logger) (_ *Worker, err e
 	if err != nil {
 		return nil, err
 	}
-	w.serveHTTP(listener, metrics, pages)
+	if pages != nil {
+		w.pages.Store(&pages)
+	}
+	w.onStop(func(context.Context) { shutdown(server) })
 	if err := requests.Start(ctx); err != nil {
 		return nil, err
 	}
+	looking, stopLooking := context.WithCancel(context.WithoutCancel(ctx))
+	var look sync.WaitGroup
+	look.Go(func() { w.health.run(looking, w.nc) })
+	w.onStopNow(func() {
+		stopLooking()
+		look.Wait()
+	})
 	w.onStop(requests.Stop)
 	w.serves.Store(true)
 	w.onStop(func(context.Context) { w.serves.Store(false) })
@@ -168,6 +179,10 @@ func Start(ctx context.Context, c Config, logger *slog.Logger) (_ *Worker, err e
 // Run starts a worker and keeps it until ctx ends or a part of it dies.
 func Run(ctx context.Context, c Config, logger *slog.Logger) error {
 	w, err := Start(ctx, c, logger)
+	if err != nil && ctx.Err() != nil {
+		logger.Info("stopped before it had started", "err", err)
+		return nil
+	}
 	if err != nil {
 		return err
 	}
@@ -220,7 +235,43 @@ func (w *Worker) openTokens(ctx context.Context, c Config, options token.Options
 	return tokens, nil
 }
 
-func (w *Worker) ready() bool { return w.serves.Load() && w.nc.IsConnected() }
+// connect connects to NATS, as soon as there is a server.
+func (w *Worker) connect(ctx context.Context, c Config, logger *slog.Logger) error {
+	c.NATSInboxPrefix = cmp.Or(c.NATSInboxPrefix, workerInbox)
+	noticed := nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) {
+		logger.Warn("NATS", "err", err)
+		w.health.onError(err)
+	})
+	err := w.await(ctx, logger, "NATS", func(context.Context) (err error) {
+		w.nc, err = connect(c, "zoho-worker", logger, noticed)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	w.onStop(func(context.Context) { w.nc.Close() })
+	if version := w.nc.ConnectedServerVersion(); older(version, MinNATS) {
+		return fmt.Errorf("nats-server at %s is %s: a worker needs %s or newer, because org queues are paused and reset",
+			w.nc.ConnectedUrlRedacted(), version, MinNATS)
+	}
+	return nil
+}
+
+// notReady is why the worker takes no requests, "" where it does.
+func (w *Worker) notReady() string {
+	reasons := w.health.reasons()
+	switch {
+	case len(reasons) > 0:
+		return strings.Join(reasons, "; ")
+	case !w.serves.Load():
+		return "starting or stopping"
+	case !w.nc.IsConnected(): // nc is there once it serves
+		return "no connection to NATS"
+	}
+	return ""
+}
+
+func (w *Worker) ready() bool { return w.notReady() == "" }
 
 // listen takes the HTTP address, so that one that is taken is told at once.
 func (w *Worker) listen(addr string) (net.Listener, error) {
@@ -233,21 +284,25 @@ func (w *Worker) listen(addr string) (net.Listener, error) {
 	return listener, nil
 }
 
-// serveHTTP serves what an operations team reads, and the console where there is one.
-func (w *Worker) serveHTTP(listener net.Listener, metrics *prometheus.Registry, pages http.Handler) {
+// serveHTTP serves what an operations team reads, and the console once it is there.
+func (w *Worker) serveHTTP(listener net.Listener, metrics *prometheus.Registry) *http.Server {
 	mux := http.NewServeMux()
 	mux.Handle("GET /metrics", promhttp.HandlerFor(metrics, promhttp.HandlerOpts{EnableOpenMetrics: true}))
 	mux.HandleFunc("GET /healthz", func(rw http.ResponseWriter, _ *http.Request) { fmt.Fprintln(rw, "ok") })
 	mux.HandleFunc("GET /readyz", func(rw http.ResponseWriter, _ *http.Request) {
-		if !w.ready() {
-			http.Error(rw, "not ready: no connection to NATS, starting or stopping", http.StatusServiceUnavailable)
+		if why := w.notReady(); why != "" {
+			http.Error(rw, "not ready: "+why, http.StatusServiceUnavailable)
 			return
 		}
 		fmt.Fprintln(rw, "ready")
 	})
-	if pages != nil {
-		mux.Handle("/", pages)
-	}
+	mux.HandleFunc("/", func(rw http.ResponseWriter, r *http.Request) {
+		if pages := w.pages.Load(); pages != nil {
+			(*pages).ServeHTTP(rw, r)
+			return
+		}
+		http.NotFound(rw, r)
+	})
 	server := &http.Server{
 		Handler: mux, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 15 * time.Second, IdleTimeout: time.Minute, MaxHeaderBytes: 64 << 10,
 	}
@@ -256,12 +311,15 @@ func (w *Worker) serveHTTP(listener net.Listener, metrics *prometheus.Registry, 
 			w.failed <- fmt.Errorf("serve HTTP: %w", err)
 		}
 	}()
-	w.onStop(func(context.Context) {
-		// Long enough for a sign-in that is at Zoho to come to its end.
-		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
-		defer cancel()
-		if server.Shutdown(ctx) != nil {
-			_ = server.Close()
-		}
-	})
+	w.onStop(func(context.Context) { _ = server.Close() })
+	return server
+}
+
+// shutdown lets requests end: long enough for a sign-in that is at Zoho to come to its end.
+func shutdown(server *http.Server) {
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	if server.Shutdown(ctx) != nil {
+		_ = server.Close()
+	}
 }

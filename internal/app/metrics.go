@@ -24,7 +24,7 @@ func (w *Worker) watch(metrics prometheus.Registerer) {
 		Name: "zoho_worker_build_info", Help: "1, with the version of this worker.",
 	}, []string{"version", "revision", "go_version"}).WithLabelValues(Version, revision(), runtime.Version()).Set(1)
 	f.NewGaugeFunc(prometheus.GaugeOpts{
-		Name: "zoho_worker_ready", Help: "1 where the worker takes requests: started, not stopping, connected to NATS.",
+		Name: "zoho_worker_ready", Help: "1 where the worker takes requests: started, not stopping, connected to NATS, which lets it do its work.",
 	}, func() float64 { return number01(w.ready()) })
 	f.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "zoho_worker_nats_connected", Help: "1 while connected to NATS.",
@@ -122,18 +122,19 @@ func pingRedis(ctx context.Context, client redis.UniversalClient, metrics promet
 // The streams a publish is counted for, by the second token of its subject.
 var publishStreams = []string{"requests", "responses", "claims", "tokens", "connections", "events", "dead", "other"}
 
-// countedJetStream counts what is published through it.
+// countedJetStream counts what is published through it, and tells how it ended.
 type countedJetStream struct {
 	jetstream.JetStream
+	told                     func(stream string, err error)
 	stored, conflict, failed map[string]prometheus.Counter // by stream; read only
 }
 
-func countPublishes(js jetstream.JetStream, metrics prometheus.Registerer) jetstream.JetStream {
+func countPublishes(js jetstream.JetStream, metrics prometheus.Registerer, told func(stream string, err error)) jetstream.JetStream {
 	publishes := promauto.With(metrics).NewCounterVec(prometheus.CounterOpts{
 		Name: "zoho_worker_jetstream_publishes_total",
 		Help: "Messages published to JetStream, by stream and result: stored, conflict (a compare-and-set that somebody else won), failed.",
 	}, []string{"stream", "result"})
-	c := &countedJetStream{JetStream: js}
+	c := &countedJetStream{JetStream: js, told: told}
 	for result, counters := range map[string]*map[string]prometheus.Counter{"stored": &c.stored, "conflict": &c.conflict, "failed": &c.failed} {
 		*counters = map[string]prometheus.Counter{}
 		for _, stream := range publishStreams {
@@ -162,6 +163,7 @@ func (c *countedJetStream) count(subject string, err error) {
 	if rest, ok := strings.CutPrefix(subject, "zoho."); ok {
 		stream, _, _ = strings.Cut(rest, ".")
 	}
+	c.told(stream, err)
 	counters := c.stored
 	switch {
 	case err != nil && register.IsConflict(err):

@@ -1,0 +1,265 @@
+package app
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"log/slog"
+	"maps"
+	"regexp"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+)
+
+// health knows what keeps a started worker from its work although it is
+// connected: a NATS permission that was taken away, a stream without a leader, a
+// disk that is full. While anything of that lasts the worker is not ready.
+//
+// It looks every 2 s. What it needs, it tries without leaving a trace: a write
+// to each stream that names another stream as the expected one, so that the
+// server judges the permission, the stream's leader answers, and nothing is stored.
+type health struct {
+	logger *slog.Logger
+
+	mu       sync.Mutex
+	waiting  string               // what the start waits for
+	troubles map[string]time.Time // what is wrong, and when it was last seen
+	missed   map[string]int       // unanswered tries in a row, by stream
+	lost     map[string]time.Time // subscriptions the server dropped, and when they were last tried
+}
+
+func newHealth(logger *slog.Logger) *health {
+	return &health{logger: logger, troubles: map[string]time.Time{}, missed: map[string]int{}, lost: map[string]time.Time{}}
+}
+
+const (
+	lookEvery = 2 * time.Second
+	// A trouble that isn't seen again for so long is over.
+	lasting = 10 * time.Second
+)
+
+// written are the streams that every request may need, each by a subject that no
+// connection can have.
+var written = map[string]string{
+	"ZOHO_RESPONSES":   "zoho.responses._.probe",
+	"ZOHO_CLAIMS":      "zoho.claims._.probe",
+	"ZOHO_TOKENS":      "zoho.tokens._",
+	"ZOHO_CONNECTIONS": "zoho.connections._",
+	"ZOHO_DEAD":        "zoho.dead._",
+	"ZOHO_EVENTS":      "zoho.events._",
+}
+
+// reasons are why the worker is not ready, in order; none where all is well.
+func (h *health) reasons() []string {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.waiting != "" {
+		return []string{"waiting for " + h.waiting}
+	}
+	for what, seen := range h.troubles {
+		if time.Since(seen) > lasting {
+			delete(h.troubles, what)
+			h.logger.Info("ready again: trouble with NATS is over", "was", what)
+		}
+	}
+	return slices.Sorted(maps.Keys(h.troubles))
+}
+
+func (h *health) waitsFor(what string) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.waiting = what
+}
+
+// saw takes in a trouble, and says so once while it lasts.
+func (h *health) saw(what string, err error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if _, known := h.troubles[what]; !known {
+		h.logger.Error("not ready: trouble with NATS", "what", what, "err", err)
+	}
+	h.troubles[what] = time.Now()
+}
+
+// over ends a trouble before its time.
+func (h *health) over(what string) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if _, known := h.troubles[what]; known {
+		delete(h.troubles, what)
+		h.logger.Info("ready again: trouble with NATS is over", "was", what)
+	}
+}
+
+// denied is what the NATS user turned out not to be allowed, "" where nothing.
+func (h *health) denied() string {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for what := range h.troubles {
+		if strings.HasPrefix(what, "may not ") {
+			return what
+		}
+	}
+	return ""
+}
+
+var violation = regexp.MustCompile(`(?i)permissions violation for (publish|subscription) to "([^"]+)"`)
+
+// onError takes in what the server says out of turn. A violation counts where
+// the worker needs the subject itself: a reply_to that it may not answer is its
+// requester's trouble.
+func (h *health) onError(err error) {
+	m := violation.FindStringSubmatch(err.Error())
+	if m == nil || !errors.Is(err, nats.ErrPermissionViolation) {
+		return
+	}
+	subject := m[2]
+	if strings.EqualFold(m[1], "subscription") {
+		h.mu.Lock()
+		if _, known := h.lost[subject]; !known {
+			h.lost[subject] = time.Time{}
+		}
+		h.mu.Unlock()
+		h.saw("may not subscribe to "+subject, err)
+		return
+	}
+	if strings.HasPrefix(subject, "$") || strings.HasPrefix(subject, "zoho.") {
+		h.saw("may not publish to "+kindOf(subject), err)
+	}
+}
+
+// kindOf leaves out of a subject what differs from request to request.
+func kindOf(subject string) string {
+	keep := 2 // zoho.claims, $JS.ACK
+	if strings.HasPrefix(subject, "$JS.API.") {
+		keep = 4 // $JS.API.STREAM.INFO
+	}
+	tokens := strings.Split(subject, ".")
+	if len(tokens) <= keep {
+		return subject
+	}
+	return strings.Join(tokens[:keep], ".") + ".>"
+}
+
+// stored takes in how a write of the worker's own ended.
+func (h *health) stored(stream string, err error) {
+	what := "zoho." + stream + ".> is not stored"
+	var api *jetstream.APIError
+	switch {
+	case err == nil:
+		h.mu.Lock()
+		quiet := len(h.troubles) == 0
+		h.mu.Unlock()
+		if !quiet {
+			h.over(what)
+		}
+	case errors.As(err, &api) && full(api.ErrorCode):
+		h.saw(what, err)
+	}
+}
+
+// full: the server has no room, or the stream is at its limit.
+func full(code jetstream.ErrorCode) bool {
+	switch code {
+	case 10023, // insufficient resources
+		10028, // account resources exceeded
+		10047, // insufficient storage resources available
+		10077: // the store failed: no space, maximum bytes or messages exceeded
+		return true
+	}
+	return false
+}
+
+// run looks until ctx ends.
+func (h *health) run(ctx context.Context, nc *nats.Conn) {
+	tick := time.NewTicker(lookEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		if !nc.IsConnected() {
+			continue // that alone makes it not ready
+		}
+		var all sync.WaitGroup
+		for stream, subject := range written {
+			all.Go(func() { h.try(ctx, nc, stream, subject) })
+		}
+		all.Wait()
+		h.subscribeAgain(nc)
+		h.reasons() // says what is over
+	}
+}
+
+// errNotStream is the server's answer to a write that names another stream.
+const errNotStream = 10060
+
+func (h *health) try(ctx context.Context, nc *nats.Conn, stream, subject string) {
+	ctx, cancel := context.WithTimeout(ctx, lookEvery)
+	defer cancel()
+	answer, err := nc.RequestMsgWithContext(ctx, &nats.Msg{Subject: subject, Header: nats.Header{jetstream.ExpectedStreamHeader: {"_"}}})
+	if err == nil {
+		var ack struct{ Error *jetstream.APIError }
+		if err = json.Unmarshal(answer.Data, &ack); err == nil && ack.Error != nil && ack.Error.ErrorCode != errNotStream {
+			err = ack.Error
+		}
+	}
+	what := "stream " + stream + " doesn't answer"
+	h.mu.Lock()
+	if err == nil {
+		h.missed[stream] = 0
+	} else {
+		h.missed[stream]++
+	}
+	missed := h.missed[stream]
+	h.mu.Unlock()
+	switch {
+	case err == nil:
+		h.over(what)
+	case missed > 1: // one may be a change of leaders
+		h.saw(what, err)
+	}
+}
+
+// subscribeAgain tries the subscriptions that the server dropped when it read
+// its configuration again. When it refuses none any more, connecting anew brings
+// them all back.
+func (h *health) subscribeAgain(nc *nats.Conn) {
+	h.mu.Lock()
+	lost := maps.Clone(h.lost)
+	h.mu.Unlock()
+	back := false
+	for subject, tried := range lost {
+		what := "may not subscribe to " + subject
+		h.mu.Lock()
+		refused := h.troubles[what].After(tried)
+		if refused || tried.IsZero() {
+			h.lost[subject] = time.Now()
+		} else {
+			delete(h.lost, subject)
+			back = true
+		}
+		h.mu.Unlock()
+		if !refused && !tried.IsZero() {
+			h.over(what)
+			continue
+		}
+		if sub, err := nc.SubscribeSync(subject); err == nil {
+			_ = nc.FlushTimeout(lookEvery)
+			_ = sub.Unsubscribe()
+		}
+	}
+	if back {
+		h.logger.Info("NATS permissions are back: connecting anew")
+		if err := nc.ForceReconnect(); err != nil {
+			h.logger.Warn("connect anew", "err", err)
+		}
+	}
+}
