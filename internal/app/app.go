@@ -242,8 +242,12 @@ func (w *Worker) connect(ctx context.Context, c Config, logger *slog.Logger) err
 		logger.Warn("NATS", "err", err)
 		w.health.onError(err)
 	})
+	again := nats.ReconnectHandler(func(nc *nats.Conn) {
+		logger.Info("NATS connection is back", "nats", nc.ConnectedUrlRedacted())
+		w.health.connected()
+	})
 	err := w.await(ctx, logger, "NATS", func(context.Context) (err error) {
-		w.nc, err = connect(c, "zoho-worker", logger, noticed)
+		w.nc, err = connect(c, "zoho-worker", logger, noticed, again)
 		return err
 	})
 	if err != nil {

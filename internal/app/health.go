@@ -14,6 +14,8 @@ import (
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
+
+	"zoho-worker/internal/register"
 )
 
 // health knows what keeps a started worker from its work although it is
@@ -28,19 +30,30 @@ type health struct {
 
 	mu       sync.Mutex
 	waiting  string               // what the start waits for
-	troubles map[string]time.Time // what is wrong, and when it was last seen
+	troubles map[string]trouble   // by what is wrong
 	missed   map[string]int       // unanswered tries in a row, by stream
+	failed   map[string]int       // writes that failed in a row, by stream
 	lost     map[string]time.Time // subscriptions the server dropped, and when they were last tried
 }
 
 func newHealth(logger *slog.Logger) *health {
-	return &health{logger: logger, troubles: map[string]time.Time{}, missed: map[string]int{}, lost: map[string]time.Time{}}
+	return &health{
+		logger: logger, troubles: map[string]trouble{}, missed: map[string]int{}, failed: map[string]int{}, lost: map[string]time.Time{},
+	}
+}
+
+// trouble was last seen at a time, and is over if it isn't seen again for a while.
+type trouble struct {
+	seen    time.Time
+	lasting time.Duration
 }
 
 const (
 	lookEvery = 2 * time.Second
-	// A trouble that isn't seen again for so long is over.
-	lasting = 10 * time.Second
+	// What every look would see again.
+	seenByLooks = 10 * time.Second
+	// Writes that fail are tried again within half of it, while there are any to do.
+	seenByWrites = time.Minute
 )
 
 // written are the streams that every request may need, each by a subject that no
@@ -61,10 +74,10 @@ func (h *health) reasons() []string {
 	if h.waiting != "" {
 		return []string{"waiting for " + h.waiting}
 	}
-	for what, seen := range h.troubles {
-		if time.Since(seen) > lasting {
+	for what, t := range h.troubles {
+		if time.Since(t.seen) > t.lasting {
 			delete(h.troubles, what)
-			h.logger.Info("ready again: trouble with NATS is over", "was", what)
+			h.logger.Info("trouble with NATS is over", "was", what)
 		}
 	}
 	return slices.Sorted(maps.Keys(h.troubles))
@@ -77,13 +90,13 @@ func (h *health) waitsFor(what string) {
 }
 
 // saw takes in a trouble, and says so once while it lasts.
-func (h *health) saw(what string, err error) {
+func (h *health) saw(what string, lasting time.Duration, err error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if _, known := h.troubles[what]; !known {
 		h.logger.Error("not ready: trouble with NATS", "what", what, "err", err)
 	}
-	h.troubles[what] = time.Now()
+	h.troubles[what] = trouble{time.Now(), lasting}
 }
 
 // over ends a trouble before its time.
@@ -92,7 +105,7 @@ func (h *health) over(what string) {
 	defer h.mu.Unlock()
 	if _, known := h.troubles[what]; known {
 		delete(h.troubles, what)
-		h.logger.Info("ready again: trouble with NATS is over", "was", what)
+		h.logger.Info("trouble with NATS is over", "was", what)
 	}
 }
 
@@ -125,11 +138,11 @@ func (h *health) onError(err error) {
 			h.lost[subject] = time.Time{}
 		}
 		h.mu.Unlock()
-		h.saw("may not subscribe to "+subject, err)
+		h.saw("may not subscribe to "+subject, seenByLooks, err)
 		return
 	}
 	if strings.HasPrefix(subject, "$") || strings.HasPrefix(subject, "zoho.") {
-		h.saw("may not publish to "+kindOf(subject), err)
+		h.saw("may not publish to "+kindOf(subject), seenByLooks, err)
 	}
 }
 
@@ -146,20 +159,45 @@ func kindOf(subject string) string {
 	return strings.Join(tokens[:keep], ".") + ".>"
 }
 
-// stored takes in how a write of the worker's own ended.
+// stored takes in how a write of the worker's own ended. A server whose disk is
+// full doesn't answer writes at all, so two that fail in a row are trouble,
+// whatever their errors are.
 func (h *health) stored(stream string, err error) {
-	what := "zoho." + stream + ".> is not stored"
+	what := writes + stream + ".>"
 	var api *jetstream.APIError
+	refused := errors.As(err, &api) && full(api.ErrorCode)
+	h.mu.Lock()
+	failed := h.failed[stream]
 	switch {
-	case err == nil:
-		h.mu.Lock()
-		quiet := len(h.troubles) == 0
+	case err == nil || register.IsConflict(err):
+		h.failed[stream] = 0
+	case errors.Is(err, context.Canceled), errors.Is(err, nats.ErrConnectionClosed), errors.Is(err, nats.ErrDisconnected),
+		errors.Is(err, nats.ErrConnectionReconnecting), errors.Is(err, nats.ErrReconnectBufExceeded):
 		h.mu.Unlock()
-		if !quiet {
-			h.over(what)
-		}
-	case errors.As(err, &api) && full(api.ErrorCode):
-		h.saw(what, err)
+		return // says nothing of the server
+	default:
+		h.failed[stream]++
+	}
+	now := h.failed[stream]
+	h.mu.Unlock()
+	switch {
+	case now > 1 || refused:
+		h.saw(what, seenByWrites, err)
+	case failed > 0:
+		h.over(what)
+	}
+}
+
+const writes = "can't store "
+
+// connected forgets what failed on an earlier connection.
+func (h *health) connected() {
+	h.mu.Lock()
+	streams := slices.Collect(maps.Keys(h.failed))
+	clear(h.failed)
+	h.mu.Unlock()
+	for _, stream := range streams {
+		h.over(writes + stream + ".>")
 	}
 }
 
@@ -169,7 +207,7 @@ func full(code jetstream.ErrorCode) bool {
 	case 10023, // insufficient resources
 		10028, // account resources exceeded
 		10047, // insufficient storage resources available
-		10077: // the store failed: no space, maximum bytes or messages exceeded
+		10077: // the store failed: maximum bytes or messages exceeded
 		return true
 	}
 	return false
@@ -224,7 +262,7 @@ func (h *health) try(ctx context.Context, nc *nats.Conn, stream, subject string)
 	case err == nil:
 		h.over(what)
 	case missed > 1: // one may be a change of leaders
-		h.saw(what, err)
+		h.saw(what, seenByLooks, err)
 	}
 }
 
@@ -239,7 +277,7 @@ func (h *health) subscribeAgain(nc *nats.Conn) {
 	for subject, tried := range lost {
 		what := "may not subscribe to " + subject
 		h.mu.Lock()
-		refused := h.troubles[what].After(tried)
+		refused := h.troubles[what].seen.After(tried)
 		if refused || tried.IsZero() {
 			h.lost[subject] = time.Now()
 		} else {
