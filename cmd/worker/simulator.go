@@ -4,6 +4,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -39,7 +40,10 @@ with one org, one user who has consented, and some records. Workers reach it by
 
 A worker takes plain http from its own machine only. For another machine or
 container give the simulator a certificate; SSL_CERT_FILE=ca.crt in the worker's
-environment makes it trust an authority of your own.`,
+environment makes it trust an authority of your own.
+
+GET /simulator/orgs tells per org, as JSON, what its limits have seen: calls in
+flight now and at most, heavy ones, refused by cause, credits, places used.`,
 		Example: `  worker simulator --addr 127.0.0.1:8090
   worker simulator --addr :8443 --tls-cert simulator.crt --tls-key simulator.key --url https://simulator:8443
   worker simulator connect demo     a connection that fits it, in the NATS server of NATS_URL`,
@@ -102,10 +106,14 @@ func simulate(ctx context.Context, flags simulatorFlags, out io.Writer) error {
 	return nil
 }
 
-// simulatorHandler adds what a health check asks.
-func simulatorHandler(zoho http.Handler) http.Handler {
+// simulatorHandler adds what a health check asks, and what a judge of limits does.
+func simulatorHandler(zoho *zohotest.Server) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ready") })
+	mux.HandleFunc("GET /simulator/orgs", func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "application/json")
+		_ = json.NewEncoder(w).Encode(zoho.AllCounts())
+	})
 	mux.Handle("/", zoho)
 	return mux
 }

@@ -54,6 +54,8 @@ func (s *Server) api(x *exchange) *result {
 		return x.only(rest, http.MethodPost, "", x.composite)
 	case "upload":
 		return x.only(rest, http.MethodPost, "", x.upload)
+	case "functions":
+		return callFunction(rest)
 	case "settings":
 		if len(rest) == 2 && rest[1] == "modules" {
 			return x.only(rest[1:], http.MethodGet, "settings.modules.READ", x.modules)
@@ -123,6 +125,8 @@ func (x *exchange) records(rest []string, query url.Values) *result {
 		return x.deletedRecords(name, query)
 	case "GET count":
 		return x.count(name)
+	case "POST action":
+		return takeAction(rest[len(rest)-1])
 	}
 	if thing == "" {
 		return noSuchURL()
@@ -141,17 +145,41 @@ func place(rest []string) string {
 		return "record"
 	case len(rest) == 3 && rest[1] == "actions" && rest[2] == "count":
 		return "count"
+	case (len(rest) == 3 || len(rest) == 4) && rest[len(rest)-2] == "actions":
+		return "action"
 	}
 	return ""
 }
 
-// charge takes the price of this call; a result is a refusal.
-func (x *exchange) charge(price int, heavy bool) *result { return x.org.charge(x, price, heavy) }
+// actions are those of a module or a record that are taken for their price alone:
+// nothing comes of them but the answer.
+var actions = []string{"convert", "mass_convert", "send_mail", "merge", "add_tags", "remove_tags", "mass_delete"}
+
+func takeAction(name string) *result {
+	if !slices.Contains(actions, name) {
+		return noSuchURL()
+	}
+	return applied(params{"data": []any{params{"code": "SUCCESS", "details": params{}, "message": name + " done", "status": "success"}}})
+}
+
+// callFunction is /functions/{name}/actions/execute: the org's own code, of which this one does nothing.
+func callFunction(rest []string) *result {
+	if len(rest) != 4 || rest[2] != "actions" || rest[3] != "execute" {
+		return noSuchURL()
+	}
+	return applied(params{
+		"code": "success", "details": params{"output": "", "output_type": "string", "id": "null"}, "message": "function executed successfully",
+	})
+}
+
+// applied is the answer to a write without records.
+func applied(body any) *result {
+	res := reply(http.StatusOK, "SUCCESS", body)
+	res.applied = true
+	return res
+}
 
 func (x *exchange) orgInfo() *result {
-	if res := x.charge(1, false); res != nil {
-		return res
-	}
 	return reply(http.StatusOK, "", params{"org": []any{params{
 		"id": x.org.ID, "zgid": x.org.ID, "company_name": x.org.name(), "primary_email": x.user.Email,
 		"time_zone": "UTC", "iso_code": "US", "currency": "US Dollar - USD",
@@ -160,9 +188,6 @@ func (x *exchange) orgInfo() *result {
 }
 
 func (x *exchange) users(query url.Values) *result {
-	if res := x.charge(1, false); res != nil {
-		return res
-	}
 	var list []any
 	users := x.s.Users()
 	for _, id := range slices.Sorted(maps.Keys(users)) {
@@ -181,9 +206,6 @@ func (x *exchange) users(query url.Values) *result {
 }
 
 func (x *exchange) modules() *result {
-	if res := x.charge(1, false); res != nil {
-		return res
-	}
 	var list []any
 	for i, name := range x.s.Modules(x.org.ID) {
 		list = append(list, params{
@@ -215,9 +237,6 @@ func (x *exchange) composite() *result {
 	if n := len(body.Requests); n == 0 || n > 5 {
 		return fail(http.StatusBadRequest, "LIMIT_REACHED", "Limit of composite requests is 5", params{"limit": 5})
 	}
-	if res := x.charge(0, true); res != nil {
-		return res
-	}
 	type response struct {
 		Status  int             `json:"status_code"`
 		Headers params          `json:"headers"`
@@ -235,7 +254,7 @@ func (x *exchange) composite() *result {
 		for name, v := range r.Params {
 			q.Set(name, fmt.Sprint(v))
 		}
-		sub := &exchange{s: x.s, r: x.r, user: x.user, org: x.org, access: x.access, body: r.Body, heavy: x.heavy}
+		sub := &exchange{s: x.s, r: x.r, user: x.user, org: x.org, access: x.access, body: r.Body}
 		sub.call = Call{Endpoint: API, Method: r.Method, Path: u.Path, RawQuery: q.Encode(), Header: http.Header{}}
 		for name, v := range r.Headers {
 			sub.call.Header.Set(name, v)

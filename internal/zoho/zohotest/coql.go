@@ -43,9 +43,6 @@ func (x *exchange) coql() *result {
 	if q.max > maxRows || q.offset+q.max > maxOffset {
 		return fail(http.StatusBadRequest, "LIMIT_EXCEEDED", "maximum limit exceeded", params{"limit": maxRows, "clause": "limit"})
 	}
-	if res := x.charge(1+min((q.max-1)/200, 1)+min((q.max-1)/1000, 1), true); res != nil {
-		return res
-	}
 	if !x.access.grant.allows("ZohoCRM", "modules."+q.module+".READ") {
 		return scopeMismatch()
 	}

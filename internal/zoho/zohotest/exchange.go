@@ -31,8 +31,10 @@ type exchange struct {
 	grant    *grant            // token endpoint: whose refresh token it is
 	refused  *result           // decided before execution: 401, 413, 429
 	version  int
-	heavy    bool // counted as sub-concurrent
-	counted  bool // counted as in flight
+	heavy    bool      // counted as sub-concurrent
+	counted  bool      // counted as in flight
+	working  bool      // counted as in flight and not refused
+	order    *sequence // in flight in it
 	finished bool
 }
 
@@ -55,6 +57,9 @@ func (x *exchange) read() bool {
 	}
 	if int64(len(body)) > x.s.opt.MaxBody {
 		x.body, x.refused = nil, tooLarge()
+		return true
+	}
+	if x.s.opt.CountOnly {
 		return true
 	}
 	sum := sha256.Sum256(body)
@@ -216,6 +221,7 @@ func (x *exchange) finish(status int) {
 	}
 	x.finished = true
 	x.org.leave(x)
+	x.s.orders.end(x)
 	x.call.Status, x.call.Finished = status, x.s.now()
 	if x.fault != nil {
 		x.call.Fault = x.fault.Name

@@ -103,6 +103,9 @@ type ledger struct {
 
 func (l *ledger) init(o Options) {
 	l.keep, l.key = o.KeepCalls, o.Key
+	if o.CountOnly {
+		l.keep = 0
+	}
 	l.applied, l.executions = map[string]int{}, map[string]int{}
 }
 
@@ -113,6 +116,9 @@ func (l *ledger) begin(x *exchange) {
 	l.seq++
 	x.call.Seq = l.seq
 	*x.entry = x.call
+	if l.keep == 0 {
+		return
+	}
 	if l.keep < 0 || len(l.calls) < l.keep {
 		l.calls = append(l.calls, x.entry)
 		return

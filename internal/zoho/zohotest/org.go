@@ -15,8 +15,9 @@ type Org struct {
 	// Concurrency is how many calls may be in flight at one instant before a 429; 0: any.
 	// Zoho: Free 5, Standard 10, Professional 15, Enterprise 20, Ultimate 25.
 	Concurrency int
-	// SubConcurrency bounds the heavy calls among them (COQL, composite, sorted
-	// lists, writes of more than 10 records). Zoho: 10. 0: any.
+	// SubConcurrency bounds the heavy calls among them: COQL, composite, lists that
+	// are sorted or by view, writes of more than 10 records, conversions, mails
+	// sent. Zoho: 10. 0: any.
 	SubConcurrency int
 	// Edition is the paid_type of its licence: free, standard, professional,
 	// enterprise, ultimate. Empty: enterprise.
@@ -42,17 +43,19 @@ type org struct {
 	modules map[string]*module
 	jobs    map[string]*job
 
-	gate     sync.Mutex // guards the counts
-	inFlight int
-	heavy    int
-	highest  int
-	refused  int
-	spent    []minute // of the last 24 hours, oldest first
-	used     int      // their sum
+	gate    sync.Mutex // guards the limits, the counts and all that follows
+	count   Counts
+	working int       // in flight and not refused
+	changed time.Time // until when the integrals go
+	spent   []second  // of the last 24 hours, oldest first
+	used    int       // their sum
+
+	downloads   []time.Time // of bulk-read results, within the last minute
+	noDownloads time.Time   // until then
 }
 
-// minute holds the credits used within one minute.
-type minute struct {
+// second holds the credits used within one second.
+type second struct {
 	at time.Time
 	n  int
 }
@@ -140,7 +143,7 @@ func (s *Server) MaxInFlight(orgID string) int {
 	o := s.org(orgID)
 	o.gate.Lock()
 	defer o.gate.Unlock()
-	return o.highest
+	return o.count.HighestInFlight
 }
 
 // InFlight is the number of API calls of an org in flight now.
@@ -148,7 +151,7 @@ func (s *Server) InFlight(orgID string) int {
 	o := s.org(orgID)
 	o.gate.Lock()
 	defer o.gate.Unlock()
-	return o.inFlight
+	return o.count.InFlight
 }
 
 // Throttled is the number of calls that an org's own limits refused with 429;
@@ -157,88 +160,7 @@ func (s *Server) Throttled(orgID string) int {
 	o := s.org(orgID)
 	o.gate.Lock()
 	defer o.gate.Unlock()
-	return o.refused
-}
-
-// enter counts an identified call as in flight, and refuses it when that is one too many.
-func (x *exchange) enter() {
-	o := x.org
-	if o == nil {
-		return
-	}
-	o.gate.Lock()
-	defer o.gate.Unlock()
-	x.counted = true
-	o.inFlight++
-	o.highest = max(o.highest, o.inFlight)
-	if x.refused == nil && o.Concurrency > 0 && o.inFlight > o.Concurrency {
-		o.refused++
-		x.refused = tooMany(Concurrency)
-	}
-}
-
-// leave takes the call out of the counts.
-func (o *org) leave(x *exchange) {
-	if o == nil || !x.counted {
-		return
-	}
-	o.gate.Lock()
-	defer o.gate.Unlock()
-	o.inFlight--
-	if x.heavy {
-		o.heavy--
-	}
-}
-
-// charge takes the price of a call, or says which limit forbids the call.
-func (o *org) charge(x *exchange, price int, heavy bool) *result {
-	o.gate.Lock()
-	defer o.gate.Unlock()
-	if heavy && !x.heavy {
-		if o.SubConcurrency > 0 && o.heavy >= o.SubConcurrency {
-			o.refused++
-			return tooMany(SubConcurrency)
-		}
-		x.heavy = true
-		o.heavy++
-	}
-	now := x.s.now()
-	o.forget(now)
-	if o.Credits > 0 && o.used+price > o.Credits {
-		o.refused++
-		return tooMany(CreditsExhausted)
-	}
-	at := now.Truncate(time.Minute)
-	if n := len(o.spent); n > 0 && o.spent[n-1].at.Equal(at) {
-		o.spent[n-1].n += price
-	} else {
-		o.spent = append(o.spent, minute{at, price})
-	}
-	o.used += price
-	return nil
-}
-
-// forget frees the credits that were used more than 24 hours ago.
-func (o *org) forget(now time.Time) {
-	i := 0
-	for ; i < len(o.spent) && now.Sub(o.spent[i].at) >= 24*time.Hour; i++ {
-		o.used -= o.spent[i].n
-	}
-	o.spent = o.spent[i:]
-}
-
-// creditsLeft is told only once half of them is used.
-func (o *org) creditsLeft(now time.Time) (left int, tell bool) {
-	if o == nil {
-		return 0, false
-	}
-	o.gate.Lock()
-	defer o.gate.Unlock()
-	if o.Credits == 0 {
-		return 0, false
-	}
-	o.forget(now)
-	return max(o.Credits-o.used, 0), 2*o.used >= o.Credits
+	return o.count.Refused.Sum()
 }
 
 // CreditsUsed is what the calls of the last 24 hours have cost.

@@ -24,9 +24,6 @@ const (
 
 // one is GET of a record.
 func (x *exchange) one(name, id string, query url.Values) *result {
-	if res := x.charge(1, false); res != nil {
-		return res
-	}
 	external := x.call.Header.Get("X-EXTERNAL") != ""
 	if !external && !recordID.MatchString(id) {
 		return fail(http.StatusBadRequest, "INVALID_DATA", "the id given seems to be invalid", params{"id": id})
@@ -77,9 +74,6 @@ func pick(fields map[string]any, names []string) map[string]any {
 // list is GET of a module.
 func (x *exchange) list(name string, query url.Values) *result {
 	sortBy := query.Get("sort_by")
-	if res := x.charge(1, sortBy != "" || query.Get("cvid") != ""); res != nil {
-		return res
-	}
 	names := query.Get("fields")
 	if names == "" && x.version >= 3 {
 		return missingParam("fields")
@@ -269,9 +263,6 @@ func (x *exchange) search(name string, query url.Values) *result {
 	if !x.access.grant.allows("ZohoSearch", "securesearch.READ") {
 		return scopeMismatch()
 	}
-	if res := x.charge(1, false); res != nil {
-		return res
-	}
 	p, bad := x.paging(name, query)
 	if bad != nil {
 		return bad
@@ -315,9 +306,6 @@ func anyField(word string, hit func(name, value, word string) bool) func(map[str
 
 // deletedRecords is GET of /deleted.
 func (x *exchange) deletedRecords(name string, query url.Values) *result {
-	if res := x.charge(2, false); res != nil {
-		return res
-	}
 	p, bad := x.paging(name, query)
 	if bad != nil {
 		return bad
@@ -339,8 +327,5 @@ func (x *exchange) deletedRecords(name string, query url.Values) *result {
 
 // count is GET of /actions/count.
 func (x *exchange) count(name string) *result {
-	if res := x.charge(50, false); res != nil {
-		return res
-	}
 	return reply(http.StatusOK, "", params{"count": len(x.all(name, func(*record) bool { return true }))})
 }

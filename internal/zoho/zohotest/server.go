@@ -10,6 +10,7 @@
 // Invariants:
 //   - Every call is in the ledger from its first byte on, and what a call did is
 //     there before its client can learn it, or before its connection is cut.
+//   - Who judges a worker's limits finds them counted by zoho-facts 3 alone, see Counts.
 //   - A call is no longer counted as in flight when its last byte leaves: a client
 //     that keeps the limit is never refused because the server was late to count.
 //   - A call that was read whole executes even when its client has gone, as at Zoho.
@@ -19,9 +20,10 @@
 package zohotest
 
 import (
-	"crypto/rand"
+	cryptorand "crypto/rand"
 	"encoding/hex"
 	"log/slog"
+	"math/rand/v2"
 	"net/http"
 	"strconv"
 	"strings"
@@ -72,6 +74,14 @@ type Options struct {
 	// index is late. COQL and lists read the database and see it at once.
 	SearchLag time.Duration
 
+	// Order says which ordered sequence a call belongs to and its place in it, so that
+	// Orders counts exactly even when no call is kept. Nil or "": none.
+	Order func(Call) (key string, place int64)
+
+	// CountOnly keeps no calls, no bodies and no digests, for runs of millions: the
+	// counters, Counts and Orders are all that tells what happened.
+	CountOnly bool
+
 	// Key names what a write carries out, such as the request id in its body, so that
 	// Executions counts exactly even when the list of calls is bounded. Nil or "": not counted.
 	Key func(Call) string
@@ -89,12 +99,14 @@ type Server struct {
 	orgs  map[string]*org
 	users map[string]*User
 
-	auth    authority
-	ledger  ledger
-	faults  faults
-	hooks   hooks
-	latency atomic.Int64
-	lastID  atomic.Int64
+	auth     authority
+	ledger   ledger
+	orders   orders
+	faults   faults
+	hooks    hooks
+	latency  atomic.Pointer[[2]time.Duration] // from, to
+	throttle atomic.Pointer[string]
+	lastID   atomic.Int64
 }
 
 // New returns an empty server: no orgs, no users, no grants.
@@ -125,8 +137,23 @@ func New(o Options) *Server {
 // will, and their connections are cut. It doesn't wait, and may be called twice.
 func (s *Server) Close() { s.closing.Do(func() { close(s.closed) }) }
 
-// SetLatency makes every API call take at least d, spent before it executes. 0 ends it.
-func (s *Server) SetLatency(d time.Duration) { s.latency.Store(int64(d)) }
+// SetLatency makes every API call take at least d, spent before it executes; those
+// that are refused are answered at once. 0 ends it.
+func (s *Server) SetLatency(d time.Duration) { s.SetLatencyBetween(d, d) }
+
+// SetLatencyBetween is SetLatency with a time for each call, evenly spread.
+func (s *Server) SetLatencyBetween(from, to time.Duration) {
+	s.latency.Store(&[2]time.Duration{from, max(from, to)})
+}
+
+// work spends the latency; false when the server was closed meanwhile.
+func (s *Server) work() bool {
+	between := s.latency.Load()
+	if between == nil {
+		return true
+	}
+	return s.pause(between[0] + rand.N(between[1]-between[0]+1))
+}
 
 // CookieSecret is a value in the Set-Cookie of every response: a worker that lets
 // it out has passed on a session.
@@ -156,7 +183,10 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	x := &exchange{s: s, w: w, r: r}
 	x.call = Call{
 		Endpoint: endpointOf(r.URL.Path), Time: s.now(), Method: r.Method, Path: r.URL.Path,
-		RawQuery: r.URL.RawQuery, Header: r.Header.Clone(),
+		RawQuery: r.URL.RawQuery, Header: r.Header,
+	}
+	if !s.opt.CountOnly {
+		x.call.Header = r.Header.Clone()
 	}
 	if x.call.Endpoint == API {
 		x.identify()
@@ -169,6 +199,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	s.hooks.run(Arrived, x)
 	if x.call.Endpoint == API {
 		x.enter()
+		s.orders.begin(x)
 		if x.fault = s.faults.take(x); x.fault != nil && x.fault.Unread {
 			x.answerUnread()
 			return
@@ -181,9 +212,12 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		x.identifyGrant()
 		x.fault = s.faults.take(x)
 	}
+	if x.call.Endpoint == API {
+		x.admit()
+	}
 	s.ledger.publish(x)
 	s.hooks.run(BodyRead, x)
-	if x.call.Endpoint == API && !s.pause(time.Duration(s.latency.Load())) {
+	if x.call.Endpoint == API && x.refused == nil && !s.work() {
 		x.cut(Close)
 	}
 	x.answer()
@@ -202,6 +236,6 @@ func endpointOf(path string) string {
 
 func randomHex(bytes int) string {
 	b := make([]byte, bytes)
-	_, _ = rand.Read(b) // never fails
+	_, _ = cryptorand.Read(b) // never fails
 	return hex.EncodeToString(b)
 }

@@ -103,9 +103,6 @@ func (x *exchange) batch() (rows []any, body map[string]any, bad *result) {
 	if n := len(rows); n == 0 || n > maxRecords {
 		return nil, nil, fail(http.StatusBadRequest, "INVALID_DATA", "invalid data", params{"maximum_length": maxRecords, "api_name": "data", "json_path": "$.data"})
 	}
-	if bad = x.charge((len(rows)+9)/10, len(rows) > 10); bad != nil {
-		return nil, nil, bad
-	}
 	return rows, body, nil
 }
 
@@ -291,9 +288,6 @@ func (x *exchange) lookup(m *module, name, id string) *record {
 }
 
 func (x *exchange) deleteOne(name, id string) *result {
-	if res := x.charge(1, false); res != nil {
-		return res
-	}
 	return x.delete(name, []string{id})
 }
 
@@ -304,9 +298,6 @@ func (x *exchange) deleteMany(name string, query url.Values) *result {
 	ids := strings.Split(query.Get("ids"), ",")
 	if len(ids) > maxRecords {
 		return fail(http.StatusBadRequest, "LIMIT_EXCEEDED", "only 100 records can be deleted at a time", params{"limit": maxRecords, "param_name": "ids"})
-	}
-	if res := x.charge(1, false); res != nil {
-		return res
 	}
 	return x.delete(name, ids)
 }
