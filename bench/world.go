@@ -208,7 +208,11 @@ func (w *world) start(candidate string, secure bool, places int) (*process, erro
 	case "baseline":
 		p, _, err := launch(w.dir, candidate, false, env, w.programs.baseline)
 		return p, err
-	case "worker":
+	case "worker", "old":
+		binary := w.programs.worker
+		if candidate == "old" {
+			binary = w.programs.peers["old"]
+		}
 		env = append(
 			env, "REDIS_URL="+w.redisURL, "ZOHO_ACCOUNTS_URL="+w.plain, "ZOHO_CLIENT_ID=1000.BENCH", "ZOHO_CLIENT_SECRET=bench",
 			"ENCRYPTION_KEYS="+w.keys.Reveal(), "HTTP_ADDR=127.0.0.1:0", "LOG_FORMAT=json", "MAX_IN_FLIGHT="+strconv.Itoa(max(places, 512)),
@@ -216,7 +220,7 @@ func (w *world) start(candidate string, secure bool, places int) (*process, erro
 		if dir := os.Getenv("BENCH_PROFILE"); dir != "" {
 			env = append(env, "CPU_PROFILE="+filepath.Join(dir, fmt.Sprintf("%d.prof", time.Now().UnixNano())))
 		}
-		p, _, err := launch(w.dir, candidate, false, env, w.programs.worker, "run")
+		p, _, err := launch(w.dir, candidate, false, env, binary, "run")
 		return p, err
 	}
 	p, _, err := launch(w.dir, candidate, false, env, w.programs.peers[candidate], "run", filepath.Join(root(), "bench", "peers", candidate+".yaml"))

@@ -27,34 +27,30 @@ var (
 	scratches = sync.Pool{New: func() any { return new(bytes.Buffer) }}
 )
 
-// readBody returns the body of resp, decompressed, or ErrTooLarge where it is
-// longer than limit bytes before or after. The result is the caller's alone.
-func readBody(resp *http.Response, limit int) ([]byte, error) {
-	if resp.ContentLength == 0 {
+// readBody returns the body that r gives, decompressed, or ErrTooLarge where it
+// is longer than limit bytes before or after. length is that on the wire, -1
+// where it wasn't told. The result is the caller's alone.
+func readBody(r io.Reader, length int64, unzip bool, limit int) ([]byte, error) {
+	if length == 0 {
 		return nil, nil
 	}
-	if !gzipped(resp.Header) {
-		if resp.ContentLength > int64(limit) {
+	if !unzip {
+		if length > int64(limit) {
 			return nil, ErrTooLarge
 		}
-		if resp.ContentLength > 0 {
-			body := make([]byte, resp.ContentLength)
-			if _, err := io.ReadFull(resp.Body, body); err != nil {
+		if length > 0 {
+			body := make([]byte, length)
+			_, err := io.ReadFull(r, body)
+			if err != nil {
 				return nil, err
 			}
-			// The end of the body has to be read for the connection to be kept.
-			var end [1]byte
-			_, err := resp.Body.Read(end[:])
-			if err == io.EOF {
-				err = nil
-			}
-			return body, err
+			return body, nil
 		}
-		return drain(resp.Body, limit)
+		return drain(r, limit)
 	}
 	// Compressed data that unfolds to limit bytes is hardly longer than they
 	// are, so that endless empty blocks end here.
-	packed := &bounded{r: resp.Body, left: int64(limit) + int64(limit)/8 + 4096}
+	packed := &bounded{r: r, left: int64(limit) + int64(limit)/8 + 4096}
 	z := unzippers.Get().(*gzip.Reader)
 	defer func() {
 		packed.r = nil // a pooled reader mustn't keep the connection alive
@@ -109,69 +105,81 @@ func (b *bounded) Read(p []byte) (int, error) {
 	return n, err
 }
 
-func gzipped(h http.Header) bool {
-	v := h["Content-Encoding"]
-	return len(v) == 1 && (strings.EqualFold(v[0], "gzip") || strings.EqualFold(v[0], "x-gzip"))
+// field returns the first value of a header, "" where there is none, and how
+// many there are.
+func field(fields []envelope.Header, name string) (value string, n int) {
+	for i := range fields {
+		if fields[i].Name == name {
+			if n == 0 {
+				value = fields[i].Value
+			}
+			n++
+		}
+	}
+	return value, n
+}
+
+func gzipped(fields []envelope.Header) bool {
+	v, n := field(fields, "Content-Encoding")
+	return n == 1 && (strings.EqualFold(v, "gzip") || strings.EqualFold(v, "x-gzip"))
 }
 
 // read fills a with what the response's header and body say. a.Body is set.
-func (a *Answer) read(resp *http.Response) {
-	h := resp.Header
-	a.Headers = headers(h)
-	if v := h["X-Api-Credits-Remaining"]; len(v) > 0 {
-		if n, err := strconv.Atoi(v[0]); err == nil && n >= 0 {
+// The fields become a's.
+func (a *Answer) read(fields []envelope.Header) {
+	if v, n := field(fields, "X-Api-Credits-Remaining"); n > 0 {
+		if n, err := strconv.Atoi(v); err == nil && n >= 0 {
 			a.CreditsRemaining = n
 		}
 	}
+	a.RetryAfter = retryAfter(fields, time.Now())
+	a.Headers = headers(fields)
 	fault := readFault(a.Status, a.Body)
 	a.Code = fault.code
-	a.RetryAfter = retryAfter(h, time.Now())
 	if a.RetryAfter == 0 {
 		a.RetryAfter = fault.retryAfter
 	}
 }
 
-// dropped are the headers of a response that aren't delivered: the hop-by-hop
+// dropped reports whether a header of a response isn't delivered: the hop-by-hop
 // ones, cookies (which Zoho sets on ordinary answers, zoho-facts 3.6), and the
 // length, since the body's may be another after decompression.
-var dropped = map[string]bool{
-	"Set-Cookie": true, "Set-Cookie2": true, "Content-Length": true,
-	"Connection": true, "Keep-Alive": true, "Proxy-Authenticate": true, "Proxy-Connection": true,
-	"Te": true, "Trailer": true, "Transfer-Encoding": true, "Upgrade": true,
-}
-
-func headers(h http.Header) []envelope.Header {
-	out := make([]envelope.Header, 0, len(h))
-	unzipped := gzipped(h)
-	for name, values := range h {
-		if dropped[name] || unzipped && name == "Content-Encoding" || named(h["Connection"], name) {
-			continue
-		}
-		for _, v := range values {
-			out = append(out, envelope.Header{Name: name, Value: v})
-		}
-	}
-	slices.SortStableFunc(out, func(a, b envelope.Header) int { return strings.Compare(a.Name, b.Name) })
-	return out
-}
-
-// named reports whether a Connection header declares name hop-by-hop.
-func named(connection []string, name string) bool {
-	for _, line := range connection {
-		for token := range strings.SplitSeq(line, ",") {
-			if strings.EqualFold(strings.TrimSpace(token), name) {
-				return true
-			}
-		}
+func dropped(name string) bool {
+	switch name {
+	case "Set-Cookie", "Set-Cookie2", "Content-Length", "Connection", "Keep-Alive", "Proxy-Authenticate",
+		"Proxy-Connection", "Te", "Trailer", "Transfer-Encoding", "Upgrade":
+		return true
 	}
 	return false
+}
+
+// headers returns those of the fields that are delivered, sorted by name, in
+// the fields' own memory.
+func headers(fields []envelope.Header) []envelope.Header {
+	unzipped := gzipped(fields)
+	var hops []string // what Connection headers declare to be of this hop only
+	for i := range fields {
+		if fields[i].Name == "Connection" {
+			hops = append(hops, fields[i].Value)
+		}
+	}
+	out := fields[:0]
+	for _, h := range fields {
+		if dropped(h.Name) || unzipped && h.Name == "Content-Encoding" || slices.ContainsFunc(hops, func(hop string) bool { return hasToken(hop, h.Name) }) {
+			continue
+		}
+		out = append(out, h)
+	}
+	clear(fields[len(out):])
+	slices.SortStableFunc(out, func(a, b envelope.Header) int { return strings.Compare(a.Name, b.Name) })
+	return out
 }
 
 // retryAfter reads the Retry-After header: seconds, or a date, which counts
 // from the server's own Date where there is one. Zoho documents neither for the
 // CRM (zoho-facts 3.5).
-func retryAfter(h http.Header, now time.Time) time.Duration {
-	v := strings.TrimSpace(h.Get("Retry-After"))
+func retryAfter(fields []envelope.Header, now time.Time) time.Duration {
+	v, _ := field(fields, "Retry-After")
 	if v == "" {
 		return 0
 	}
@@ -182,7 +190,8 @@ func retryAfter(h http.Header, now time.Time) time.Duration {
 	if err != nil {
 		return 0
 	}
-	if date, err := http.ParseTime(h.Get("Date")); err == nil {
+	v, _ = field(fields, "Date")
+	if date, err := http.ParseTime(v); err == nil {
 		now = date
 	}
 	return min(max(at.Sub(now), 0), maxRetryAfter)

@@ -7,9 +7,9 @@
 // limits, and never repeats a call by itself.
 //
 // Invariants:
-//   - A call with Once set leaves at most once. That holds at the connection,
-//     below net/http: a second connection refuses its bytes, whatever net/http
-//     thinks of the request.
+//   - A call leaves at most once. Nothing here begins a request again: it is
+//     written over one connection, by one function, which has no way back. (Go's
+//     net/http repeats what it takes for repeatable by itself.)
 //   - Answer.Unsent is true only where it is proved that no byte of the request
 //     left this process. Every doubt makes it false.
 //   - A path goes out byte for byte, to the host of the connection's own data
@@ -22,11 +22,9 @@
 package zoho
 
 import (
-	"crypto/tls"
 	"crypto/x509"
 	"errors"
 	"fmt"
-	"net/http"
 	"net/netip"
 	"net/url"
 	"slices"
@@ -52,9 +50,9 @@ const (
 	// handshakes; a shorter one makes it rarer that Zoho closes a connection in
 	// the very moment an insert is written to it, which leaves an unknown outcome.
 	idleTimeout = 30 * time.Second
-	// bufferSize is the size of a connection's read and write buffers: most
-	// requests and answers are one system call and one TLS record each.
-	bufferSize = 16 << 10
+	// bufferSize is the size of a connection's read buffer: most answers to a
+	// single record are one system call. Longer bodies are read past it.
+	bufferSize = 4 << 10
 )
 
 // Config says how to reach Zoho and as whom.
@@ -89,7 +87,7 @@ type Config struct {
 	MaxResponse int
 	// MaxIdlePerHost is how many unused connections are kept for each host. Too
 	// few cost a TLS handshake per call (kept ones were measured to be worth
-	// five times the speed); each holds two buffers of 16 KiB and its TLS state.
+	// five times the speed); each holds a buffer of 4 KiB and its TLS state.
 	// Default 64.
 	MaxIdlePerHost int
 }
@@ -185,12 +183,13 @@ type placeKey struct {
 
 // Client speaks to Zoho for all connections. It is safe for concurrent use.
 type Client struct {
-	config    Config
-	accounts  string // Config.AccountsURL without a slash at its end, or ""
-	api       string // Config.APIURL likewise
-	places    map[placeKey]place
-	transport *http.Transport
-	now       func() time.Time
+	config   Config
+	accounts string // Config.AccountsURL without a slash at its end, or ""
+	api      string // Config.APIURL likewise
+	places   map[placeKey]place
+	dial     *dialer
+	pool     pool
+	now      func() time.Time
 }
 
 // New returns a client, or all that is wrong with config.
@@ -225,24 +224,7 @@ func New(config Config) (*Client, error) {
 			c.places[placeKey{d.Location, e}] = place{u.Scheme, u.Host}
 		}
 	}
-	dial := newDialer(config.RootCAs, c.accounts, c.api)
-	protocols := new(http.Protocols)
-	protocols.SetHTTP1(true)
-	c.transport = &http.Transport{
-		// Proxy stays nil. A proxy from the environment would be dialled
-		// instead of Zoho, so that the check of the address would judge the
-		// proxy's; one that is wanted is named in Config.APIURL.
-		DialContext:            dial.plain,
-		DialTLSContext:         dial.tls,
-		Protocols:              protocols,
-		TLSNextProto:           map[string]func(string, *tls.Conn) http.RoundTripper{},
-		DisableCompression:     true, // readBody does it, within bounds
-		MaxIdleConnsPerHost:    config.MaxIdlePerHost,
-		IdleConnTimeout:        idleTimeout,
-		MaxResponseHeaderBytes: maxResponseHeader,
-		ReadBufferSize:         bufferSize,
-		WriteBufferSize:        bufferSize,
-	}
+	c.dial, c.pool.most = newDialer(config.RootCAs, c.accounts, c.api), config.MaxIdlePerHost
 	return c, nil
 }
 
@@ -258,4 +240,4 @@ func (c *Client) CallTimeout() time.Duration { return c.config.CallTimeout }
 
 // Close closes the connections that aren't in use; those in use close when
 // their call has ended. The client can still be used, and closed twice.
-func (c *Client) Close() { c.transport.CloseIdleConnections() }
+func (c *Client) Close() { c.pool.close() }

@@ -8,7 +8,6 @@ import (
 	"net"
 	"net/netip"
 	"net/url"
-	"sync/atomic"
 	"syscall"
 	"time"
 )
@@ -46,6 +45,9 @@ func newDialer(roots *x509.CertPool, overrides ...string) *dialer {
 			MinVersion:         tls.VersionTLS12,
 			NextProtos:         []string{"http/1.1"},
 			ClientSessionCache: tls.NewLRUClientSessionCache(0),
+			// A request is one record and one system call; small records first
+			// are for pages that are shown while they load.
+			DynamicRecordSizingDisabled: true,
 		},
 		exempt:  make(map[string]bool),
 		plainOK: make(map[string]bool),
@@ -140,27 +142,48 @@ func publicAddress(a netip.Addr) bool {
 	return a.IsValid()
 }
 
+// dial connects to a place.
+func (d *dialer) dial(ctx context.Context, where place) (*kept, error) {
+	address := where.host
+	if _, _, err := net.SplitHostPort(address); err != nil {
+		port := "443"
+		if where.scheme == "http" {
+			port = "80"
+		}
+		address = net.JoinHostPort(trimBrackets(address), port)
+	}
+	if where.scheme == "http" {
+		return d.plain(ctx, where, address)
+	}
+	return d.tls(ctx, where, address)
+}
+
+func trimBrackets(host string) string {
+	if n := len(host); n > 1 && host[0] == '[' && host[n-1] == ']' {
+		return host[1 : n-1]
+	}
+	return host
+}
+
 // plain dials for plain http, which only a configured loopback address has.
-func (d *dialer) plain(ctx context.Context, network, address string) (net.Conn, error) {
+func (d *dialer) plain(ctx context.Context, where place, address string) (*kept, error) {
 	if !d.plainOK[address] {
 		return nil, errScheme
 	}
-	c, err := d.loopback.DialContext(ctx, network, address)
+	c, err := d.loopback.DialContext(ctx, "tcp", address)
 	if err != nil {
 		return nil, err
 	}
-	counted := &countingConn{Conn: c}
-	return &conn{Conn: counted, wire: counted}, nil
+	return newKept(c, where), nil
 }
 
-// tls dials and shakes hands. The result hides that it is a *tls.Conn, so that
-// net/http has no way to speak anything but HTTP/1.1 over it.
-func (d *dialer) tls(ctx context.Context, network, address string) (net.Conn, error) {
+// tls dials and shakes hands.
+func (d *dialer) tls(ctx context.Context, where place, address string) (*kept, error) {
 	dial := d.public
 	if d.exempt[address] {
 		dial = d.free
 	}
-	c, err := dial.DialContext(ctx, network, address)
+	c, err := dial.DialContext(ctx, "tcp", address)
 	if err != nil {
 		return nil, err
 	}
@@ -171,8 +194,8 @@ func (d *dialer) tls(ctx context.Context, network, address string) (net.Conn, er
 	}
 	config := d.config.Clone()
 	config.ServerName = host
-	counted := &countingConn{Conn: c}
-	t := tls.Client(counted, config)
+	k := newKept(c, where)
+	t := tls.Client(k.link, config)
 	ctx, cancel := context.WithTimeoutCause(ctx, handshakeTimeout, errHandshakeTimeout)
 	defer cancel()
 	if err := t.HandshakeContext(ctx); err != nil {
@@ -182,17 +205,6 @@ func (d *dialer) tls(ctx context.Context, network, address string) (net.Conn, er
 		}
 		return nil, &handshakeError{err}
 	}
-	return &conn{Conn: t, wire: counted}, nil
-}
-
-// countingConn counts the bytes that the kernel took.
-type countingConn struct {
-	net.Conn
-	out atomic.Int64
-}
-
-func (c *countingConn) Write(p []byte) (int, error) {
-	n, err := c.Conn.Write(p)
-	c.out.Add(int64(n))
-	return n, err
+	k.link = t
+	return k, nil
 }

@@ -100,7 +100,7 @@ func resolver(addresses ...string) *net.Resolver {
 func withResolver(c *Client, r *net.Resolver, overrides ...string) {
 	d := newDialer(c.config.RootCAs, overrides...)
 	d.public.Resolver, d.free.Resolver, d.loopback.Resolver = r, r, r
-	c.transport.DialContext, c.transport.DialTLSContext = d.plain, d.tls
+	c.dial = d
 }
 
 // Row F41: a name of Zoho's that resolves to an address within is not
@@ -129,13 +129,13 @@ func TestNamesThatPointInside(t *testing.T) {
 	// Plain http stays on the machine, whatever the name says.
 	d := newDialer(nil, "http://simulator.example:1")
 	d.loopback.Resolver = resolver("10.1.2.3")
-	if _, err := d.plain(context.Background(), "tcp", "simulator.example:1"); !errors.Is(err, errLoopback) {
+	if _, err := d.dial(context.Background(), place{"http", "simulator.example:1"}); !errors.Is(err, errLoopback) {
 		t.Errorf("plain http: %v", err)
 	}
 	if err := only(netip.Addr.IsLoopback, errLoopback)(context.Background(), "tcp", "93.184.215.14:80", nil); err != errLoopback {
 		t.Error(err)
 	}
-	if _, err := newDialer(nil, "http://127.0.0.1:9").plain(context.Background(), "tcp", "127.0.0.1:8"); err != errScheme {
+	if _, err := newDialer(nil, "http://127.0.0.1:9").dial(context.Background(), place{"http", "127.0.0.1:8"}); err != errScheme {
 		t.Error(err)
 	}
 }

@@ -1,16 +1,15 @@
 package zoho
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
-	"io"
-	"net/http"
-	"net/http/httptrace"
-	"net/url"
+	"net/textproto"
 	"strings"
+	"sync"
 	"time"
+
+	"golang.org/x/net/http/httpguts"
 
 	"zoho-worker/internal/envelope"
 	"zoho-worker/internal/secret"
@@ -34,13 +33,11 @@ type Call struct {
 	// ContentType is the type of Body where Headers give none. Empty: none.
 	ContentType string
 	Body        []byte
-	// Once says that the call isn't repeatable: it leaves on one connection or
-	// not at all.
+	// Once says that the call isn't repeatable: Permit is asked for it.
 	Once bool
 	// Permit is asked right before the first byte of a call with Once set is
-	// handed to the connection, at most once and from a goroutine of its own.
-	// An error stops the call unsent and becomes Answer.Err. Do doesn't return
-	// while Permit runs, so it should mind the call's context. Nil: permitted.
+	// handed to the connection, at most once. An error stops the call unsent and
+	// becomes Answer.Err. It should mind the call's context. Nil: permitted.
 	Permit func() error
 }
 
@@ -85,146 +82,136 @@ type Answer struct {
 // userAgent is what the worker calls itself where the caller says nothing.
 const userAgent = "zoho-worker"
 
-// staleTries is how often a call picks another connection where the kept one
-// it got turned out to be closed before any byte was written.
-const staleTries = 3
-
 // Do makes one attempt and returns its facts. It returns no error: that no
 // answer came is a fact too. It ends with ctx, and after Config.CallTimeout at
 // the latest.
 func (c *Client) Do(ctx context.Context, call *Call) *Answer {
 	a := &Answer{CreditsRemaining: -1, Started: time.Now()}
-	ctx, cancel := context.WithCancelCause(ctx)
-	timer := time.AfterFunc(c.config.CallTimeout, func() { cancel(ErrCallTimeout) })
-	defer func() {
-		timer.Stop()
-		cancel(nil)
-		a.Took = time.Since(a.Started)
-	}()
-
-	header, err := callHeader(call)
-	if err == nil {
-		err = checkTarget(call)
+	defer func() { a.Took = time.Since(a.Started) }()
+	limit := a.Started.Add(c.config.CallTimeout)
+	if sooner, ok := ctx.Deadline(); !ok || limit.Before(sooner) {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithDeadlineCause(ctx, limit, ErrCallTimeout)
+		defer cancel()
 	}
 	where, ok := c.places[placeKey{call.Location, call.Environment}]
+	err := checkTarget(call)
 	if err == nil && !ok {
 		err = fmt.Errorf("%w: no known API host of environment %q in data centre %q", ErrRequest, call.Environment, call.Location)
+	}
+	head := heads.Get().(*[]byte)
+	defer heads.Put(head)
+	if err == nil {
+		*head, err = appendHead((*head)[:0], call, where.host)
 	}
 	if err != nil {
 		a.Unsent, a.Err = true, err
 		return a
 	}
-	// Opaque is the one part of a URL that net/http writes as it is.
-	target := &url.URL{Scheme: where.scheme, Host: where.host, Opaque: call.Path, RawQuery: call.RawQuery}
-	g := &gate{ctx: ctx, cancel: cancel, once: call.Once, permit: call.Permit}
-	resp, err := c.send(g, func() *http.Request {
-		r := &http.Request{Method: call.Method, URL: target, Host: where.host, Header: header}
-		if len(call.Body) > 0 {
-			// GetBody stays nil, so that net/http can't begin the body again.
-			r.Body, r.ContentLength = io.NopCloser(bytes.NewReader(call.Body)), int64(len(call.Body))
-		}
-		return r
-	})
+	t := trip{where: where, head: *head, body: call.Body, limit: c.config.MaxResponse}
+	if call.Once {
+		t.permit = call.Permit
+	}
+	r, err := c.roundTrip(ctx, &t)
 	if err != nil {
-		a.Unsent, a.Err = !g.left(), err
+		a.Unsent, a.Err = !t.left, err
 		return a
 	}
-	defer func() { _ = resp.Body.Close() }()
-	a.Status = resp.StatusCode
-	a.Body, err = readBody(resp, c.config.MaxResponse)
+	a.Status, a.Body = r.status, r.body
 	switch {
-	case errors.Is(err, ErrTooLarge):
+	case errors.Is(r.bodyErr, ErrTooLarge):
 		a.TooLarge, a.Err = true, ErrTooLarge
-	case err != nil:
-		a.BodyError = describe(ctx, err)
-		a.Err = a.BodyError
+	case r.bodyErr != nil:
+		a.BodyError, a.Err = r.bodyErr, r.bodyErr
 	}
-	a.read(resp)
+	a.read(r.fields)
 	return a
 }
 
-// send makes the round trip of one call through g. Its errors may be shown.
-// What net/http doesn't do for a request with a body, since it can't begin the
-// body again, is done here: where a kept connection turned out to be closed
-// before the call's first byte, the next one is tried.
-func (c *Client) send(g *gate, build func() *http.Request) (*http.Response, error) {
-	var reused bool
-	ctx := httptrace.WithClientTrace(g.ctx, &httptrace.ClientTrace{GotConn: func(info httptrace.GotConnInfo) {
-		reused = info.Reused
-		g.attach(info.Conn)
-	}})
-	for try := 1; ; try++ {
-		reused = false
-		resp, err := c.transport.RoundTrip(build().WithContext(ctx))
-		if err == nil {
-			return resp, nil
-		}
-		if reused && try < staleTries && g.untouched() {
-			continue
-		}
-		if refusal := g.shut(); refusal != nil {
-			return nil, refusal
-		}
-		if strings.HasPrefix(err.Error(), "net/http: invalid ") {
-			// About the request, before any connection; it quotes names only.
-			err = fmt.Errorf("%w: %s", ErrRequest, strings.TrimPrefix(err.Error(), "net/http: "))
-		}
-		return nil, describe(g.ctx, err)
+// heads hold the heads of requests that are on their way.
+var heads = sync.Pool{New: func() any {
+	b := make([]byte, 0, 1<<10)
+	return &b
+}}
+
+// reserved returns the usual spelling of a header that a call must not set: ours,
+// the transport's, and the two by which other clients take a POST for repeatable.
+// Package envelope refuses them already; here it is what keeps the promises of
+// this package.
+func reserved(name string) string {
+	var room [24]byte
+	if len(name) > len(room) {
+		return ""
 	}
+	lower := room[:len(name)]
+	for i := range len(name) {
+		c := name[i]
+		if 'A' <= c && c <= 'Z' {
+			c += 'a' - 'A'
+		}
+		lower[i] = c
+	}
+	switch string(lower) {
+	case "authorization", "proxy-authorization", "cookie", "host", "content-length", "transfer-encoding",
+		"connection", "keep-alive", "proxy-connection", "te", "trailer", "upgrade", "expect",
+		"idempotency-key", "x-idempotency-key":
+		return textproto.CanonicalMIMEHeaderKey(name)
+	}
+	return ""
 }
 
-// reserved are the headers that a call must not set: ours, the transport's, and
-// the two that make net/http repeat a POST by itself. Package envelope refuses
-// them already; here it is what keeps the promises of this package.
-var reserved = []string{
-	"Authorization", "Proxy-Authorization", "Cookie", "Host", "Content-Length", "Transfer-Encoding",
-	"Connection", "Keep-Alive", "Proxy-Connection", "Te", "Trailer", "Upgrade", "Expect",
-	"Idempotency-Key", "X-Idempotency-Key",
-}
-
-// Values that every call shares; net/http only reads them.
-var (
-	acceptGzip  = []string{"gzip"}
-	acceptPlain = []string{"identity"}
-	agent       = []string{userAgent}
-)
-
-// callHeader builds the header of a call.
-func callHeader(call *Call) (http.Header, error) {
-	h := make(http.Header, len(call.Headers)+4)
-	encoding := acceptGzip
+// appendHead appends the request line and the headers of a call.
+func appendHead(dst []byte, call *Call, host string) ([]byte, error) {
+	dst = append(dst, call.Method...)
+	dst = append(dst, ' ')
+	dst = append(dst, call.Path...)
+	if call.RawQuery != "" {
+		dst = append(dst, '?')
+		dst = append(dst, call.RawQuery...)
+	}
+	dst = append(dst, " HTTP/1.1\r\nHost: "...)
+	dst = append(dst, host...)
+	dst = append(dst, "\r\n"...)
+	var err error
+	line := func(name, value string) {
+		if err == nil {
+			dst, err = appendLine(dst, name, value)
+		}
+	}
+	line("Authorization", "Zoho-oauthtoken "+call.Token.Reveal())
+	encoding, agent, typed := "gzip", false, false
 	for i := range call.Headers {
-		name, value := call.Headers[i].Name, call.Headers[i].Value
-		for _, r := range reserved {
-			if strings.EqualFold(name, r) {
-				return nil, fmt.Errorf("%w: header %s is reserved", ErrRequest, r)
-			}
+		name := call.Headers[i].Name
+		if r := reserved(name); r != "" {
+			return nil, fmt.Errorf("%w: header %s is reserved", ErrRequest, r)
 		}
 		switch {
 		case strings.EqualFold(name, "Accept-Encoding"):
 			continue
 		case strings.EqualFold(name, "User-Agent"):
-			name = "User-Agent" // the spelling by which net/http looks for it
+			name, agent = "User-Agent", true
 		case strings.EqualFold(name, "Content-Type"):
-			name = "Content-Type"
+			name, typed = "Content-Type", true
 		case strings.EqualFold(name, "Range"):
-			encoding = acceptPlain // a part of a compressed body can't be undone
+			encoding = "identity" // a part of a compressed body can't be undone
 		}
-		h[name] = append(h[name], value)
+		line(name, call.Headers[i].Value)
 	}
-	if h["User-Agent"] == nil {
-		h["User-Agent"] = agent
+	line("Accept-Encoding", encoding)
+	if !agent {
+		line("User-Agent", userAgent)
 	}
-	if h["Content-Type"] == nil && call.ContentType != "" {
-		h["Content-Type"] = []string{call.ContentType}
+	if !typed && call.ContentType != "" {
+		line("Content-Type", call.ContentType)
 	}
-	h["Accept-Encoding"] = encoding
-	h["Authorization"] = []string{"Zoho-oauthtoken " + call.Token.Reveal()}
-	return h, nil
+	if err != nil {
+		return nil, err
+	}
+	return appendLength(dst, call.Method, len(call.Body)), nil
 }
 
 // checkTarget refuses what would end the request line early or leave /crm.
-// Package envelope makes no such target; net/http would let a space through.
+// Package envelope makes no such target.
 func checkTarget(call *Call) error {
 	if !strings.HasPrefix(call.Path, "/crm/") || strings.ContainsAny(call.Path, "?#") || strings.Contains(call.RawQuery, "#") {
 		return fmt.Errorf("%w: path must begin with /crm/ and hold no query or fragment", ErrRequest)
@@ -235,6 +222,9 @@ func checkTarget(call *Call) error {
 				return fmt.Errorf("%w: the target holds a byte that isn't printable ASCII", ErrRequest)
 			}
 		}
+	}
+	if !httpguts.ValidHeaderFieldName(call.Method) {
+		return fmt.Errorf("%w: not a method", ErrRequest)
 	}
 	if call.Token.IsZero() {
 		return fmt.Errorf("%w: no access token", ErrRequest)

@@ -331,14 +331,6 @@ func TestHeaderTooLarge(t *testing.T) {
 	}
 }
 
-// No proxy of the environment is asked; the address check would judge the proxy's address.
-func TestNoProxy(t *testing.T) {
-	t.Parallel()
-	if c := newClient(t, ""); c.transport.Proxy != nil {
-		t.Error("there is a proxy")
-	}
-}
-
 func BenchmarkDo(b *testing.B) {
 	answer := []byte(`{"data":[{"code":"SUCCESS","details":{"id":"5725767000000524157"},"message":"record added","status":"success"}]}`)
 	small := zipped(string(answer))

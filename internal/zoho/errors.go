@@ -5,9 +5,9 @@ import (
 	"compress/gzip"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net"
-	"strings"
 	"syscall"
 )
 
@@ -33,8 +33,8 @@ var (
 var (
 	errHandshakeTimeout error = timeout("zoho: the TLS handshake took too long")
 	errSecondSend             = errors.New("zoho: refused to send a call a second time")
-	errShut                   = errors.New("zoho: the call is over")
-	errNoCall                 = errors.New("zoho: bytes without a call")
+	errHeaderName             = fmt.Errorf("%w: a header's name", ErrRequest)
+	errHeaderValue            = fmt.Errorf("%w: a header's value", ErrRequest)
 	errBadLocation            = errors.New("zoho: not the location and accounts server of a known data centre")
 )
 
@@ -51,15 +51,14 @@ type handshakeError struct{ err error }
 func (e *handshakeError) Error() string { return "zoho: TLS handshake: " + e.err.Error() }
 func (e *handshakeError) Unwrap() error { return e.err }
 
-// describe turns an error of net/http into one that may be shown: those of
-// net/http quote what the server sent. Only kinds known to quote nothing pass;
-// the rest becomes ErrBroken. The end of ctx comes before all, since it is what
-// broke the connection.
+// describe turns an error of an exchange into one that may be shown. Only kinds
+// known to quote nothing of what the server sent pass; the rest becomes ErrBroken.
+// The end of ctx comes before all, since it is what broke the connection.
 func describe(ctx context.Context, err error) error {
 	if cause := context.Cause(ctx); cause != nil {
 		return cause
 	}
-	for _, known := range []error{errSecondSend, errNoCall, errShut, errScheme, errHandshakeTimeout, ErrTooLarge, ErrRequest} {
+	for _, known := range []error{errSecondSend, errScheme, errHandshakeTimeout, ErrTooLarge, ErrHeaderTooLarge, ErrRequest} {
 		if errors.Is(err, known) {
 			return err
 		}
@@ -82,10 +81,8 @@ func describe(ctx context.Context, err error) error {
 		return errno
 	case errors.As(err, &flat), errors.Is(err, gzip.ErrHeader), errors.Is(err, gzip.ErrChecksum):
 		return errors.New("zoho: the response body isn't valid gzip")
-	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), strings.HasSuffix(err.Error(), "server closed idle connection"):
+	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
 		return ErrClosed
-	case strings.Contains(err.Error(), "response headers exceeded"):
-		return ErrHeaderTooLarge
 	}
 	return ErrBroken
 }

@@ -296,39 +296,28 @@ func (x *exchange) RoundTrip(req *http.Request) (*http.Response, error) {
 	if x.status != 0 || x.err != nil {
 		return nil, errSecondSend
 	}
-	ctx, cancel := context.WithCancelCause(req.Context())
-	defer cancel(nil)
-	g := &gate{ctx: ctx, cancel: cancel, once: true}
-	resp, err := x.client.send(g, func() *http.Request {
-		r := req.Clone(ctx)
-		if req.GetBody != nil {
-			r.Body, _ = req.GetBody() // x/oauth2's body is in memory: this can't fail
-			r.GetBody = nil
-		}
-		r.Header.Set("User-Agent", userAgent)
-		return r
-	})
+	// x/oauth2 keeps its request, and its body is in memory.
+	r := req.Clone(req.Context())
+	r.Header.Set("User-Agent", userAgent)
+	answer, err := x.client.roundTripHTTP(r.Context(), r, maxTokenAnswer)
 	if req.Body != nil {
 		_ = req.Body.Close()
+	}
+	if err == nil && !errors.Is(answer.bodyErr, ErrTooLarge) {
+		err = answer.bodyErr
 	}
 	if err != nil {
 		x.err = err
 		return nil, err
 	}
-	defer func() { _ = resp.Body.Close() }()
-	body, err := readBody(resp, maxTokenAnswer)
-	if err != nil && !errors.Is(err, ErrTooLarge) {
-		x.err = describe(ctx, err)
-		return nil, x.err
-	}
-	x.status, x.body = resp.StatusCode, body
-	x.retryAfter = retryAfter(resp.Header, time.Now())
+	x.status, x.body = answer.status, answer.body
+	x.retryAfter = retryAfter(answer.fields, time.Now())
 	// x/oauth2 goes by the content type, and would read JSON that came as
 	// text/plain as a form.
 	h := http.Header{"Content-Type": {"application/json"}}
 	return &http.Response{
-		Status: resp.Status, StatusCode: resp.StatusCode, Proto: resp.Proto, ProtoMajor: 1, ProtoMinor: 1,
-		Header: h, Body: io.NopCloser(bytes.NewReader(body)), ContentLength: int64(len(body)), Request: req,
+		StatusCode: x.status, Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
+		Header: h, Body: io.NopCloser(bytes.NewReader(x.body)), ContentLength: int64(len(x.body)), Request: req,
 	}, nil
 }
 

@@ -1,11 +1,15 @@
 package zoho
 
 import (
+	"bufio"
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
+	"io"
 	"net"
-	"net/http/httptrace"
+	"net/http"
+	"os"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -123,34 +127,58 @@ func TestKeptConnectionsThatClose(t *testing.T) {
 }
 
 // "Reused keep-alive connection closed, nothing written": the call goes out on
-// another one, though net/http itself gives up where there is a body.
+// another one, and is permitted once.
 func TestKeptConnectionClosedBeforeTheFirstByte(t *testing.T) {
 	t.Parallel()
-	for _, body := range []string{"", "{}"} {
-		s := listen(t, func(c *rawConn) {
-			for {
-				if _, _, err := c.request(); err != nil {
-					return
-				}
-				c.say(createdOK)
+	roots, cert := authority(t, time.Now().Add(time.Hour))
+	for name, secure := range map[string]bool{"plain": false, "TLS": true} {
+		for end, spoil := range map[string]func(*rawConn, net.Conn){
+			"reset":       func(c *rawConn, _ net.Conn) { c.reset() },
+			"close":       func(_ *rawConn, over net.Conn) { over.Close() },
+			"a word more": func(_ *rawConn, over net.Conn) { io.WriteString(over, "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n") },
+		} {
+			for _, body := range []string{"", "{}"} {
+				t.Run(name+"/"+end+"/"+body, func(t *testing.T) {
+					t.Parallel()
+					spoiled := make(chan struct{})
+					s := listen(t, func(c *rawConn) {
+						over := net.Conn(c)
+						if secure {
+							over = tls.Server(c, &tls.Config{Certificates: []tls.Certificate{cert}})
+						}
+						r := bufio.NewReader(over)
+						for {
+							req, err := http.ReadRequest(r)
+							if err != nil {
+								return
+							}
+							io.Copy(io.Discard, req.Body)
+							c.server.requests.Add(1)
+							io.WriteString(over, createdOK)
+							if req.Method == "GET" {
+								time.Sleep(20 * time.Millisecond)
+								spoil(c, over)
+								time.Sleep(20 * time.Millisecond)
+								close(spoiled)
+							}
+						}
+					})
+					url := s.url
+					if secure {
+						url = strings.Replace(url, "http:", "https:", 1)
+					}
+					c := newClient(t, url, func(c *Config) { c.RootCAs = roots })
+					do(t, c, list())
+					<-spoiled
+					call := insert()
+					permits := 0
+					call.Body, call.Permit = []byte(body), func() error { permits++; return nil }
+					a := do(t, c, call)
+					if permits != 1 || s.requests.Load() != 2 || s.accepted.Load() != 2 || a.Status != 201 || a.Unsent {
+						t.Errorf("%d permits, %d requests, %d connections, answer %+v", permits, s.requests.Load(), s.accepted.Load(), a)
+					}
+				})
 			}
-		})
-		c := newClient(t, s.url)
-		do(t, c, list())
-		cut := false
-		ctx := httptrace.WithClientTrace(context.Background(), &httptrace.ClientTrace{GotConn: func(info httptrace.GotConnInfo) {
-			if info.Reused && !cut {
-				cut = true
-				info.Conn.Close()
-				time.Sleep(20 * time.Millisecond) // for net/http's goroutines to notice
-			}
-		}})
-		call := insert()
-		permits := 0
-		call.Body, call.Permit = []byte(body), func() error { permits++; return nil }
-		a := c.Do(ctx, call)
-		if !cut || permits != 1 || s.requests.Load() != 2 || a.Status != 201 || a.Unsent {
-			t.Errorf("cut %v, %d permits, %d requests, answer %+v", cut, permits, s.requests.Load(), a)
 		}
 	}
 }
@@ -328,80 +356,40 @@ func TestUnsent(t *testing.T) {
 	})
 }
 
-// The gate itself, in the cases that a real kernel rarely gives.
-func TestGate(t *testing.T) {
+// Unsent, in the cases that a real kernel rarely gives: the kernel takes n bytes
+// of the request, then fails.
+func TestWhatTheKernelTook(t *testing.T) {
 	t.Parallel()
-	fresh := func(once bool, asked *int) *gate {
-		ctx, cancel := context.WithCancelCause(context.Background())
-		t.Cleanup(func() { cancel(nil) })
-		return &gate{ctx: ctx, cancel: cancel, once: once, permit: func() error { *asked++; return nil }}
-	}
 	failing := errors.New("broken pipe")
-	link := func(g *gate, n int, err error) *conn {
-		w := &countingConn{Conn: stubConn{n: n, err: err}}
-		c := &conn{Conn: w, wire: w}
-		g.attach(c)
-		return c
+	for _, size := range []int{10, 300 << 10} {
+		for n, unsent := range map[int]bool{0: true, 1: false} {
+			c := newClient(t, "http://127.0.0.1:1")
+			where := place{"http", "127.0.0.1:1"}
+			c.pool.put(newKept(&stubConn{n: n, err: failing, cut: make(chan struct{})}, where))
+			call := insert()
+			permits := 0
+			call.Body, call.Permit = make([]byte, size), func() error { permits++; return nil }
+			a := do(t, c, call)
+			if a.Unsent != unsent || a.Err == nil || a.Status != 0 || permits != 1 {
+				t.Errorf("%d bytes of %d taken: %d permits, answer %+v", n, size, permits, a)
+			}
+		}
 	}
-	t.Run("no call", func(t *testing.T) {
-		w := &countingConn{Conn: stubConn{}}
-		if _, err := (&conn{Conn: w, wire: w}).Write([]byte("x")); err != errNoCall {
-			t.Error(err)
-		}
-	})
-	t.Run("once: nothing taken, and no second connection", func(t *testing.T) {
-		asked := 0
-		g := fresh(true, &asked)
-		if _, err := link(g, 0, failing).Write([]byte("x")); err != failing {
-			t.Error(err)
-		}
-		second := link(g, 1, nil)
-		if _, err := second.Write([]byte("x")); err == nil || second.wire.out.Load() != 0 {
-			t.Error("sent on a second connection")
-		}
-		if refusal := g.shut(); refusal != failing || g.left() || asked != 1 {
-			t.Errorf("refusal %v, left %v, asked %d", refusal, g.left(), asked)
-		}
-	})
-	t.Run("once: a part taken", func(t *testing.T) {
-		asked := 0
-		g := fresh(true, &asked)
-		if _, err := link(g, 1, failing).Write([]byte("xy")); err != failing {
-			t.Error(err)
-		}
-		if _, err := link(g, 1, nil).Write([]byte("x")); err != errSecondSend {
-			t.Error(err)
-		}
-		if g.shut(); !g.left() {
-			t.Error("said to be unsent")
-		}
-	})
-	t.Run("repeatable: left on the first, not on the second", func(t *testing.T) {
-		asked := 0
-		g := fresh(false, &asked)
-		link(g, 1, nil).Write([]byte("x"))
-		link(g, 0, failing).Write([]byte("x"))
-		if g.shut(); !g.left() || asked != 0 {
-			t.Errorf("left %v, asked %d", g.left(), asked)
-		}
-	})
-	t.Run("late bytes", func(t *testing.T) {
-		asked := 0
-		g := fresh(true, &asked)
-		c := link(g, 1, nil)
-		if refusal := g.shut(); refusal != nil || g.left() {
-			t.Error(refusal)
-		}
-		if _, err := c.Write([]byte("x")); err != errShut || asked != 0 {
-			t.Errorf("err %v, asked %d", err, asked)
-		}
-	})
 }
 
+// stubConn takes n bytes, then fails; reading waits to be cut.
 type stubConn struct {
 	net.Conn
-	n   int
-	err error
+	n    int
+	err  error
+	once sync.Once
+	cut  chan struct{}
 }
 
-func (c stubConn) Write([]byte) (int, error) { return c.n, c.err }
+func (c *stubConn) Write([]byte) (int, error) { return c.n, c.err }
+func (c *stubConn) Read([]byte) (int, error)  { <-c.cut; return 0, os.ErrDeadlineExceeded }
+func (c *stubConn) Close() error              { return nil }
+
+func (c *stubConn) SetDeadline(time.Time) error { c.once.Do(func() { close(c.cut) }); return nil }
+
+func (c *stubConn) SetReadDeadline(t time.Time) error { return c.SetDeadline(t) }

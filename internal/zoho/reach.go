@@ -2,8 +2,8 @@ package zoho
 
 import (
 	"context"
+	"errors"
 	"fmt"
-	"io"
 	"net/http"
 )
 
@@ -36,12 +36,9 @@ func (c *Client) reach(ctx context.Context, rawURL string) error {
 		return err
 	}
 	req.Header.Set("User-Agent", userAgent)
-	stop, cut := context.WithCancelCause(ctx)
-	defer cut(nil)
-	resp, err := c.send(&gate{ctx: stop, cancel: cut}, func() *http.Request { return req.Clone(stop) })
-	if err != nil {
+	answer, err := c.roundTripHTTP(ctx, req, 64<<10)
+	if err != nil || errors.Is(answer.bodyErr, ErrTooLarge) {
 		return err
 	}
-	_, _ = io.CopyN(io.Discard, resp.Body, 64<<10)
-	return resp.Body.Close()
+	return answer.bodyErr
 }

@@ -1,0 +1,250 @@
+package zoho
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net/http"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/net/http/httpguts"
+)
+
+// trip is one request, as it goes out over one connection.
+type trip struct {
+	where place
+	head  []byte // request line and headers, with the empty line
+	body  []byte
+	// permit is asked right before the first byte. Nil: permitted.
+	permit func() error
+	// limit bounds the response's body, decompressed.
+	limit int
+	// left is false where it is proved that no byte of the request left.
+	left bool
+}
+
+// reply is what came back. Its body may be missing although the status is
+// there: then bodyErr says why.
+type reply struct {
+	head
+	body    []byte
+	bodyErr error
+}
+
+const (
+	// oneWrite is up to what size head and body go to the kernel in one piece,
+	// from the goroutine that then waits for the answer: no kernel's buffer is
+	// smaller, so this waits for nobody. Longer ones are written beside the
+	// reading, since a server may answer before it has read all.
+	oneWrite = 16 << 10
+	// lastWords is how long an answer is waited for after writing failed: a
+	// server that refuses a body says so, then closes.
+	lastWords = time.Second
+)
+
+// roundTrip sends the request once, over one connection, and reads the answer.
+// Whatever happens, it doesn't begin a second time: that is what keeps an insert
+// from being sent twice. Its errors may be shown.
+func (c *Client) roundTrip(ctx context.Context, t *trip) (r reply, err error) {
+	k, err := c.connection(ctx, t.where)
+	if err != nil {
+		return r, describe(ctx, err)
+	}
+	keep := false
+	stop := context.AfterFunc(ctx, k.cut)
+	defer func() {
+		if stop() && keep {
+			c.pool.put(k)
+		} else {
+			k.close()
+		}
+	}()
+	if t.permit != nil {
+		if err := t.permit(); err != nil {
+			keep = true
+			return r, err
+		}
+	}
+	if cause := context.Cause(ctx); cause != nil { // asking may have taken a while
+		return r, cause
+	}
+	if keep, err = k.exchange(ctx, t, &r); err != nil {
+		return r, describe(ctx, err)
+	}
+	if r.bodyErr != nil && !errors.Is(r.bodyErr, ErrTooLarge) {
+		r.bodyErr = describe(ctx, r.bodyErr)
+	}
+	return r, nil
+}
+
+// connection returns a kept connection that is still open, or a new one.
+func (c *Client) connection(ctx context.Context, where place) (*kept, error) {
+	if cause := context.Cause(ctx); cause != nil {
+		return nil, cause
+	}
+	for {
+		k := c.pool.get(where)
+		if k == nil {
+			return c.dial.dial(ctx, where)
+		}
+		if k.open() {
+			return k, nil
+		}
+		k.close()
+	}
+}
+
+// exchange writes the request and reads the answer. It reports whether the
+// connection can be used again.
+func (k *kept) exchange(ctx context.Context, t *trip, r *reply) (again bool, err error) {
+	before := k.out.Load()
+	if len(t.head)+len(t.body) > oneWrite {
+		return k.exchangeLong(ctx, t, r)
+	}
+	buffer := buffers.Get().(*[]byte)
+	*buffer = append(append((*buffer)[:0], t.head...), t.body...)
+	_, failed := k.link.Write(*buffer)
+	buffers.Put(buffer)
+	if failed != nil {
+		// Where the kernel took no byte at all, nothing has left.
+		if t.left = k.out.Load() != before; !t.left {
+			return false, failed
+		}
+		_ = k.raw.SetReadDeadline(time.Now().Add(lastWords))
+	}
+	t.left = true
+	again, err = k.read(r, t.limit)
+	if err != nil && failed != nil {
+		err = failed
+	}
+	return again && failed == nil, err
+}
+
+// exchangeLong is exchange with the writing in a goroutine of its own.
+func (k *kept) exchangeLong(ctx context.Context, t *trip, r *reply) (again bool, err error) {
+	before := k.out.Load()
+	written := make(chan error, 1)
+	go func() {
+		_, err := k.link.Write(t.head)
+		if err == nil && len(t.body) > 0 {
+			_, err = k.link.Write(t.body)
+		}
+		switch {
+		case err == nil || ctx.Err() != nil:
+		case k.out.Load() == before:
+			k.cut() // nobody will answer
+		default:
+			_ = k.raw.SetReadDeadline(time.Now().Add(lastWords))
+		}
+		written <- err
+	}()
+	again, err = k.read(r, t.limit)
+	var failed error
+	select {
+	case failed = <-written:
+	default: // answered before it was read, or no answer at all
+		again = false
+		k.cut()
+		failed = <-written
+	}
+	t.left = failed == nil || k.out.Load() != before
+	if err != nil && failed != nil {
+		err = failed
+	}
+	return again && failed == nil, err
+}
+
+// read reads one answer, past interim ones, to the last byte of its body. An
+// error means that there is no status; one of the body is in r.
+func (k *kept) read(r *reply, limit int) (again bool, err error) {
+	for interim := 0; ; interim++ {
+		text, err := k.readHead()
+		if err != nil {
+			return false, err
+		}
+		if err := r.parse(text); err != nil {
+			return false, err
+		}
+		if r.status >= 200 {
+			break
+		}
+		if r.status == http.StatusSwitchingProtocols || interim == maxInterim {
+			return false, ErrBroken
+		}
+	}
+	body := bodyReader{k: k, left: r.length}
+	switch {
+	case r.status == http.StatusNoContent || r.status == http.StatusNotModified:
+		body.left, r.length = 0, 0
+	case r.chunked:
+		r.length = -1
+		body.chunks()
+	case r.length < 0:
+		r.close = true // the body goes on to the connection's end
+	}
+	r.body, r.bodyErr = readBody(&body, r.length, gzipped(r.fields), limit)
+	body.release()
+	return r.bodyErr == nil && body.ended && !r.close && k.r == k.w, nil
+}
+
+// maxInterim is how many 1xx answers are passed over.
+const maxInterim = 8
+
+// buffers hold requests while they are written. What writes one gives it back
+// when the kernel has taken it.
+var buffers = sync.Pool{New: func() any {
+	b := make([]byte, 0, 2<<10)
+	return &b
+}}
+
+// appendLine appends one header of a request, or says what is wrong with it.
+func appendLine(dst []byte, name, value string) ([]byte, error) {
+	switch {
+	case !httpguts.ValidHeaderFieldName(name):
+		return nil, errHeaderName
+	case !httpguts.ValidHeaderFieldValue(value):
+		return nil, errHeaderValue
+	}
+	dst = append(dst, name...)
+	dst = append(dst, ": "...)
+	dst = append(dst, value...)
+	return append(dst, "\r\n"...), nil
+}
+
+// appendLength ends a head with the body's length, where there is one to tell.
+func appendLength(dst []byte, method string, length int) []byte {
+	if length > 0 || method == http.MethodPost || method == http.MethodPut || method == http.MethodPatch {
+		dst = append(dst, "Content-Length: "...)
+		dst = strconv.AppendInt(dst, int64(length), 10)
+		dst = append(dst, "\r\n"...)
+	}
+	return append(dst, "\r\n"...)
+}
+
+// roundTripHTTP is roundTrip for a request of net/http's making.
+func (c *Client) roundTripHTTP(ctx context.Context, req *http.Request, limit int) (reply, error) {
+	var body []byte
+	if req.Body != nil {
+		var err error
+		if body, err = io.ReadAll(req.Body); err != nil {
+			return reply{}, err
+		}
+	}
+	var err error
+	dst := append(make([]byte, 0, 1024), req.Method+" "+req.URL.RequestURI()+" HTTP/1.1\r\nHost: "+req.URL.Host+"\r\n"...)
+	for name, values := range req.Header {
+		for _, value := range values {
+			if dst, err = appendLine(dst, name, value); err != nil {
+				return reply{}, err
+			}
+		}
+	}
+	dst = appendLength(dst, req.Method, len(body))
+	if strings.ContainsAny(req.Method+req.URL.RequestURI()+req.URL.Host, " \r\n") {
+		return reply{}, ErrRequest
+	}
+	return c.roundTrip(ctx, &trip{where: place{req.URL.Scheme, req.URL.Host}, head: dst, body: body, limit: limit})
+}
