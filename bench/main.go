@@ -41,7 +41,7 @@ func main() {
 	flag.Float64Var(&s.scale, "scale", 1, "share of the messages that is sent")
 	flag.StringVar(&s.scenarios, "scenarios", "get,get-tls,post,flight,steady", "what to measure, of "+strings.Join(names(), ","))
 	flag.StringVar(&s.candidates, "candidates", "", "who is measured; default: worker, baseline and the peers on the PATH")
-	flag.StringVar(&s.worker, "worker", "", "binary of another worker, to be measured too as the candidate old")
+	flag.StringVar(&s.worker, "workers", "", "binaries of other workers, to be measured beside this one")
 	flag.StringVar(&s.keep, "keep", "", "directory for logs; default: one that is removed")
 	flag.Parse()
 	if *upstream != "" {
@@ -89,9 +89,12 @@ func run(ctx context.Context, s settings) (*report, error) {
 		return nil, err
 	}
 	candidates := []string{"worker", "baseline"}
-	if s.worker != "" {
-		p.peers["old"] = s.worker
-		candidates = append(candidates, "old")
+	for _, binary := range strings.Split(s.worker, ",") {
+		if binary != "" {
+			name := "worker:" + filepath.Base(binary)
+			p.others[name] = binary
+			candidates = append(candidates, name)
+		}
 	}
 	for _, peer := range []string{"redpanda-connect", "bento"} {
 		if p.peers[peer] != "" {
@@ -115,7 +118,7 @@ func run(ctx context.Context, s settings) (*report, error) {
 			}
 			for _, candidate := range candidates {
 				sc := scenarios[at]
-				if peer := p.peers[candidate] != "" && candidate != "old"; peer && !sc.peers {
+				if p.peers[candidate] != "" && !sc.peers {
 					continue
 				}
 				if ctx.Err() != nil {
@@ -222,7 +225,7 @@ func (c *cell) measure(ctx context.Context) error {
 func (c *cell) scaled(n int) int { return max(1, int(float64(n)*c.settings.scale)) }
 
 // timed runs work and notes what it cost per message.
-func (c *cell) timed(p *process, messages int, work func() error) error {
+func (c *cell) timed(p, server *process, messages int, work func() error) error {
 	before, err := c.counts()
 	if err != nil {
 		return err
@@ -231,11 +234,19 @@ func (c *cell) timed(p *process, messages int, work func() error) error {
 	if err != nil {
 		return err
 	}
+	served, err := server.cpu()
+	if err != nil {
+		return err
+	}
 	begun := time.Now()
 	if err := work(); err != nil {
 		return err
 	}
 	took := time.Since(begun)
+	serving, err := server.cpu()
+	if err != nil {
+		return err
+	}
 	after, err := p.cpu()
 	if err != nil {
 		return err
@@ -249,6 +260,7 @@ func (c *cell) timed(p *process, messages int, work func() error) error {
 	}
 	c.add("/s", float64(messages)/took.Seconds())
 	c.add("µs", float64((after-spent).Microseconds())/float64(messages))
+	c.add("nats-server µs", float64((serving-served).Microseconds())/float64(messages))
 	c.add("new connections per request", float64(seen.Connections-before.Connections)/float64(messages))
 	return nil
 }
@@ -263,7 +275,7 @@ func (c *cell) throughput(_ context.Context, l *load, p *process) error {
 	if err := l.wave(max(n/10, min(n, 3*c.scenario.flight)), c.scenario.window, l.w.connectionIDs...); err != nil {
 		return err
 	}
-	if err := c.timed(p, n, func() error { return l.wave(n, c.scenario.window, l.w.connectionIDs...) }); err != nil {
+	if err := c.timed(p, l.w.nats, n, func() error { return l.wave(n, c.scenario.window, l.w.connectionIDs...) }); err != nil {
 		return err
 	}
 	_, peak, err := p.memory()
@@ -309,7 +321,7 @@ func (c *cell) turns(_ context.Context, l *load, p *process) error {
 		return err
 	}
 	n := max(1, c.scaled(c.scenario.messages)/len(l.w.connectionIDs))
-	return c.timed(p, n*len(l.w.connectionIDs), func() error { return each(n) })
+	return c.timed(p, l.w.nats, n*len(l.w.connectionIDs), func() error { return each(n) })
 }
 
 // backlog has the candidate, stopped meanwhile, work off what has piled up.
@@ -326,5 +338,5 @@ func (c *cell) backlog(_ context.Context, l *load, p *process) error {
 	if err := errors.Join(err, p.cmd.Process.Signal(syscall.SIGCONT)); err != nil {
 		return err
 	}
-	return c.timed(p, n, func() error { return l.wait(before + int64(n)) })
+	return c.timed(p, l.w.nats, n, func() error { return l.wait(before + int64(n)) })
 }

@@ -26,7 +26,7 @@ import (
 // programs are the paths of the binaries that are measured or measured against.
 type programs struct {
 	self, worker, baseline, nats, redis string
-	peers                               map[string]string
+	others, peers                       map[string]string // more workers, and programs of another kind
 }
 
 // build makes the binaries as they run in production, in dir.
@@ -35,7 +35,7 @@ func build(dir, root string) (*programs, error) {
 	if err != nil {
 		return nil, err
 	}
-	p := &programs{self: self, peers: map[string]string{}}
+	p := &programs{self: self, others: map[string]string{}, peers: map[string]string{}}
 	for _, b := range []struct {
 		path      *string
 		name, pkg string
@@ -204,15 +204,15 @@ func (w *world) start(candidate string, secure bool, places int) (*process, erro
 		"NATS_URL=" + w.natsURL, "ZOHO_API_URL=" + api, "SSL_CERT_FILE=" + filepath.Join(w.site.dir, "ca.pem"),
 		"PLACES=" + strconv.Itoa(places), "TOKEN=1000.benchmark",
 	}
-	switch candidate {
-	case "baseline":
+	binary := w.programs.others[candidate]
+	if candidate == "worker" {
+		binary = w.programs.worker
+	}
+	switch {
+	case candidate == "baseline":
 		p, _, err := launch(w.dir, candidate, false, env, w.programs.baseline)
 		return p, err
-	case "worker", "old":
-		binary := w.programs.worker
-		if candidate == "old" {
-			binary = w.programs.peers["old"]
-		}
+	case binary != "":
 		env = append(
 			env, "REDIS_URL="+w.redisURL, "ZOHO_ACCOUNTS_URL="+w.plain, "ZOHO_CLIENT_ID=1000.BENCH", "ZOHO_CLIENT_SECRET=bench",
 			"ENCRYPTION_KEYS="+w.keys.Reveal(), "HTTP_ADDR=127.0.0.1:0", "LOG_FORMAT=json", "MAX_IN_FLIGHT="+strconv.Itoa(max(places, 512)),
@@ -220,7 +220,7 @@ func (w *world) start(candidate string, secure bool, places int) (*process, erro
 		if dir := os.Getenv("BENCH_PROFILE"); dir != "" {
 			env = append(env, "CPU_PROFILE="+filepath.Join(dir, fmt.Sprintf("%d.prof", time.Now().UnixNano())))
 		}
-		p, _, err := launch(w.dir, candidate, false, env, binary, "run")
+		p, _, err := launch(w.dir, "worker", false, env, binary, "run")
 		return p, err
 	}
 	p, _, err := launch(w.dir, candidate, false, env, w.programs.peers[candidate], "run", filepath.Join(root(), "bench", "peers", candidate+".yaml"))

@@ -33,6 +33,9 @@ type Call struct {
 	// ContentType is the type of Body where Headers give none. Empty: none.
 	ContentType string
 	Body        []byte
+	// Timeout bounds this call, where Config.CallTimeout doesn't already. 0: no
+	// other bound. It costs less than a context of its own.
+	Timeout time.Duration
 	// Once says that the call isn't repeatable: Permit is asked for it.
 	Once bool
 	// Permit is asked right before the first byte of a call with Once set is
@@ -88,11 +91,9 @@ const userAgent = "zoho-worker"
 func (c *Client) Do(ctx context.Context, call *Call) *Answer {
 	a := &Answer{CreditsRemaining: -1, Started: time.Now()}
 	defer func() { a.Took = time.Since(a.Started) }()
-	limit := a.Started.Add(c.config.CallTimeout)
-	if sooner, ok := ctx.Deadline(); !ok || limit.Before(sooner) {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithDeadlineCause(ctx, limit, ErrCallTimeout)
-		defer cancel()
+	timeout := c.config.CallTimeout
+	if call.Timeout > 0 {
+		timeout = min(timeout, call.Timeout)
 	}
 	where, ok := c.places[placeKey{call.Location, call.Environment}]
 	err := checkTarget(call)
@@ -108,7 +109,7 @@ func (c *Client) Do(ctx context.Context, call *Call) *Answer {
 		a.Unsent, a.Err = true, err
 		return a
 	}
-	t := trip{where: where, head: *head, body: call.Body, limit: c.config.MaxResponse}
+	t := trip{where: where, head: *head, body: call.Body, until: a.Started.Add(timeout), limit: c.config.MaxResponse}
 	if call.Once {
 		t.permit = call.Permit
 	}

@@ -20,7 +20,9 @@ type kept struct {
 	where place
 	out   atomic.Int64    // bytes that the kernel took
 	probe syscall.RawConn // of raw; nil where there is none
-	buf   []byte          // read and not used yet: buf[r:w]
+	look  func(uintptr) bool
+	still bool   // what look saw
+	buf   []byte // read and not used yet: buf[r:w]
 	r, w  int
 	since time.Time // when it became idle
 }
@@ -42,6 +44,10 @@ func newKept(raw net.Conn, where place) *kept {
 	k.link = counted{raw, &k.out}
 	if s, ok := raw.(syscall.Conn); ok {
 		k.probe, _ = s.SyscallConn()
+		k.look = func(fd uintptr) bool {
+			k.still = silent(fd)
+			return true
+		}
 	}
 	return k
 }
@@ -55,9 +61,10 @@ func (k *kept) cut() { _ = k.raw.SetDeadline(past) }
 
 // open reports whether the server has neither closed the connection nor said
 // anything since the last answer. net/http has a goroutine for each connection
-// that notices; a look right before the use notices as much.
-func (k *kept) open() bool {
-	if k.r != k.w || k.probe != nil && !silent(k.probe) {
+// that notices; a look right before the use notices as much. The connection's
+// deadline, until, stays as it is.
+func (k *kept) open(until time.Time) bool {
+	if k.r != k.w || k.probe != nil && (k.probe.Read(k.look) != nil || !k.still) {
 		return false
 	}
 	t, secure := k.link.(*tls.Conn)
@@ -69,7 +76,7 @@ func (k *kept) open() bool {
 	var b [1]byte
 	_ = t.SetReadDeadline(past)
 	n, err := t.Read(b[:])
-	return n == 0 && errors.Is(err, os.ErrDeadlineExceeded) && t.SetReadDeadline(time.Time{}) == nil
+	return n == 0 && errors.Is(err, os.ErrDeadlineExceeded) && t.SetReadDeadline(until) == nil
 }
 
 // past is a deadline that is over.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"net/http"
+	"os"
 	"strconv"
 	"strings"
 	"sync"
@@ -18,6 +19,8 @@ type trip struct {
 	where place
 	head  []byte // request line and headers, with the empty line
 	body  []byte
+	// until is when the exchange must be over. Zero: as its context says.
+	until time.Time
 	// permit is asked right before the first byte. Nil: permitted.
 	permit func() error
 	// limit bounds the response's body, decompressed.
@@ -49,9 +52,9 @@ const (
 // Whatever happens, it doesn't begin a second time: that is what keeps an insert
 // from being sent twice. Its errors may be shown.
 func (c *Client) roundTrip(ctx context.Context, t *trip) (r reply, err error) {
-	k, err := c.connection(ctx, t.where)
+	k, err := c.connection(ctx, t)
 	if err != nil {
-		return r, describe(ctx, err)
+		return r, err
 	}
 	keep := false
 	stop := context.AfterFunc(ctx, k.cut)
@@ -72,29 +75,47 @@ func (c *Client) roundTrip(ctx context.Context, t *trip) (r reply, err error) {
 		return r, cause
 	}
 	if keep, err = k.exchange(ctx, t, &r); err != nil {
-		return r, describe(ctx, err)
+		return r, t.describe(ctx, err)
 	}
 	if r.bodyErr != nil && !errors.Is(r.bodyErr, ErrTooLarge) {
-		r.bodyErr = describe(ctx, r.bodyErr)
+		r.bodyErr = t.describe(ctx, r.bodyErr)
 	}
 	return r, nil
 }
 
-// connection returns a kept connection that is still open, or a new one.
-func (c *Client) connection(ctx context.Context, where place) (*kept, error) {
+func (t *trip) describe(ctx context.Context, err error) error {
+	if errors.Is(err, os.ErrDeadlineExceeded) && context.Cause(ctx) == nil && !t.until.IsZero() {
+		return ErrCallTimeout
+	}
+	return describe(ctx, err)
+}
+
+// connection returns a kept connection that is still open, or a new one,
+// whose deadline is t.until. Its errors may be shown.
+func (c *Client) connection(ctx context.Context, t *trip) (*kept, error) {
 	if cause := context.Cause(ctx); cause != nil {
 		return nil, cause
 	}
 	for {
-		k := c.pool.get(where)
+		k := c.pool.get(t.where)
 		if k == nil {
-			return c.dial.dial(ctx, where)
+			break
 		}
-		if k.open() {
+		if k.raw.SetDeadline(t.until) == nil && k.open(t.until) {
 			return k, nil
 		}
 		k.close()
 	}
+	if !t.until.IsZero() {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithDeadlineCause(ctx, t.until, ErrCallTimeout)
+		defer cancel()
+	}
+	k, err := c.dial.dial(ctx, t.where)
+	if err != nil {
+		return nil, describe(ctx, err)
+	}
+	return k, k.raw.SetDeadline(t.until)
 }
 
 // exchange writes the request and reads the answer. It reports whether the
@@ -117,10 +138,22 @@ func (k *kept) exchange(ctx context.Context, t *trip, r *reply) (again bool, err
 	}
 	t.left = true
 	again, err = k.read(r, t.limit)
-	if err != nil && failed != nil {
-		err = failed
+	return again && failed == nil, r.after(failed, err)
+}
+
+// after returns err, or failed in its place: what went wrong when writing says
+// more than what followed from it.
+func (r *reply) after(failed, err error) error {
+	if failed == nil {
+		return err
 	}
-	return again && failed == nil, err
+	if r.bodyErr != nil && !errors.Is(r.bodyErr, ErrTooLarge) {
+		r.bodyErr = failed
+	}
+	if err != nil {
+		return failed
+	}
+	return nil
 }
 
 // exchangeLong is exchange with the writing in a goroutine of its own.
@@ -151,10 +184,7 @@ func (k *kept) exchangeLong(ctx context.Context, t *trip, r *reply) (again bool,
 		failed = <-written
 	}
 	t.left = failed == nil || k.out.Load() != before
-	if err != nil && failed != nil {
-		err = failed
-	}
-	return again && failed == nil, err
+	return again && failed == nil, r.after(failed, err)
 }
 
 // read reads one answer, past interim ones, to the last byte of its body. An
