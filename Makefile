@@ -87,9 +87,13 @@ bench-peers: ## the worker as a process against a hand-written one, and peers on
 bench-growth: ## what a request costs with 10, 100 and 1,000 connections, and with a backlog of 10³ and 10⁵
 	$(GO) run ./bench -candidates worker -scenarios turns-10,turns-100,turns-1000,backlog-1e3,backlog-1e5 $(BENCH)
 
+.PHONY: bench-flow
+bench-flow: ## flow control on real processes, judged by the simulator; BENCH="-scenario idle", "-scenario surprise", "-duration 30s", "-worker bin/worker"
+	$(GO) run ./bench/flow $(BENCH)
+
 .PHONY: bench-smoke
 bench-smoke: ## a few hundred messages through the benchmark: that it works, not how fast
-	BENCH_SMOKE=1 $(GO) test -count=1 -timeout 5m ./bench
+	BENCH_SMOKE=1 $(GO) test -count=1 -timeout 5m ./bench ./bench/flow
 
 $(GOLANGCI):
 	GOBIN=$(TOOLS) $(GO) install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(LINT_VERSION)

@@ -317,6 +317,12 @@ func TestRefusalsAreQuick(t *testing.T) {
 		t.Error(c.Busy)
 	}
 	b.SetLatency(24 * time.Hour)
+	b.AddOrg(Org{ID: "1"})
+	b.AddUser(User{ID: "2", OrgID: "1"})
+	b.SetOrgLatency("1", 0, 0)
+	if r := b.call("GET", "/crm/v8/org", "", "Authorization", "Bearer "+b.AccessToken(b.GrantRefreshToken("2"))); r.status != 200 {
+		t.Error(r.status)
+	}
 	if r := b.call("GET", "/crm/v8/org", ""); r.status != 429 {
 		t.Error(r.status)
 	}

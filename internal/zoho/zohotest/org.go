@@ -5,6 +5,7 @@ import (
 	"maps"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -42,6 +43,7 @@ type org struct {
 	mu      sync.RWMutex // guards modules and what is in them
 	modules map[string]*module
 	jobs    map[string]*job
+	latency atomic.Pointer[[2]time.Duration]
 
 	gate    sync.Mutex // guards the limits, the counts and all that follows
 	count   Counts

@@ -146,9 +146,17 @@ func (s *Server) SetLatencyBetween(from, to time.Duration) {
 	s.latency.Store(&[2]time.Duration{from, max(from, to)})
 }
 
-// work spends the latency; false when the server was closed meanwhile.
-func (s *Server) work() bool {
+// SetOrgLatency is SetLatencyBetween for the calls of one org, instead of the others'.
+func (s *Server) SetOrgLatency(orgID string, from, to time.Duration) {
+	s.org(orgID).latency.Store(&[2]time.Duration{from, max(from, to)})
+}
+
+// work spends the latency of a call; false when the server was closed meanwhile.
+func (s *Server) work(o *org) bool {
 	between := s.latency.Load()
+	if o != nil && o.latency.Load() != nil {
+		between = o.latency.Load()
+	}
 	if between == nil {
 		return true
 	}
@@ -217,7 +225,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	s.ledger.publish(x)
 	s.hooks.run(BodyRead, x)
-	if x.call.Endpoint == API && x.refused == nil && !s.work() {
+	if x.call.Endpoint == API && x.refused == nil && !s.work(x.org) {
 		x.cut(Close)
 	}
 	x.answer()
