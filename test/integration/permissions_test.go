@@ -141,7 +141,7 @@ func TestPermissionsOfCaller(t *testing.T) {
 	}
 
 	// The command line with these few rights.
-	cmd := exec.Command(binary(t), "call", "acme", "GET", "/v8/Leads", "--query", "fields=Last_Name")
+	cmd := exec.Command(binary(t, failpointBuild), "call", "acme", "GET", "/v8/Leads", "--query", "fields=Last_Name")
 	cmd.Env = []string{
 		"NATS_URL=" + s.NATSURL, "NATS_CA=" + s.authority.path("ca.crt"), "NATS_CERT=" + s.authority.path("acme.crt"),
 		"NATS_KEY=" + s.authority.path("acme.key"), "NATS_INBOX_PREFIX=_INBOX.acme",

@@ -30,28 +30,41 @@ const (
 	crashStopTimeout = 10 * time.Second
 )
 
-// built is the worker's binary with its fail points, built once per run.
+// The builds of the worker that tests start: with its fail points, and as `make
+// build` makes it.
+const (
+	failpointBuild  = "failpoint"
+	productionBuild = "production,grpcnotrace"
+)
+
+// built are the worker's binaries by build, each built once per run.
 var built struct {
-	sync.Once
-	dir string
-	err error
+	sync.Mutex
+	dir   string
+	paths map[string]string
 }
 
-func binary(t testing.TB) string {
+func binary(t testing.TB, tags string) string {
 	t.Helper()
-	built.Do(func() {
-		if built.dir, built.err = os.MkdirTemp("", "zoho-worker-bin-"); built.err != nil {
-			return
-		}
-		build := exec.Command("go", "build", "-tags", "failpoint", "-o", built.dir, "../../cmd/worker")
-		if out, err := build.CombinedOutput(); err != nil {
-			built.err = fmt.Errorf("%w\n%s", err, out)
-		}
-	})
-	if built.err != nil {
-		t.Fatal("build the worker:", built.err)
+	built.Lock()
+	defer built.Unlock()
+	if path := built.paths[tags]; path != "" {
+		return path
 	}
-	return filepath.Join(built.dir, "worker")
+	if built.dir == "" {
+		dir, err := os.MkdirTemp("", "zoho-worker-bin-")
+		if err != nil {
+			t.Fatal(err)
+		}
+		built.dir, built.paths = dir, map[string]string{}
+	}
+	path := filepath.Join(built.dir, fmt.Sprintf("worker-%d", len(built.paths)))
+	build := exec.Command("go", "build", "-tags", tags, "-o", path, "../../cmd/worker")
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("build the worker with -tags %s: %v\n%s", tags, err, out)
+	}
+	built.paths[tags] = path
+	return path
 }
 
 // process is a worker in a process of its own.
@@ -62,10 +75,16 @@ type process struct {
 	gone chan struct{}
 }
 
-// process starts `worker run`; the test kills what is left of it.
+// process starts `worker run` with its fail points; the test kills what is left of it.
 func (r *rig) process(env ...string) *process {
 	r.t.Helper()
-	cmd := exec.Command(binary(r.t), "run")
+	return r.run(failpointBuild, env...)
+}
+
+// run is process for any build.
+func (r *rig) run(tags string, env ...string) *process {
+	r.t.Helper()
+	cmd := exec.Command(binary(r.t, tags), "run")
 	cmd.Env = append([]string{
 		"PATH=" + os.Getenv("PATH"), "HOME=" + os.Getenv("HOME"),
 		"NATS_URL=" + r.NATSURL, "REDIS_URL=" + r.RedisURL,

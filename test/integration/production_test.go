@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -102,7 +103,7 @@ func freePort(t *testing.T) string {
 	return listener.Addr().String()
 }
 
-// TestProduction runs two workers as processes with what the Compose file gives
+// TestProduction runs two workers as processes, built as for production, with what the Compose file gives
 // them: TLS, certificates and permissions at NATS, an ACL user at Redis, secrets
 // in files, an OTLP endpoint. It rolls both over under load.
 func TestProduction(t *testing.T) {
@@ -148,7 +149,7 @@ func TestProduction(t *testing.T) {
 	start := func() *process {
 		address := freePort(t)
 		addresses = append(addresses, address)
-		p := s.process(append(environment, "HTTP_ADDR="+address)...)
+		p := s.run(productionBuild, append(environment, "HTTP_ADDR="+address)...)
 		eventually(t, "worker at "+address+" is ready", func() bool {
 			resp, err := http.Get("http://" + address + "/readyz")
 			if err != nil {
@@ -160,6 +161,13 @@ func TestProduction(t *testing.T) {
 		return p
 	}
 	workers := []*process{start(), start()}
+	// They are what `make build` makes: without the sandbox.
+	if makefile, err := os.ReadFile("../../Makefile"); err != nil || !strings.Contains(string(makefile), "-tags "+productionBuild+" ") {
+		t.Errorf("make build doesn't build with -tags %s (%v)", productionBuild, err)
+	}
+	if out, err := exec.Command(workers[0].cmd.Path, "dev", "--once").CombinedOutput(); err == nil || !strings.Contains(string(out), "unknown command") {
+		t.Errorf("the worker has a sandbox: %s", out)
+	}
 
 	// A trace, from the caller's span to the worker's and back.
 	const traceID, callerSpan = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"

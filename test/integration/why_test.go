@@ -117,7 +117,7 @@ func TestLimitAndPauseChangeAtOnce(t *testing.T) {
 	r.worker()
 	command := func(args ...string) string {
 		t.Helper()
-		cmd := exec.Command(binary(t), args...)
+		cmd := exec.Command(binary(t, failpointBuild), args...)
 		cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "NATS_URL=" + r.NATSURL, "ENCRYPTION_KEYS=" + r.keys.Reveal(), "REDIS_URL="}
 		out, err := cmd.CombinedOutput()
 		if err != nil {
