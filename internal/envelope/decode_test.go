@@ -71,7 +71,7 @@ func TestDecodeProbe(t *testing.T) {
 	t.Parallel()
 	const doc = `{"id":"r1","method":"POST","url":"/v8/Leads","body":{"data":[{"Ref":"\u0061"}, {"Ref":18}],"trigger":[]},"order_key":"k","retry_failed_records":true,"probe":{"field":"Ref"}}`
 	r := decode(t, doc)
-	if r.OrderKey != "k" || !r.RetryFailedRecords || r.Probe.Field != "Ref" || !slices.Equal(r.Probe.Values, []string{"a", "18"}) {
+	if r.OrderKey != "k" || !r.RetryFailedRecords || r.Probe.Field != "Ref" || !slices.Equal(r.Probe.Values, []string{"'a'", "18"}) {
 		t.Errorf("%+v %+v", r, r.Probe)
 	}
 	b, ok := SplitRecords(r.Body.Data)

@@ -134,6 +134,19 @@ type Records struct {
 	Codes map[string]int
 }
 
+// Add counts one record, by Zoho's code if it failed.
+func (r *Records) Add(code string, done bool) {
+	if done {
+		r.Succeeded++
+		return
+	}
+	r.Failed++
+	if r.Codes == nil {
+		r.Codes = map[string]int{}
+	}
+	r.Codes[code]++
+}
+
 // Confirmed is the Outcome of an insert whose first answer was lost and which
 // Zoho has since shown to have happened.
 const Confirmed = "confirmed"

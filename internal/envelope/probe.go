@@ -20,7 +20,8 @@ type Probe struct {
 	Headers  []Header
 	// Field is the API name of a field whose value tells the records of the
 	// body apart from all others. Values are what they have in it, in the body's
-	// order: none is there twice, and none needs escaping in COQL.
+	// order and in COQL's spelling, 'order-4711' or 17: none is there twice, and
+	// none holds a quote.
 	Field  string
 	Values []string
 }
@@ -227,6 +228,9 @@ func (b *Batch) values(s *scanner, field string) []string {
 			return nil
 		}
 		seen[text] = true
+		if value[0] == '"' {
+			text = "'" + text + "'"
+		}
 		values = append(values, text)
 	}
 	return values
@@ -262,6 +266,22 @@ func SplitRecords(body []byte) (*Batch, bool) {
 	s := scanner{data: body, depth: MaxDepth}
 	b, times := s.records()
 	return b, times == 1 && s.end()
+}
+
+// CountRecords returns how many elements the array data has in the body of a
+// write, 0 where there is none.
+func CountRecords(body []byte) (n int) {
+	s := scanner{data: body, depth: MaxDepth}
+	eachMember(&s, "data", func() {
+		if s.peek() != '[' {
+			s.refuse(inSchema, "")
+			return
+		}
+		for n = 0; s.element(n); n++ {
+			s.skip()
+		}
+	})
+	return n
 }
 
 // records reads an object with an array of objects, data, and returns how often it has it.

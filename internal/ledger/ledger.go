@@ -13,6 +13,7 @@
 package ledger
 
 import (
+	"cmp"
 	"context"
 	"encoding/hex"
 	"encoding/json"
@@ -41,9 +42,24 @@ func StreamConfig(replicas int, retention time.Duration) jetstream.StreamConfig 
 var ErrConflict = errors.New("the id belongs to a request with other content")
 
 // ErrExpired says that the claim's lease is over and nobody gave it up: the
-// request may have been sent, and whoever sent it is gone. The claim is closed
-// for good: nobody sends the request any more.
+// request may have been sent, and whoever sent it is gone. Nobody sends it any
+// more, unless the error is a *LostError, too, and the request is looked up.
 var ErrExpired = errors.New("the claim's lease is over")
+
+// LostError is an ErrExpired of a claim that is closed and not sealed. Who finds
+// out since that nothing was carried out may Resume it, once.
+type LostError struct {
+	// Since is when the claim was closed, by the server's clock, or a moment
+	// later: nothing of the request left for Zoho after it.
+	Since    time.Time
+	revision uint64
+}
+
+// Error implements error.
+func (e *LostError) Error() string { return ErrExpired.Error() }
+
+// Is makes a LostError an ErrExpired.
+func (e *LostError) Is(target error) bool { return target == ErrExpired }
 
 // HeldError says that another holder's lease is running for another Left.
 type HeldError struct{ Left time.Duration }
@@ -73,7 +89,8 @@ type state string
 const (
 	claimed  state = "claimed"
 	released state = "released"
-	closed   state = "closed"  // its lease ran out, and somebody has said so
+	closed   state = "closed"  // it may have been sent, and its holder sends no more
+	sealed   state = "sealed"  // closed, and its requester is told that nobody knows
 	refused  state = "refused" // it was never sent and never will be: it has its answer
 )
 
@@ -91,6 +108,8 @@ type Claim struct {
 	ledger  *Ledger
 	subject string
 	record  record
+	// resumed: what was sent under an earlier claim may have been carried out in part.
+	resumed bool
 
 	mu       sync.Mutex
 	revision uint64
@@ -101,11 +120,25 @@ type Claim struct {
 // a *HeldError where somebody else has or had it; any other error means that
 // the claim could not be written and nothing may be sent.
 func (l *Ledger) Claim(ctx context.Context, connection, id string, digest [32]byte) (*Claim, error) {
-	c := &Claim{ledger: l, subject: "zoho.claims." + connection + "." + id, record: record{
+	// A new claim first: nearly every request is new. Only a conflict makes it read.
+	return l.claim(ctx, connection, id, digest, nil)
+}
+
+// Resume claims a request anew that was lost, for somebody who has looked up
+// since that it was not carried out, or which part of it was not. The errors are
+// those of Claim: of all that looked one gets the claim, the others a *HeldError.
+func (l *Ledger) Resume(ctx context.Context, connection, id string, digest [32]byte, lost *LostError) (*Claim, error) {
+	return l.claim(ctx, connection, id, digest, lost)
+}
+
+func (l *Ledger) claim(ctx context.Context, connection, id string, digest [32]byte, lost *LostError) (*Claim, error) {
+	c := &Claim{ledger: l, subject: "zoho.claims." + connection + "." + id, resumed: lost != nil, record: record{
 		Nonce: nuid.Next(), Digest: hex.EncodeToString(digest[:]), LeaseMS: l.lease.Milliseconds(), State: claimed,
 	}}
-	// A new claim first: nearly every request is new. Only a conflict makes it read.
 	var expected uint64
+	if lost != nil {
+		expected = lost.revision
+	}
 	unclear := false
 	for {
 		err := c.write(ctx, expected)
@@ -123,7 +156,7 @@ func (l *Ledger) Claim(ctx context.Context, connection, id string, digest [32]by
 		}
 		there, entry, err := l.read(ctx, c.subject)
 		switch {
-		case errors.Is(err, register.ErrNotFound): // aged out in between
+		case errors.Is(err, register.ErrNotFound) && lost == nil: // aged out in between
 			expected = 0
 			continue
 		case err != nil:
@@ -132,12 +165,41 @@ func (l *Ledger) Claim(ctx context.Context, connection, id string, digest [32]by
 			// The unclear write was done. Another one starts the lease anew.
 		case there.Digest != c.record.Digest:
 			return nil, ErrConflict
-		case there.State != released:
-			if err := l.standing(ctx, c.subject, there, entry); err != nil {
-				return nil, err
+		case there.State != released || lost != nil:
+			// What was looked up holds for the record that was seen before alone.
+			if err := l.standing(ctx, c.subject, there, entry); err != nil || lost != nil {
+				return nil, cmp.Or[error](err, &HeldError{})
 			}
 		}
 		expected = entry.Revision
+	}
+}
+
+// Seal sees to it that nobody resumes a lost request: its requester is about to
+// be told that its outcome is unknown. The errors are those of Claim.
+func (l *Ledger) Seal(ctx context.Context, connection, id string, lost *LostError) error {
+	subject := "zoho.claims." + connection + "." + id
+	for expected := lost.revision; ; {
+		there, entry, err := l.read(ctx, subject)
+		switch {
+		case err != nil:
+			return fmt.Errorf("seal claim: %w", err)
+		case there.State == sealed:
+			return nil
+		case entry.Revision != expected:
+			return cmp.Or[error](l.standing(ctx, subject, there, entry), &HeldError{})
+		}
+		there.State = sealed
+		data, err := json.Marshal(there)
+		if err != nil {
+			return err
+		}
+		if _, err = l.registers.Put(ctx, subject, data, expected); err == nil {
+			return nil
+		}
+		if !errors.Is(err, register.ErrConflict) {
+			return fmt.Errorf("seal claim: %w", err)
+		}
 	}
 }
 
@@ -196,7 +258,7 @@ func (l *Ledger) Close(ctx context.Context, connection, id string, digest [32]by
 			if err := l.standing(ctx, subject, there, entry); err != nil {
 				return err
 			}
-		case there.State == closed:
+		case there.State == closed, there.State == sealed:
 			return ErrExpired
 		case there.State == refused:
 			return nil
@@ -214,7 +276,9 @@ func (l *Ledger) standing(ctx context.Context, subject string, there record, ent
 		switch there.State {
 		case released:
 			return nil
-		case closed, refused:
+		case closed:
+			return &LostError{Since: entry.Time, revision: entry.Revision}
+		case sealed, refused:
 			return ErrExpired
 		}
 		lease := time.Duration(there.LeaseMS) * time.Millisecond
@@ -226,9 +290,9 @@ func (l *Ledger) standing(ctx context.Context, subject string, there record, ent
 		if err != nil {
 			return err
 		}
-		_, err = l.registers.Put(ctx, subject, data, entry.Revision)
+		revision, err := l.registers.Put(ctx, subject, data, entry.Revision)
 		if err == nil {
-			return ErrExpired
+			return &LostError{Since: l.clock.Now(), revision: revision}
 		}
 		if !errors.Is(err, register.ErrConflict) {
 			return fmt.Errorf("close claim: %w", err)
@@ -270,8 +334,10 @@ func (c *Claim) write(ctx context.Context, expected uint64) error {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.revision = revision
-	c.until = started.Add(c.ledger.lease - margin)
+	c.revision, c.until = revision, time.Time{}
+	if c.record.State == claimed {
+		c.until = started.Add(c.ledger.lease - margin)
+	}
 	return nil
 }
 
@@ -304,13 +370,28 @@ func (c *Claim) Extend(ctx context.Context) error {
 	return nil
 }
 
-// Release gives the claim up: the holder has proof that nothing was sent.
+// Release gives the claim up: the holder has proof that it sent nothing. One
+// that was resumed is lost again, since what was sent before it stays in doubt.
 func (c *Claim) Release(ctx context.Context) error {
+	if c.resumed {
+		_, err := c.Lose(ctx)
+		return err
+	}
 	c.record.State = released
 	if err := c.rewrite(ctx); err != nil {
 		return fmt.Errorf("release claim: %w", err)
 	}
 	return nil
+}
+
+// Lose closes the claim at once: the request may have been carried out, and the
+// holder sends no more of it, so that nobody has to wait for the lease's end.
+func (c *Claim) Lose(ctx context.Context) (*LostError, error) {
+	c.record.State = closed
+	if err := c.rewrite(ctx); err != nil {
+		return nil, fmt.Errorf("close claim: %w", err)
+	}
+	return &LostError{Since: c.ledger.clock.Now(), revision: c.revision}, nil
 }
 
 // rewrite stores the holder's record anew. A write of its own whose
@@ -334,10 +415,13 @@ func (c *Claim) rewrite(ctx context.Context) error {
 			return register.ErrConflict
 		case err != nil:
 			return err
-		case there.Nonce != c.record.Nonce || there.State == closed:
+		case there.Nonce != c.record.Nonce:
 			return register.ErrConflict
-		case there.State == released:
+		case there.State == c.record.State && there.State != claimed:
+			c.revision = entry.Revision
 			return nil
+		case there.State != claimed:
+			return register.ErrConflict
 		}
 		c.revision = entry.Revision
 	}

@@ -15,7 +15,7 @@ const (
 	renew                 // get another access token and send once more
 	repeat                // send again after a pause
 	hold                  // the org is over a limit: the request waits, and its whole queue pauses
-	lost                  // it may have been carried out, nobody knows: never sent again
+	lost                  // it may have been carried out, nobody knows: looked up, or never sent again
 )
 
 // facts is everything a judgement depends on.
@@ -77,7 +77,7 @@ func judge(f facts) verdict {
 		return verdict{action: repeat}
 	case a.BodyError != nil:
 		return verdict{
-			action: deliver, code: envelope.OutcomeUnknown,
+			action: lost, code: envelope.OutcomeUnknown,
 			message: fmt.Sprintf("Zoho answered %d, then the connection broke and the body is lost: look the record up before sending again", a.Status),
 		}
 	case a.Status == 400 && f.uniqueField != "":
@@ -95,7 +95,7 @@ func (f facts) ambiguous(what string) verdict {
 	}
 	return verdict{
 		action: lost, code: envelope.OutcomeUnknown,
-		message: what + ", and the request may have been carried out: look the record up before sending again, or name a unique_field",
+		message: what + ", and the request may have been carried out: look the record up before sending again, or name a unique_field or a probe",
 	}
 }
 

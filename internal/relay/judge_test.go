@@ -80,9 +80,9 @@ func TestJudge(t *testing.T) {
 		{"505", zoho.Answer{Status: 505}, nil, same(deliver, "")},
 
 		{"200 whose body is too large", zoho.Answer{Status: 200, TooLarge: true, Err: zoho.ErrTooLarge}, nil, same(deliver, envelope.TooLarge)},
-		{"200 whose body is lost", zoho.Answer{Status: 200, BodyError: cut}, nil, [2]want{{repeat, ""}, {deliver, envelope.OutcomeUnknown}}},
-		{"201 whose body is lost", zoho.Answer{Status: 201, BodyError: cut}, nil, [2]want{{repeat, ""}, {deliver, envelope.OutcomeUnknown}}},
-		{"400 whose body is lost", zoho.Answer{Status: 400, BodyError: cut}, nil, [2]want{{repeat, ""}, {deliver, envelope.OutcomeUnknown}}},
+		{"200 whose body is lost", zoho.Answer{Status: 200, BodyError: cut}, nil, repeatOrLost},
+		{"201 whose body is lost", zoho.Answer{Status: 201, BodyError: cut}, nil, repeatOrLost},
+		{"400 whose body is lost", zoho.Answer{Status: 400, BodyError: cut}, nil, repeatOrLost},
 	}
 	for _, row := range rows {
 		for i, repeatable := range []bool{true, false} {

@@ -7,8 +7,8 @@
 //
 // Invariants: a request that is not repeatable is claimed in the ledger before
 // its first byte leaves, and is never sent again unless it is proved that
-// nothing was sent; waiting uses up no attempt; whatever the worker decides
-// after an attempt, judge decided it.
+// nothing was sent, or its probe shows that it was not carried out; waiting uses
+// up no attempt; whatever the worker decides after an attempt, judge decided it.
 package relay
 
 import (
@@ -77,6 +77,7 @@ const (
 	WaitRevoked  Reason = "revoked"  // the grant is dead: until re-authorization
 	WaitClaim    Reason = "claim"    // another worker is at it, or was
 	WaitPause    Reason = "pause"    // Zoho said 429
+	WaitProbe    Reason = "probe"    // its outcome is looked up, and can't be told yet
 	WaitRetry    Reason = "retry"    // Zoho asked for a long pause before the next attempt
 	WaitStorage  Reason = "storage"  // JetStream did not answer: nothing may be sent
 	WaitStopping Reason = "stopping" // this worker stops: somebody else's turn
@@ -84,7 +85,7 @@ const (
 
 // Reasons returns the closed list.
 func Reasons() []Reason {
-	return []Reason{WaitToken, WaitRevoked, WaitClaim, WaitPause, WaitRetry, WaitStorage, WaitStopping}
+	return []Reason{WaitToken, WaitRevoked, WaitClaim, WaitPause, WaitProbe, WaitRetry, WaitStorage, WaitStopping}
 }
 
 // Connections knows the connections.
@@ -177,7 +178,7 @@ func (j *job) do(ctx context.Context) Result {
 		return j.wait(WaitStorage, storagePause())
 	}
 	j.connection = c
-	if j.left() <= 0 {
+	if j.left() <= 0 && j.lost == nil {
 		return j.expired("before it was sent to Zoho")
 	}
 	if result, ok := j.load(ctx); !ok {
@@ -203,11 +204,18 @@ type job struct {
 	*Delivery
 	once       bool
 	connection *connection.Connection
+	access     token.Token
 	claim      *ledger.Claim
+	// lost is the claim of a request that is to be looked up before anything else.
+	lost *ledger.LostError
+	// resumed says that the claim is a lost one, taken over.
+	resumed bool
 	// sent says that the claim can't be given back: a byte may have left.
 	sent     bool
 	body     []byte
+	batch    *batch // of a request that is settled record by record
 	attempts int
+	credits  envelope.Credits
 	refusals int
 	renewed  bool
 	last     *zoho.Answer
@@ -216,6 +224,12 @@ type job struct {
 // load fetches a body that is kept in the object store.
 func (j *job) load(ctx context.Context) (Result, bool) {
 	j.body = j.Request.Body.Data
+	if j.Request.Probe != nil || j.Request.RetryFailedRecords {
+		var ok bool
+		if j.batch, ok = newBatch(j.body); !ok {
+			return j.fail(envelope.InvalidRequest, "body: has no records"), false
+		}
+	}
 	if j.Request.Body.Kind != envelope.ObjectBody {
 		return Result{}, true
 	}
@@ -236,10 +250,15 @@ func (j *job) load(ctx context.Context) (Result, bool) {
 // send calls Zoho until there is a final response or a reason to wait.
 func (j *job) send(ctx context.Context) Result {
 	pause := newBackoff()
-	access, err := j.token(ctx)
+	err := j.token(ctx)
 	for {
 		if err != nil {
 			return j.withoutToken(err)
+		}
+		if j.lost != nil {
+			if result, ok := j.settle(ctx); !ok {
+				return result
+			}
 		}
 		if j.once {
 			claiming, span := trace.Begin(ctx, "claim")
@@ -249,20 +268,27 @@ func (j *job) send(ctx context.Context) Result {
 				return result
 			}
 		}
-		answer := j.attempt(ctx, access)
+		answer := j.attempt(ctx)
 		v := judge(facts{
 			answer: answer, repeatable: !j.once, uniqueField: j.Request.UniqueField,
 			renewed: j.renewed, refusals: j.refusals,
 		})
-		switch v.action {
-		case deliver, lost:
+		switch {
+		case v.action == lost && j.Request.Probe != nil:
+			if !j.lose() {
+				return j.wait(WaitStorage, storagePause())
+			}
+			continue // and look it up
+		case v.action == deliver && j.collect(answer):
+			// and send the records that failed for a passing reason again
+		case v.action == deliver, v.action == lost:
 			return j.conclude(v)
-		case hold:
+		case v.action == hold && !j.alone():
 			return j.hold(answer)
-		case renew:
+		case v.action == renew:
 			j.renewed = true
 			renewing, span := trace.Begin(ctx, "token")
-			access, err = j.Tokens.Renew(renewing, j.connection, access)
+			j.access, err = j.Tokens.Renew(renewing, j.connection, j.access)
 			span.End()
 			continue
 		}
@@ -273,34 +299,31 @@ func (j *job) send(ctx context.Context) Result {
 		case d > maxPause:
 			return j.wait(WaitRetry, d)
 		}
-		if j.claim != nil && j.claim.Left() < d {
-			// Nothing was sent, or judge would have ended it: a lease that runs
-			// out in the pause would have another worker say that it was.
-			j.release()
+		if d, err = j.keep(ctx, d); err != nil {
+			return j.wait(WaitStorage, storagePause())
 		}
 		if !j.sleep(ctx, d) {
 			return j.wait(WaitStopping, 0)
 		}
-		access, err = j.token(ctx)
+		err = j.token(ctx)
 	}
 }
 
 // token gets an access token and takes the time that it takes.
-func (j *job) token(ctx context.Context) (token.Token, error) {
+func (j *job) token(ctx context.Context) (err error) {
 	begun := time.Now()
 	ctx, span := trace.Begin(ctx, "token")
 	defer span.End()
-	access, err := j.Tokens.Token(ctx, j.connection)
+	j.access, err = j.Tokens.Token(ctx, j.connection)
 	j.metrics.tokenWait.Observe(time.Since(begun).Seconds())
-	return access, err
+	return err
 }
 
-// attempt sends the request once.
-func (j *job) attempt(ctx context.Context, access token.Token) *zoho.Answer {
+// attempt sends the request once, or what of it is pending.
+func (j *job) attempt(ctx context.Context) *zoho.Answer {
 	call := &zoho.Call{
-		Location: j.connection.Location, Environment: zoho.Environment(j.connection.Environment),
-		Token: access.Access, Method: j.Request.Method, Path: j.Request.Path, RawQuery: j.Request.RawQuery,
-		Headers: j.Request.Headers, ContentType: contentType(j.Request.Body.Kind), Body: j.body, Once: j.once,
+		Method: j.Request.Method, Path: j.Request.Path, RawQuery: j.Request.RawQuery,
+		Headers: j.Request.Headers, ContentType: contentType(j.Request.Body.Kind), Body: j.batch.body(j.body), Once: j.once,
 	}
 	timeout := j.CallTimeout
 	if j.once {
@@ -311,7 +334,7 @@ func (j *job) attempt(ctx context.Context, access token.Token) *zoho.Answer {
 	defer cancel()
 	ctx, span := trace.BeginCall(ctx, "attempt")
 	j.sent = true // until it is proved otherwise, a panic included
-	answer := j.Zoho.Do(ctx, call)
+	answer := j.exchange(ctx, call, zoho.Cost(j.Request, call.Body))
 	if span.On() {
 		span.String("http.request.method", call.Method)
 		span.String("url.path", call.Path)
@@ -325,12 +348,32 @@ func (j *job) attempt(ctx context.Context, access token.Token) *zoho.Answer {
 	failpoint.Hit(failpoint.Answered)
 	j.attempts++
 	j.last = answer
-	// 401 and 429 are refusals at the door (zoho-facts: rejected before execution).
-	j.sent = !answer.Unsent && answer.Status != 401 && answer.Status != 429
+	j.sent = carriedOut(answer)
+	if j.batch != nil {
+		j.batch.doubt = j.batch.doubt || j.sent
+	}
 	if answer.Status == 500 {
 		j.refusals++
 	}
-	j.metrics.attempt(j.Request.Method, j.connection.Queue(), answer)
+	return answer
+}
+
+// carriedOut reports whether a call may have been: not if nothing left, and 401
+// and 429 are refusals at the door (zoho-facts: rejected before execution).
+func carriedOut(a *zoho.Answer) bool { return !a.Unsent && a.Status != 401 && a.Status != 429 }
+
+// exchange makes one call of the request's connection and counts it.
+func (j *job) exchange(ctx context.Context, call *zoho.Call, credits int) *zoho.Answer {
+	call.Location, call.Environment = j.connection.Location, zoho.Environment(j.connection.Environment)
+	call.Token = j.access.Access
+	answer := j.Zoho.Do(ctx, call)
+	if carriedOut(answer) {
+		j.credits.Used += credits
+	}
+	if answer.CreditsRemaining >= 0 {
+		j.credits.Remaining, j.credits.Known = int64(answer.CreditsRemaining), true
+	}
+	j.metrics.attempt(call.Method, j.connection.Queue(), answer)
 	if answer.Status > 0 && answer.Status < 500 && answer.Status != 429 {
 		j.pauses.reset(j.connection.Queue())
 	}
@@ -390,6 +433,10 @@ func (j *job) conclude(v verdict) Result {
 		response.Body = envelope.Body{Kind: envelope.JSONBody, Data: fmt.Appendf(nil,
 			`{"data":[{"code":"SUCCESS","details":{"id":%q},"message":"record already added","status":"success"}]}`, v.record)}
 	}
+	if n := j.batch.merge(response, j.last); n > 0 && v.code == "" {
+		v.code = envelope.OutcomeUnknown
+		v.message = fmt.Sprintf("%d of %d records were sent and no answer came: look them up before sending them again", n, len(j.batch.settled))
+	}
 	if v.code == envelope.OutcomeUnknown {
 		j.metrics.unknown.WithLabelValues(unknownNoAnswer).Inc()
 	}
@@ -402,6 +449,12 @@ func (j *job) conclude(v verdict) Result {
 // expired answers a request whose deadline is over, or will be before anything
 // more can be done for it.
 func (j *job) expired(when string) Result {
+	switch {
+	case j.lost != nil:
+		return j.unsettled("the deadline passed " + when)
+	case j.batch.begun():
+		return j.conclude(verdict{action: deliver})
+	}
 	code, message := envelope.DeadlineExceeded, "the deadline passed "+when
 	if j.connection != nil && j.connection.Status == connection.Revoked {
 		code = envelope.ReauthorizationRequired
@@ -427,6 +480,9 @@ func (j *job) response() *envelope.Response {
 	}
 	if response.FinishedAt.Before(j.ReceivedAt) {
 		response.FinishedAt = j.ReceivedAt // the server's clock is known to a few milliseconds
+	}
+	if j.credits.Used > 0 || j.credits.Known {
+		response.Credits = &j.credits
 	}
 	if a := j.last; a != nil && a.Status != 0 {
 		response.Status = a.Status
@@ -457,6 +513,8 @@ func header(headers []envelope.Header, name string) string {
 func (j *job) wait(reason Reason, d time.Duration) Result {
 	if left := j.left(); left > 0 {
 		d = min(d, left)
+	} else if j.lost != nil {
+		return j.unsettled("the deadline passed before it could be looked up")
 	}
 	return Result{Wait: &Wait{Reason: reason, For: max(0, d)}}
 }

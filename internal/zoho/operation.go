@@ -305,23 +305,31 @@ func object(raw []byte) (map[string]json.RawMessage, bool) {
 // carries its own id this proves that an earlier sending of it arrived.
 func DuplicateOf(body []byte, field string) (id string, ok bool) {
 	var answer struct {
-		Data []struct {
-			Code    string `json:"code"`
-			Status  string `json:"status"`
-			Details struct {
-				APIName   string          `json:"api_name"`
-				ID        json.RawMessage `json:"id"`
-				Duplicate struct {
-					ID json.RawMessage `json:"id"`
-				} `json:"duplicate_record"`
-			} `json:"details"`
-		} `json:"data"`
+		Data []json.RawMessage `json:"data"`
 	}
 	if field == "" || json.Unmarshal(body, &answer) != nil || len(answer.Data) != 1 {
 		return "", false
 	}
-	d := answer.Data[0]
-	if d.Code != "DUPLICATE_DATA" || d.Status != "error" || d.Details.APIName != field {
+	return Duplicate(answer.Data[0], field)
+}
+
+// Duplicate is DuplicateOf for what Zoho says of one record.
+func Duplicate(record json.RawMessage, field string) (id string, ok bool) {
+	if field == "" {
+		return "", false
+	}
+	var d struct {
+		Code    string `json:"code"`
+		Status  string `json:"status"`
+		Details struct {
+			APIName   string          `json:"api_name"`
+			ID        json.RawMessage `json:"id"`
+			Duplicate struct {
+				ID json.RawMessage `json:"id"`
+			} `json:"duplicate_record"`
+		} `json:"details"`
+	}
+	if json.Unmarshal(record, &d) != nil || d.Code != "DUPLICATE_DATA" || d.Status != "error" || d.Details.APIName != field {
 		return "", false
 	}
 	id, within := text(d.Details.ID), text(d.Details.Duplicate.ID)
@@ -332,4 +340,22 @@ func DuplicateOf(body []byte, field string) (id string, ok bool) {
 		return "", false
 	}
 	return id, true
+}
+
+// Cost returns the API credits that a call costs by Zoho's price list
+// (zoho-facts 3.2): the operation's least, and more for many records. What the
+// list leaves open, and the price of each part of a composite, isn't in it.
+func Cost(r *envelope.Request, body []byte) int {
+	op := OperationOf(r.Method, r.Path)
+	switch op.Name {
+	case "records.insert", "records.update", "records.upsert":
+		if r.Body.Kind == envelope.JSONBody {
+			return max(1, (envelope.CountRecords(body)+9)/10)
+		}
+	case "records.list":
+		if strings.Contains(r.RawQuery, "cvid=") {
+			return 3
+		}
+	}
+	return op.Credits
 }

@@ -12,6 +12,7 @@ const (
 	defaultRows = 200
 	maxRows     = 2_000
 	maxOffset   = 100_000
+	maxIn       = 50
 )
 
 // statement is a parsed COQL query.
@@ -315,7 +316,7 @@ func (p *query) values() ([]string, bool) {
 		}
 		list = append(list, v)
 		if !p.word(",") {
-			return list, p.word(")")
+			return list, len(list) <= maxIn && p.word(")")
 		}
 	}
 }

@@ -39,7 +39,8 @@ type Fault struct {
 	Edit    func(*Answer) // bends the answer; it owns the header
 	Cut     Cut           // instead of any answer
 
-	send func(*exchange, *Answer) // how the answer is written; nil: at once and whole
+	refuse func(fields map[string]any) string // the code for which a record isn't written; "": it is
+	send   func(*exchange, *Answer)           // how the answer is written; nil: at once and whole
 }
 
 // On narrows the fault to a method ("" for all) and a path, as in Match.

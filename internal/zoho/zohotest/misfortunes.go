@@ -59,6 +59,12 @@ func ErrorIn200() Fault {
 	return AnswerWith("200 error", http.StatusOK, `{"data":[{"code":"INVALID_DATA","details":{},"message":"invalid data","status":"error"}]}`)
 }
 
+// RefuseRecords refuses each record of a write for which code returns one, and
+// lets the call write the others.
+func RefuseRecords(code func(fields map[string]any) string) Fault {
+	return Fault{Name: "refuse records", refuse: code}
+}
+
 // HTMLError is a page of a gateway: 502 and 504, and 400 as seen under load.
 func HTMLError(status int) Fault {
 	text := strconv.Itoa(status) + " " + http.StatusText(status)

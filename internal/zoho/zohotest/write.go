@@ -120,7 +120,20 @@ func (x *exchange) insert(name string) *result {
 	return outcomes(out, http.StatusCreated)
 }
 
+// refuse is what the call's fault does to one record.
+func (x *exchange) refuse(row any) (o outcome, refused bool) {
+	fields, _ := row.(map[string]any)
+	if x.fault == nil || x.fault.refuse == nil {
+		return o, false
+	}
+	code := x.fault.refuse(fields)
+	return refusedRecord(code, "the record can't be written now", params{}), code != ""
+}
+
 func (x *exchange) insertOne(m *module, row any, i int) outcome {
+	if o, refused := x.refuse(row); refused {
+		return o
+	}
 	fields, bad := m.check(row, i, nil)
 	if bad != nil {
 		return *bad
@@ -131,6 +144,9 @@ func (x *exchange) insertOne(m *module, row any, i int) outcome {
 }
 
 func (x *exchange) updateOne(m *module, r *record, row any, i int) outcome {
+	if o, refused := x.refuse(row); refused {
+		return o
+	}
 	fields, bad := m.check(row, i, r)
 	if bad != nil {
 		return *bad
