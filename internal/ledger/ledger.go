@@ -254,14 +254,11 @@ func (l *Ledger) Close(ctx context.Context, connection, id string, digest [32]by
 			return fmt.Errorf("close claim: %w", err)
 		case there.Digest != hex.EncodeToString(digest[:]):
 			return nil // another request's
-		case there.State == claimed:
-			if err := l.standing(ctx, subject, there, entry); err != nil {
-				return err
-			}
-		case there.State == closed, there.State == sealed:
-			return ErrExpired
 		case there.State == refused:
 			return nil
+		}
+		if err := l.standing(ctx, subject, there, entry); err != nil {
+			return err
 		}
 		expected = entry.Revision
 	}
@@ -364,6 +361,9 @@ func (c *Claim) Permit() error {
 // error is register.ErrConflict where the claim is no longer the holder's; after
 // any other the claim may still be, and may be released.
 func (c *Claim) Extend(ctx context.Context) error {
+	if c.record.State != claimed {
+		return fmt.Errorf("extend claim: %w", register.ErrConflict)
+	}
 	if err := c.rewrite(ctx); err != nil {
 		return fmt.Errorf("extend claim: %w", err)
 	}

@@ -246,3 +246,64 @@ func TestClose(t *testing.T) {
 		t.Fatalf("extended once it is closed: %v", err)
 	}
 }
+
+// The life of a lost claim, on a real server: of all that have looked it up, one
+// takes it over, and nobody once it is sealed.
+func TestLostClaim(t *testing.T) {
+	t.Parallel()
+	js, clock := start(t)
+	l, other := Open(js, clock, time.Minute), Open(js, clock, time.Minute)
+	ctx := t.Context()
+	claim, err := l.Claim(ctx, "demo", "1", digest)
+	if err != nil {
+		t.Fatal(err)
+	}
+	mine, err := claim.Lose(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if claim.Permit() == nil || !errors.Is(claim.Extend(ctx), register.ErrConflict) {
+		t.Fatal("the holder may send what it gave up")
+	}
+	var theirs *LostError
+	if err := other.Look(ctx, "demo", "1", digest); !errors.As(err, &theirs) || !errors.Is(err, ErrExpired) {
+		t.Fatalf("looked at: %v", err)
+	}
+	if d := mine.Since.Sub(theirs.Since); d < 0 || d > time.Second {
+		t.Fatalf("closed at %s for one and at %s for the other", mine.Since, theirs.Since)
+	}
+	if _, err := other.Claim(ctx, "demo", "1", digest); !errors.Is(err, ErrExpired) {
+		t.Fatalf("claimed without a look: %v", err)
+	}
+	second, err := other.Resume(ctx, "demo", "1", digest, theirs)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = l.Resume(ctx, "demo", "1", digest, mine)
+	wantHeld(t, err, time.Minute+margin)
+	wantHeld(t, l.Seal(ctx, "demo", "1", mine), time.Minute+margin)
+	// Given back unused, it is as lost as it was before, and to be looked up anew.
+	if err := second.Release(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := l.Resume(ctx, "demo", "1", digest, mine); !errors.As(err, &mine) {
+		t.Fatalf("taken over after an old look: %v", err)
+	}
+	if err := other.Seal(ctx, "demo", "1", mine); err != nil {
+		t.Fatal(err)
+	}
+	if err := other.Seal(ctx, "demo", "1", mine); err != nil {
+		t.Fatal("sealed again:", err)
+	}
+	for what, err := range map[string]error{
+		"looked at":  l.Look(ctx, "demo", "1", digest),
+		"closed":     l.Close(ctx, "demo", "1", digest),
+		"taken over": func() error { _, err := l.Resume(ctx, "demo", "1", digest, mine); return err }(),
+		"claimed":    func() error { _, err := l.Claim(ctx, "demo", "1", digest); return err }(),
+	} {
+		var lost *LostError
+		if !errors.Is(err, ErrExpired) || errors.As(err, &lost) {
+			t.Errorf("sealed, and %s: %v", what, err)
+		}
+	}
+}

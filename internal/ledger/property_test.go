@@ -2,6 +2,7 @@ package ledger
 
 import (
 	"errors"
+	"slices"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -15,13 +16,15 @@ import (
 // as package relay does, in steps. Between any two steps one may be suspended
 // or die, and any write may be lost, unacknowledged, falsely refused or late.
 // Whatever happens, the request is sent at most once, and never after it was
-// answered.
+// answered. One with a probe is looked up when it was lost, and sent again where
+// it isn't there: it is carried out at most once, though Zoho may take as long
+// as a call to do so, and never after its requester was told that nobody knows.
 func TestSentOnceUnderFaults(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		reached := map[string]int{}
 		property := func(rt *rapid.T) {
-			w := &world{rt: rt, server: newServer(), reached: reached}
+			w := &world{rt: rt, server: newServer(), reached: reached, probed: rapid.Bool().Draw(rt, "probed")}
 			w.server.fault = func() fault {
 				if rapid.IntRange(0, 5).Draw(rt, "faulty") > 0 {
 					return none
@@ -41,13 +44,16 @@ func TestSentOnceUnderFaults(t *testing.T) {
 				case "late":
 					w.server.arrive()
 				}
+				w.check()
 			}
+			time.Sleep(call) // Zoho carries out what it was still at
+			w.check()
 		}
 		for range 10 { // a hundred each
 			rapid.Check(inBubble{t}, property)
 		}
 		// Else the test is for nothing.
-		for _, what := range []string{"sent", "answered", "unknown", "refused", "late to send", "extended", "released", "no longer the holder"} {
+		for _, what := range []string{"sent", "answered", "unknown", "refused", "late to send", "extended", "released", "no longer the holder", "confirmed", "resumed", "too early to tell", "given up", "sealed", "lost again", "carried out late"} {
 			if reached[what] == 0 {
 				t.Errorf("never reached: %s, only %v", what, reached)
 			}
@@ -63,9 +69,22 @@ type world struct {
 	rt       *rapid.T
 	server   *server
 	clock    register.Clock
+	probed   bool
 	sent     int
+	executed []time.Time // when Zoho carries the request out, later than it was sent or not
 	answered string
 	reached  map[string]int
+}
+
+// there reports whether a lookup finds the record.
+func (w *world) there() bool {
+	return slices.ContainsFunc(w.executed, func(at time.Time) bool { return !at.After(time.Now()) })
+}
+
+func (w *world) check() {
+	if len(w.executed) > 1 {
+		w.rt.Fatalf("carried out %d times", len(w.executed))
+	}
 }
 
 func (w *world) note(what string) { w.reached[what]++ }
@@ -82,6 +101,9 @@ type worker struct {
 	*world
 	at    string
 	claim *Claim
+	lost  *LostError
+	since time.Time // when its lookup began
+	found bool
 }
 
 const call = 5 * time.Second
@@ -132,18 +154,80 @@ func (w *worker) step() {
 			w.at = "unsent"
 			return
 		}
-		if w.answered != "" {
+		if w.answered != "" && w.answered != "confirmed" {
 			w.rt.Fatalf("sent after the answer %q", w.answered)
 		}
-		if w.sent++; w.sent > 1 {
+		if w.sent++; w.sent > 1 && !w.probed {
 			w.rt.Fatalf("sent %d times", w.sent)
 		}
 		w.note("sent")
 		w.at = "answer"
+		switch rapid.IntRange(0, 3).Draw(w.rt, "fate") {
+		case 0: // it never reaches Zoho
+			w.at = "lose"
+		case 1: // Zoho is slow, and the answer gets lost
+			w.executed = append(w.executed, time.Now().Add(rapid.SampledFrom([]time.Duration{time.Second, call}).Draw(w.rt, "slow")))
+			w.note("carried out late")
+			w.at = "lose"
+		default:
+			w.executed = append(w.executed, time.Now())
+		}
+	case "lose":
+		if !w.probed {
+			w.answer("unknown") // as relay: no claim is written
+			w.claim, w.at = nil, ""
+			return
+		}
+		lost, err := w.claim.Lose(ctx)
+		w.claim, w.at = nil, ""
+		if err == nil {
+			w.note("given up")
+			w.lost, w.at = lost, "probe"
+		}
+	case "probe":
+		w.since, w.at = w.clock.Now(), "probed"
+	case "probed":
+		w.found = w.there()
+		w.at = "settle"
+	case "settle":
+		switch {
+		case w.found:
+			w.answer("confirmed")
+			w.at = ""
+		case rapid.IntRange(0, 5).Draw(w.rt, "give up") == 0:
+			w.at = "seal"
+		case w.since.Before(w.lost.Since.Add(call)):
+			w.note("too early to tell")
+			w.at = ""
+		default:
+			w.at = "resume"
+		}
+	case "resume":
+		claim, err := l.Resume(ctx, "demo", "1", digest, w.lost)
+		if err != nil {
+			w.standing(err)
+			return
+		}
+		w.note("resumed")
+		w.claim, w.at = claim, "send"
+	case "seal":
+		if err := l.Seal(ctx, "demo", "1", w.lost); err != nil {
+			w.standing(err)
+			return
+		}
+		w.note("sealed")
+		w.at = "say unknown"
+	case "say unknown":
+		w.answer("unknown")
+		w.at = ""
 	case "unsent":
 		if rapid.Bool().Draw(w.rt, "give back") {
+			resumed := w.claim.resumed
 			if w.claim.Release(ctx) == nil {
 				w.note("released")
+				if resumed {
+					w.note("lost again")
+				}
 			}
 			w.claim, w.at = nil, ""
 			return
@@ -170,6 +254,8 @@ func (w *worker) step() {
 func (w *worker) standing(err error) {
 	switch {
 	case err == nil:
+	case w.probed && errors.As(err, &w.lost):
+		w.at = "probe"
 	case errors.Is(err, ErrExpired):
 		w.answer("unknown")
 		w.at = ""
