@@ -230,7 +230,7 @@ func (b *books) explained(q *request, r *envelope.Response, calls []zohotest.Cal
 	defer b.world.mu.Unlock()
 	for _, s := range b.spans {
 		if (strings.Contains(s.kind, "worker") || strings.HasPrefix(s.kind, "NATS") || strings.HasPrefix(s.kind, "Zoho")) &&
-			s.start.Before(r.FinishedAt.Add(time.Second)) && s.end.Add(callTimeout).After(q.published.Add(-time.Second)) {
+			s.start.Before(r.FinishedAt.Add(time.Second+b.clockError())) && s.end.Add(callTimeout).After(q.published.Add(-time.Second)) {
 			return true
 		}
 	}

@@ -27,16 +27,37 @@ func number(t testing.TB, name string, otherwise uint64) uint64 {
 	return n
 }
 
-func chaos(t *testing.T, name string, nodes int) {
-	length := time.Duration(number(t, "CHAOS_SECONDS", 45)) * time.Second
-	if minutes := number(t, "CHAOS_MINUTES", 0); minutes > 0 {
-		length = time.Duration(minutes) * time.Minute
-	}
+func chaos(t *testing.T, name string, nodes int, change ...func(*options)) {
+	length := length(t)
 	seed := number(t, "CHAOS_SEED", uint64(rand.Uint32()))
 	fmt.Printf("chaos with %s for %s: CHAOS_SEED=%d\n", name, length, seed)
 	plan := schedule(seed, length, nodes > 1)
+	o := options{nodes: nodes}
+	for _, f := range change {
+		f(&o)
+	}
+	newWorld(t, o).trial(name, seed, func(w *world) map[string]int { return w.strikeAll(plan) })
+	if t.Failed() {
+		t.Logf("the schedule of seed %d:", seed)
+		for _, s := range plan {
+			t.Log(s)
+		}
+	}
+}
 
-	w := newWorld(t, nodes)
+// length is for how long faults strike.
+func length(t testing.TB) time.Duration {
+	t.Helper()
+	if minutes := number(t, "CHAOS_MINUTES", 0); minutes > 0 {
+		return time.Duration(minutes) * time.Minute
+	}
+	return time.Duration(number(t, "CHAOS_SECONDS", 45)) * time.Second
+}
+
+// trial puts the world under load, does something to it, waits until all is
+// quiet, and balances the books. When cause returns nothing is wrong any more.
+func (w *world) trial(name string, seed uint64, cause func(*world) (caused map[string]int)) *books {
+	w.t.Helper()
 	l := newLoad(w)
 	b := &books{load: l}
 	stopWorkers, stopLoad := make(chan struct{}), make(chan struct{})
@@ -46,7 +67,7 @@ func chaos(t *testing.T, name string, nodes int) {
 		defer close(loaded)
 		l.run(seed, stopLoad)
 	}()
-	b.caused = w.strikeAll(plan) // and then nothing is wrong any more
+	b.caused = cause(w)
 	close(stopLoad)
 	<-loaded
 	b.drain()
@@ -61,16 +82,11 @@ func chaos(t *testing.T, name string, nodes int) {
 	for _, list := range [][]string{b.lost, b.doubled, b.wrong} {
 		for i, text := range list {
 			if i == 20 {
-				t.Errorf("and %d more", len(list)-i)
+				w.t.Errorf("and %d more", len(list)-i)
 				break
 			}
-			t.Error(text)
+			w.t.Error(text)
 		}
 	}
-	if t.Failed() {
-		t.Logf("the schedule of seed %d:", seed)
-		for _, s := range plan {
-			t.Log(s)
-		}
-	}
+	return b
 }

@@ -217,10 +217,15 @@ func terminateWorker(w *world, s strike) (func(), bool) {
 	}, true
 }
 
-func (w *world) down(p *process) (func(), bool) {
+// disrupted notes that a NATS node goes down, with what it was to pass on.
+func (w *world) disrupted() {
 	w.mu.Lock()
+	defer w.mu.Unlock()
 	w.disrupt = append(w.disrupt, time.Now())
-	w.mu.Unlock()
+}
+
+func (w *world) down(p *process) (func(), bool) {
+	w.disrupted()
 	if !p.kill() {
 		return nil, false
 	}
@@ -231,11 +236,11 @@ func (w *world) down(p *process) (func(), bool) {
 	}, true
 }
 
-func killNode(w *world, s strike) (func(), bool) { return w.down(w.nodes[s.pick%len(w.nodes)]) }
+func killNode(w *world, s strike) (func(), bool) { return w.down(w.servers[s.pick%len(w.servers)]) }
 
 func killTwoNodes(w *world, s strike) (func(), bool) {
-	first, a := w.down(w.nodes[s.pick%len(w.nodes)])
-	second, b := w.down(w.nodes[(s.pick+1)%len(w.nodes)])
+	first, a := w.down(w.servers[s.pick%len(w.servers)])
+	second, b := w.down(w.servers[(s.pick+1)%len(w.servers)])
 	return func() {
 		for _, end := range []func(){first, second} {
 			if end != nil {
@@ -246,10 +251,8 @@ func killTwoNodes(w *world, s strike) (func(), bool) {
 }
 
 func stopNode(w *world, s strike) (func(), bool) {
-	w.mu.Lock()
-	w.disrupt = append(w.disrupt, time.Now()) // the others may drop it, with what it was to pass on
-	w.mu.Unlock()
-	p := w.nodes[s.pick%len(w.nodes)]
+	w.disrupted() // the others may drop it
+	p := w.servers[s.pick%len(w.servers)]
 	return func() { p.signal(syscall.SIGCONT) }, p.signal(syscall.SIGSTOP)
 }
 

@@ -20,7 +20,7 @@ func startCluster(t *testing.T) (*world, *nats.Conn, jetstream.JetStream) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
-	w := &world{t: t, dir: dir}
+	w := &world{options: options{nodes: 3}, t: t, dir: dir}
 	w.startNATS(program(t, "nats-server"), 3)
 	var urls []string
 	for _, p := range w.natsProxies {

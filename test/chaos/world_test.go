@@ -1,6 +1,7 @@
 package chaos
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -45,11 +46,12 @@ var tenants = []struct{ name, org string }{
 // the simulator. Workers reach NATS, Redis and Zoho through proxies only; the
 // test goes straight to them, as another service would.
 type world struct {
+	options
 	t    testing.TB
 	dir  string
 	zoho *zohotest.Server
 
-	nodes   []*process // NATS
+	servers []*process // NATS
 	redis   *process
 	workers []*process
 
@@ -73,13 +75,23 @@ type world struct {
 	repairs sync.WaitGroup      // what faults left to be repaired
 }
 
+// options are what differs from world to world.
+type options struct {
+	nodes  int             // NATS servers
+	server string          // the nats-server to start with; "": that of go.mod
+	worker string          // the worker; "": as it is built
+	clocks []time.Duration // how far each worker's clock is off
+	stores string          // where the NATS servers store; "": beside the logs
+	sync   string          // their sync_interval; "": always
+}
+
 // span is a fault while it lasts.
 type span struct {
 	kind       string
 	start, end time.Time
 }
 
-func newWorld(t testing.TB, nodes int) *world {
+func newWorld(t testing.TB, o options) *world {
 	t.Helper()
 	redisServer, err := exec.LookPath("redis-server")
 	if err != nil {
@@ -88,13 +100,14 @@ func newWorld(t testing.TB, nodes int) *world {
 		}
 		t.Skip("no redis-server in PATH")
 	}
-	worker, server := program(t, "worker"), program(t, "nats-server")
+	o.worker = cmp.Or(o.worker, program(t, "worker"))
+	o.server = cmp.Or(o.server, program(t, "nats-server"))
 	dir, err := os.MkdirTemp("", "zoho-chaos-")
 	if err != nil {
 		t.Fatal(err)
 	}
 	w := &world{
-		t: t, dir: dir, keys: secret.Generate(), refresh: map[string]string{}, expired: map[string]int{},
+		options: o, t: t, dir: dir, keys: secret.Generate(), refresh: map[string]string{}, expired: map[string]int{},
 		busy: map[string]bool{}, held: map[*process]int{}, seeds: map[string][]string{},
 	}
 	t.Cleanup(func() {
@@ -104,11 +117,11 @@ func newWorld(t testing.TB, nodes int) *world {
 		}
 		_ = os.RemoveAll(dir)
 	})
-	w.startNATS(server, nodes)
+	w.startNATS(o.server, o.nodes)
 	w.startRedis(redisServer)
 	w.startZoho()
-	w.connect(nodes)
-	w.startWorkers(worker, nodes)
+	w.connect(o.nodes)
+	w.startWorkers(o.worker, o.nodes)
 	return w
 }
 
@@ -121,8 +134,8 @@ func (w *world) startNATS(path string, n int) {
 	}
 	for i := range n {
 		name := fmt.Sprintf("nats-%d", i+1)
-		config := fmt.Sprintf("server_name: %s\nlisten: 127.0.0.1:%d\njetstream { store_dir: %q, sync_interval: always }\n",
-			name, ports[i], filepath.Join(w.dir, name))
+		config := fmt.Sprintf("server_name: %s\nlisten: 127.0.0.1:%d\njetstream { store_dir: %q, sync_interval: %s }\n",
+			name, ports[i], filepath.Join(cmp.Or(w.stores, w.dir), name), cmp.Or(w.sync, "always"))
 		if n > 1 {
 			// Workers must not learn the way past the proxies.
 			config += fmt.Sprintf("cluster { name: chaos, listen: 127.0.0.1:%d, no_advertise: true, routes: [%s] }\n",
@@ -136,7 +149,7 @@ func (w *world) startNATS(path string, n int) {
 		if err := node.start(); err != nil {
 			w.t.Fatal(err)
 		}
-		w.nodes = append(w.nodes, node)
+		w.servers = append(w.servers, node)
 		w.natsProxies = append(w.natsProxies, w.proxy(name, fmt.Sprintf("127.0.0.1:%d", ports[i])))
 	}
 }
@@ -273,7 +286,7 @@ func (w *world) startWorkers(path string, replicas int) {
 			"ZOHO_ACCOUNTS_URL=" + w.zohoURL(), "ZOHO_API_URL=" + w.zohoURL(),
 			"ENCRYPTION_KEYS=" + w.keys.Reveal(), "HTTP_ADDR=127.0.0.1:0", fmt.Sprintf("REPLICAS=%d", replicas),
 			"CALL_TIMEOUT=" + callTimeout.String(), "ACK_WAIT=" + ackWait.String(), "STOP_TIMEOUT=" + stopTimeout.String(),
-			"LOG_FORMAT=text", "LOG_LEVEL=debug", "NO_COLOR=1",
+			"LOG_FORMAT=text", "LOG_LEVEL=debug", "NO_COLOR=1", w.clock(i),
 		})
 		if err := p.start(); err != nil {
 			w.t.Fatal(err)
