@@ -1,0 +1,129 @@
+package integration
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"zoho-worker/internal/devbox"
+	"zoho-worker/internal/zoho/zohotest"
+)
+
+// memoryGroup makes a control group of so many bytes, and returns the file that
+// a process joins it by. Who may not is skipped.
+func memoryGroup(t *testing.T, bytes int) (procs string) {
+	t.Helper()
+	for _, version := range []struct{ root, limit, swap string }{
+		{"/sys/fs/cgroup", "memory.max", "memory.swap.max"},
+		{"/sys/fs/cgroup/memory", "memory.limit_in_bytes", ""},
+	} {
+		dir := filepath.Join(version.root, fmt.Sprintf("zoho-worker-test-%d", os.Getpid()))
+		if os.Mkdir(dir, 0o700) != nil {
+			continue
+		}
+		t.Cleanup(func() {
+			eventually(t, "the control group is empty", func() bool { return syscall.Rmdir(dir) == nil })
+		})
+		if set(filepath.Join(dir, version.limit), fmt.Sprint(bytes)) != nil {
+			continue // this version's controller is not here
+		}
+		if version.swap != "" {
+			_ = set(filepath.Join(dir, version.swap), "0")
+		}
+		return filepath.Join(dir, "cgroup.procs")
+	}
+	t.Skip("no control group can be made here")
+	return ""
+}
+
+// set writes to a file that is there.
+func set(file, value string) error {
+	f, err := os.OpenFile(file, os.O_WRONLY, 0)
+	if err != nil {
+		return err
+	}
+	_, err = f.WriteString(value)
+	return errors.Join(err, f.Close())
+}
+
+// F7: the kernel kills a worker for want of memory, with large answers coming in
+// and inserts in flight between them, perhaps again when it is started again. Another
+// one, with more memory, does the rest: no insert is sent twice, and all are
+// answered.
+func TestOutOfMemory(t *testing.T) {
+	t.Parallel()
+	procs := memoryGroup(t, 56<<20)
+	r := newRig(t, zohotest.Options{})
+	const places, mostKills = 60, 3
+	r.demo(places)
+	for range 180 {
+		r.Zoho.Seed(devbox.OrgID, "Leads", map[string]any{"Last_Name": "Large", "Description": strings.Repeat("x", 4<<10)})
+	}
+	r.Zoho.SetLatency(100 * time.Millisecond)
+	w := r.workload()
+	const inserts = 200
+	for range inserts {
+		w.publishAll(
+			w.add(doc{"id": w.id("post"), "method": "POST", "url": "/v8/Leads"}, false),
+			w.add(doc{"id": w.id("get"), "method": "GET", "url": "/v8/Leads", "query": doc{"fields": "Last_Name,Description"}}, false),
+		)
+	}
+	killed := 0
+	for killed < mostKills && r.backlog() > 0 {
+		p := r.start(exec.Command("/bin/sh", "-c", `echo $$ >"$0" && exec "$1" run`, procs, binary(t)))
+		eventually(t, "the worker is killed, or done", func() bool { return !p.alive() || r.backlog() == 0 })
+		if p.alive() {
+			p.signal(syscall.SIGTERM)
+			p.exited()
+			break
+		}
+		p.died()
+		killed++
+		t.Logf("killed %d times, %d inserts had been sent", killed, len(r.posts()))
+	}
+	if killed == 0 {
+		t.Fatal("the worker was not killed")
+	}
+	p := r.process()
+	got := w.verify()
+	t.Logf("%d outcomes are unknown", len(got.unknown))
+	if n := len(got.unknown); n > killed*places {
+		t.Errorf("%d outcomes are unknown, of %d at most in flight", n, killed*places)
+	}
+	p.signal(syscall.SIGTERM)
+	p.exited()
+}
+
+// start starts a worker by another command, with the environment of process.
+func (r *rig) start(cmd *exec.Cmd) *process {
+	r.t.Helper()
+	cmd.Env = []string{
+		"PATH=" + os.Getenv("PATH"), "HOME=" + os.Getenv("HOME"),
+		"NATS_URL=" + r.NATSURL, "REDIS_URL=" + r.RedisURL,
+		"ZOHO_CLIENT_ID=1000.TEST", "ZOHO_CLIENT_SECRET=test-secret",
+		"ZOHO_ACCOUNTS_URL=" + r.ZohoURL, "ZOHO_API_URL=" + r.ZohoURL,
+		"ENCRYPTION_KEYS=" + r.keys.Reveal(), "HTTP_ADDR=127.0.0.1:0",
+		"CALL_TIMEOUT=" + crashCallTimeout.String(), "ACK_WAIT=" + crashAckWait.String(),
+		"STOP_TIMEOUT=" + crashStopTimeout.String(), "LOG_FORMAT=text", "LOG_LEVEL=debug", "NO_COLOR=1",
+	}
+	cmd.Stderr = &r.logs.text
+	if err := cmd.Start(); err != nil {
+		r.t.Fatal(err)
+	}
+	p := &process{t: r.t, cmd: cmd, gone: make(chan struct{})}
+	go func() {
+		_ = cmd.Wait()
+		close(p.gone)
+	}()
+	r.t.Cleanup(func() {
+		_ = cmd.Process.Kill()
+		<-p.gone
+	})
+	return p
+}
