@@ -65,18 +65,18 @@ deploy: ## Compose file, Dockerfile, manifests, dashboard and alert rules (needs
 	cd test/deploy && $(GO) test -mod=mod -count=1 -timeout 15m ./...
 	cd test/deploy/dockerfile && $(GO) test -mod=mod -count=1 ./...
 
-# Both worlds for as long as faults strike, and what starting, draining and the books may take.
+# Three worlds for as long as faults strike, and what building, starting, draining and the other worlds may take.
 CHAOS_LENGTH  = $(or $(and $(CHAOS_MINUTES),$(shell expr $(CHAOS_MINUTES) '*' 60)),$(CHAOS_SECONDS),45)
-CHAOS_TIMEOUT = $(shell expr 2 '*' $(CHAOS_LENGTH) + 1200)s
+CHAOS_TIMEOUT = $(shell expr 3 '*' $(CHAOS_LENGTH) + 2400)s
 
 .PHONY: chaos
 chaos: ## faults of every kind on real processes for CHAOS_SECONDS (45) or CHAOS_MINUTES, CHAOS_SEED replays; prints the books
-	@report=$$(mktemp); cd test/chaos && CHAOS_REPORT=$$report $(GO) test -mod=mod -count=1 -timeout $(CHAOS_TIMEOUT) ./... ; status=$$?; \
+	@report=$$(mktemp); cd test/chaos && CHAOS_REPORT=$$report $(GO) test -mod=mod -count=1 $(CHAOS_FLAGS) -timeout $(CHAOS_TIMEOUT) ./... ; status=$$?; \
 		cat $$report; rm -f $$report; exit $$status
 
 .PHONY: chaos-short
 chaos-short: ## what CI runs of it: one seed, 12 s on one NATS server and 12 s on a cluster
-	@CHAOS_SECONDS=12 CHAOS_SEED=$(CHAOS_SHORT_SEED) $(MAKE) --no-print-directory chaos CHAOS_TIMEOUT=4m
+	@CHAOS_SECONDS=12 CHAOS_SEED=$(CHAOS_SHORT_SEED) $(MAKE) --no-print-directory chaos CHAOS_TIMEOUT=4m CHAOS_FLAGS=-short
 CHAOS_SHORT_SEED ?= 11
 
 .PHONY: fuzz

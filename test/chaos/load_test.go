@@ -46,16 +46,20 @@ type load struct {
 	mu       sync.Mutex
 	requests map[string]*request
 	replies  map[string][][]byte
-	repeats  int // messages beyond the first of a request
+	replied  map[string]time.Time // the first reply
+	repeats  int                  // messages beyond the first of a request
 }
 
 func newLoad(w *world) *load {
-	l := &load{world: w, requests: map[string]*request{}, replies: map[string][][]byte{}}
+	l := &load{world: w, requests: map[string]*request{}, replies: map[string][][]byte{}, replied: map[string]time.Time{}}
 	sub, err := w.nc.Subscribe(replyPrefix+">", func(m *nats.Msg) {
 		l.mu.Lock()
 		defer l.mu.Unlock()
 		id := strings.TrimPrefix(m.Subject, replyPrefix)
 		l.replies[id] = append(l.replies[id], m.Data)
+		if l.replied[id].IsZero() {
+			l.replied[id] = time.Now()
+		}
 	})
 	if err != nil {
 		w.t.Fatal(err)

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"sync"
 	"text/tabwriter"
+	"time"
 )
 
 // report is the one table of all worlds, a column for each, and its sum in a
@@ -107,11 +108,32 @@ func (r *report) String() string {
 	sum("tokens", "minted", func(c column) int { return c.mints })
 	sum("tokens", "reasons to mint one", func(c column) int { return c.expiries })
 	sum("workers", "ended by themselves", func(c column) int { return c.ownEnds })
+	for _, percent := range []int{50, 90, 99} {
+		row("waited", fmt.Sprintf("%dth percentile, faults included", percent), func(c column) any {
+			return c.waited(percent).Round(time.Millisecond)
+		})
+	}
 	row("drained", "after the last fault", func(c column) any { return fmt.Sprintf("%.1f s", c.drained.Seconds()) })
 	_ = out.Flush()
 	_, _ = fmt.Fprintf(&text, "%d faults, %d requests acknowledged, %d answered: %d lost, %d doubled, %d unknown, %d otherwise wrong.\n",
 		total["faults"], total["acknowledged"], total["answered"], total["lost"], total["doubled"], total["unknown"], total["otherwise wrong"])
 	return text.String()
+}
+
+// waited is a percentile of the time from a request's acknowledgement to its
+// first reply, of those with an inbox.
+func (b *books) waited(percent int) time.Duration {
+	var all []time.Duration
+	for id, at := range b.replied {
+		if q := b.requests[id]; q != nil && !q.asked {
+			all = append(all, max(0, at.Sub(q.published)))
+		}
+	}
+	if len(all) == 0 {
+		return 0
+	}
+	slices.Sort(all)
+	return all[min(len(all)-1, len(all)*percent/100)]
 }
 
 func (r *report) write() error {
