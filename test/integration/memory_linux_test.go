@@ -76,7 +76,7 @@ func TestOutOfMemory(t *testing.T) {
 	}
 	killed := 0
 	for killed < mostKills && r.backlog() > 0 {
-		p := r.start(exec.Command("/bin/sh", "-c", `echo $$ >"$0" && exec "$1" run`, procs, binary(t)))
+		p := r.start(exec.Command("/bin/sh", "-c", `echo $$ >"$0" && exec "$1" run`, procs, binary(t, failpointBuild)))
 		eventually(t, "the worker is killed, or done", func() bool { return !p.alive() || r.backlog() == 0 })
 		if p.alive() {
 			p.signal(syscall.SIGTERM)
