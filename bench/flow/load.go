@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
 
 	"zoho-worker/internal/zoho/zohotest"
 )
@@ -110,7 +111,7 @@ func (w *world) fill(ctx context.Context, connection, lane string, n int, mix fu
 			places[key]++
 		}
 		_, data := w.request(connection, lane, c, key, places[key])
-		if _, err := w.js.PublishAsync(subject(connection, lane), data); err != nil {
+		if _, err := w.js.PublishAsync(subject(connection, lane), data, jetstream.WithStallWait(time.Minute)); err != nil {
 			return err
 		}
 		if ctx.Err() != nil {

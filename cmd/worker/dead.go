@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"slices"
 	"strconv"
 	"strings"
 	"text/tabwriter"
@@ -22,11 +21,21 @@ import (
 
 // deadFlags pick the letters of a command: by number, or by filter.
 type deadFlags struct {
-	filter dead.Filter
-	all    bool
-	dryRun bool
-	rate   float64
-	asJSON bool
+	filter    dead.Filter
+	olderThan time.Duration
+	all       bool
+	dryRun    bool
+	rate      float64
+	asJSON    bool
+}
+
+// picks is the filter of the flags.
+func (f *deadFlags) picks() dead.Filter {
+	filter := f.filter
+	if f.olderThan > 0 {
+		filter.Before = time.Now().Add(-f.olderThan)
+	}
+	return filter
 }
 
 func deadCommand() *cobra.Command {
@@ -68,7 +77,7 @@ func withLetters(cmd *cobra.Command, config *app.Config, work func(context.Conte
 func (f *deadFlags) bind(cmd *cobra.Command) {
 	cmd.Flags().StringVar(&f.filter.Connection, "connection", "", "only of this connection")
 	cmd.Flags().StringVar(&f.filter.Code, "code", "", "only with this error code, like invalid_request")
-	cmd.Flags().DurationVar(&f.filter.OlderThan, "older-than", 0, "only those buried longer ago, like 24h")
+	cmd.Flags().DurationVar(&f.olderThan, "older-than", 0, "only those buried longer ago, like 24h")
 }
 
 func deadList(config *app.Config) *cobra.Command {
@@ -79,7 +88,7 @@ func deadList(config *app.Config) *cobra.Command {
 			return withLetters(cmd, config, func(ctx context.Context, letters *dead.Letters) error {
 				w := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 0, 2, ' ', 0)
 				count := 0
-				for letter, err := range letters.All(ctx, f.filter) {
+				for letter, err := range letters.All(ctx, f.picks()) {
 					if err != nil {
 						return err
 					}
@@ -128,12 +137,13 @@ func deadShow(config *app.Config) *cobra.Command {
 					return missing(err, numbers[0])
 				}
 				out := cmd.OutOrStdout()
-				fmt.Fprintf(out, "%s: %s\npublished to %s at %s, buried at %s\n", letter.Code, letter.Reason, letter.Subject,
-					letter.Received.Format(time.RFC3339), letter.Buried.Format(time.RFC3339))
-				for _, name := range sortedNames(letter.Header) {
-					if !strings.HasPrefix(name, "Zoho-Dead-") {
-						fmt.Fprintf(out, "%s: %s\n", name, strings.Join(letter.Header[name], ", "))
-					}
+				fmt.Fprintf(out, "%s: %s\n", letter.Code, letter.Reason)
+				for _, e := range letter.History() {
+					fmt.Fprintf(out, "%s  %s\n", e.At.Format(time.RFC3339), e.What)
+				}
+				names, header := letter.Own()
+				for _, name := range names {
+					fmt.Fprintf(out, "%s: %s\n", name, strings.Join(header[name], ", "))
 				}
 				if !utf8.Valid(letter.Data) {
 					fmt.Fprintf(out, "\n%d bytes, not text: %q\n", len(letter.Data), letter.Data)
@@ -144,15 +154,6 @@ func deadShow(config *app.Config) *cobra.Command {
 			})
 		},
 	}
-}
-
-func sortedNames(h map[string][]string) []string {
-	names := make([]string, 0, len(h))
-	for name := range h {
-		names = append(names, name)
-	}
-	slices.Sort(names)
-	return names
 }
 
 func missing(err error, number uint64) error {
@@ -210,7 +211,7 @@ func (f *deadFlags) bindBulk(cmd *cobra.Command) {
 
 // each does something to the letters that are named or picked, with progress.
 func (f *deadFlags) each(cmd *cobra.Command, config *app.Config, args []string, done string,
-	do func(*dead.Letters, context.Context, *dead.Letter) error,
+	do dead.Action,
 ) error {
 	numbers, err := sequences(args)
 	if err != nil {
@@ -229,7 +230,7 @@ func (f *deadFlags) each(cmd *cobra.Command, config *app.Config, args []string, 
 			picked = append(picked, letter)
 		}
 		if f.all {
-			for letter, err := range letters.All(ctx, f.filter) {
+			for letter, err := range letters.All(ctx, f.picks()) {
 				if err != nil {
 					return err
 				}
@@ -245,24 +246,17 @@ func (f *deadFlags) each(cmd *cobra.Command, config *app.Config, args []string, 
 		}
 		show, clear := progressLine(cmd.ErrOrStderr())
 		shown := time.Now()
-		for i, letter := range picked {
-			if err := do(letters, ctx, letter); err != nil {
-				clear()
-				return fmt.Errorf("%d of %d %s: %w", i, len(picked), done, err)
-			}
+		n, err := letters.Each(ctx, picked, f.rate, do, func(n int) {
 			if time.Since(shown) > 200*time.Millisecond {
 				shown = time.Now()
 				const width = 30
-				full := width * (i + 1) / len(picked)
-				show(fmt.Sprintf("[%s%s] %d of %d %s", strings.Repeat("#", full), strings.Repeat(".", width-full), i+1, len(picked), done))
+				full := width * n / len(picked)
+				show(fmt.Sprintf("[%s%s] %d of %d %s", strings.Repeat("#", full), strings.Repeat(".", width-full), n, len(picked), done))
 			}
-			if f.rate > 0 && i+1 < len(picked) {
-				select {
-				case <-time.After(time.Duration(float64(time.Second) / f.rate)):
-				case <-ctx.Done():
-					return ctx.Err()
-				}
-			}
+		})
+		if err != nil {
+			clear()
+			return fmt.Errorf("%d of %d %s: %w", n, len(picked), done, err)
 		}
 		clear()
 		fmt.Fprintf(cmd.OutOrStdout(), "%d %s\n", len(picked), done)

@@ -12,6 +12,8 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"maps"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -33,6 +35,9 @@ const (
 	SubjectHeader  = "Zoho-Dead-Subject"  // where the request was published
 	ReceivedHeader = "Zoho-Dead-Received" // when, RFC 3339
 	OriginalPrefix = "Original-"
+	// HistoryHeader travels with a replayed request, a value for each thing that
+	// happened to it before: RFC 3339, a space, and words.
+	HistoryHeader = "Zoho-History"
 )
 
 // Letter is a dead letter. Sequence names it.
@@ -49,16 +54,57 @@ type Letter struct {
 	Data []byte `json:"data"`
 }
 
+// Event is a thing that happened to a request.
+type Event struct {
+	At   time.Time
+	What string
+}
+
+// History is what happened to the letter's request, oldest first: burials and
+// replays before, its publication, and its burial.
+func (l *Letter) History() []Event {
+	var events []Event
+	for _, line := range l.Header[HistoryHeader] {
+		at, what, _ := strings.Cut(line, " ")
+		if when, err := time.Parse(time.RFC3339, at); err == nil {
+			events = append(events, Event{when, what})
+		}
+	}
+	return append(events, l.life()...)
+}
+
+// life is what happened to the request since it was last published.
+func (l *Letter) life() (events []Event) {
+	if !l.Received.IsZero() {
+		events = append(events, Event{l.Received, "published to " + l.Subject})
+	}
+	return append(events, Event{l.Buried, "set aside as dead letter " + strconv.FormatUint(l.Sequence, 10) + ", " + l.Code})
+}
+
+// Own returns the names of the headers that the request came with, sorted, and
+// their values.
+func (l *Letter) Own() (names []string, header nats.Header) {
+	header = nats.Header{}
+	for name, values := range l.Header {
+		if !strings.HasPrefix(name, "Zoho-Dead-") && name != HistoryHeader {
+			header[name] = values
+		}
+	}
+	return slices.Sorted(maps.Keys(header)), header
+}
+
 // Filter picks letters; empty fields pick all.
 type Filter struct {
 	Connection string
 	Code       string
-	// OlderThan picks letters that were buried longer ago.
-	OlderThan time.Duration
+	// Before picks letters that were buried before that.
+	Before time.Time
+	// After and Until pick letters with greater numbers, and with numbers up to that.
+	After, Until uint64
 }
 
-func (f Filter) picks(l *Letter, now time.Time) bool {
-	return (f.Code == "" || f.Code == l.Code) && (f.OlderThan == 0 || now.Sub(l.Buried) > f.OlderThan)
+func (f Filter) picks(l *Letter) bool {
+	return (f.Code == "" || f.Code == l.Code) && (f.Before.IsZero() || l.Buried.Before(f.Before))
 }
 
 // Letters is the stream of dead letters.
@@ -90,8 +136,11 @@ func (l *Letters) All(ctx context.Context, f Filter) iter.Seq2[*Letter, error] {
 			yield(nil, fmt.Errorf("read dead letters: %w", err))
 			return
 		}
-		now := time.Now()
-		for next := info.State.FirstSeq; next <= info.State.LastSeq; next++ {
+		last := info.State.LastSeq
+		if f.Until > 0 {
+			last = min(last, f.Until)
+		}
+		for next := max(info.State.FirstSeq, f.After+1); next <= last; next++ {
 			msg, err := l.stream.GetMsg(ctx, next, jetstream.WithGetMsgSubject(subject))
 			if errors.Is(err, jetstream.ErrMsgNotFound) {
 				return
@@ -101,7 +150,7 @@ func (l *Letters) All(ctx context.Context, f Filter) iter.Seq2[*Letter, error] {
 				return
 			}
 			next = msg.Sequence
-			if letter := read(msg); next <= info.State.LastSeq && f.picks(letter, now) && !yield(letter, nil) {
+			if letter := read(msg); next <= last && f.picks(letter) && !yield(letter, nil) {
 				return
 			}
 		}
@@ -110,6 +159,9 @@ func (l *Letters) All(ctx context.Context, f Filter) iter.Seq2[*Letter, error] {
 
 // Get returns one letter. The error is jetstream.ErrMsgNotFound where there is none.
 func (l *Letters) Get(ctx context.Context, sequence uint64) (*Letter, error) {
+	if sequence == 0 { // which the server takes for a malformed question
+		return nil, fmt.Errorf("dead letter 0: %w", jetstream.ErrMsgNotFound)
+	}
 	msg, err := l.stream.GetMsg(ctx, sequence)
 	if err != nil {
 		return nil, fmt.Errorf("dead letter %d: %w", sequence, err)
@@ -127,7 +179,47 @@ func read(msg *jetstream.RawStreamMsg) *Letter {
 	return letter
 }
 
+// Pick returns the first letters that the filter picks, no more than most, and
+// whether there are others.
+func (l *Letters) Pick(ctx context.Context, f Filter, most int) (picked []*Letter, more bool, err error) {
+	for letter, err := range l.All(ctx, f) {
+		switch {
+		case err != nil:
+			return picked, false, err
+		case len(picked) == most:
+			return picked, true, nil
+		}
+		picked = append(picked, letter)
+	}
+	return picked, false, nil
+}
+
+// Action is what a person does to a letter: Letters.Replay or Letters.Drop.
+type Action func(l *Letters, ctx context.Context, letter *Letter) error
+
+// Each does something to letters, one after another, at most rate a second (0: as
+// fast as it goes), and tells after each how many are done. An error ends it.
+func (l *Letters) Each(ctx context.Context, picked []*Letter, rate float64, do Action, tell func(done int)) (done int, err error) {
+	for i, letter := range picked {
+		if rate > 0 && i > 0 {
+			select {
+			case <-time.After(time.Duration(float64(time.Second) / rate)):
+			case <-ctx.Done():
+			}
+		}
+		if err := ctx.Err(); err != nil {
+			return i, err
+		}
+		if err := do(l, ctx, letter); err != nil {
+			return i, err
+		}
+		tell(i + 1)
+	}
+	return len(picked), nil
+}
+
 // Replay publishes the letter's request again, as it came, and drops the letter.
+// What happened to it so far goes with it.
 func (l *Letters) Replay(ctx context.Context, letter *Letter) error {
 	if !strings.HasPrefix(letter.Subject, "zoho.requests.") {
 		return fmt.Errorf("replay dead letter %d: it does not say where its request was published", letter.Sequence)
@@ -138,12 +230,20 @@ func (l *Letters) Replay(ctx context.Context, letter *Letter) error {
 			msg.Header[name] = values
 		}
 	}
+	history := slices.Clone(letter.Header[HistoryHeader])
+	for _, e := range append(letter.life(), Event{time.Now(), "replayed"}) {
+		history = append(history, e.At.UTC().Format(time.RFC3339)+" "+e.What)
+	}
+	msg.Header[HistoryHeader] = history[max(0, len(history)-maxHistory):]
 	id := "replay." + strconv.FormatUint(letter.Sequence, 10)
 	if _, err := l.js.PublishMsg(ctx, msg, jetstream.WithMsgID(id)); err != nil {
 		return fmt.Errorf("replay dead letter %d: %w", letter.Sequence, err)
 	}
 	return l.Drop(ctx, letter)
 }
+
+// maxHistory bounds what a request carries of its past: ten replays.
+const maxHistory = 30
 
 // Drop removes the letter.
 func (l *Letters) Drop(ctx context.Context, letter *Letter) error {

@@ -12,8 +12,10 @@ import (
 	"github.com/chromedp/cdproto/emulation"
 	"github.com/chromedp/chromedp"
 	"github.com/chromedp/chromedp/kb"
+	"github.com/nats-io/nats.go"
 
 	"zoho-worker/internal/connection"
+	"zoho-worker/internal/dead"
 )
 
 func TestConnect(t *testing.T) {
@@ -283,5 +285,60 @@ func TestStatusWithoutColour(t *testing.T) {
 	signs := get(b, chromedp.Evaluate[[]string](`[...document.querySelectorAll("tbody .badge")].map(b => b.innerText.trim() + " " + b.querySelector("svg").innerHTML.length)`))
 	if len(signs) != 2 || signs[0] == signs[1] || !strings.HasPrefix(signs[0], "Connected") || !strings.HasPrefix(signs[1], "Revoked") {
 		t.Errorf("statuses: %q", signs)
+	}
+}
+
+// bury puts a dead letter onto the stream, as a worker would.
+func (w *world) bury(connection, code, reason, request string) {
+	w.t.Helper()
+	msg := &nats.Msg{Subject: "zoho.dead." + connection, Data: []byte(request), Header: nats.Header{
+		dead.CodeHeader: {code}, dead.ReasonHeader: {reason}, dead.SubjectHeader: {"zoho.requests." + connection},
+		dead.ReceivedHeader: {time.Now().Add(-time.Minute).UTC().Format(time.RFC3339)}, "X-Caller": {"billing"},
+		"traceparent": {"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"},
+	}}
+	if _, err := w.js.PublishMsg(w.t.Context(), msg); err != nil {
+		w.t.Fatal(err)
+	}
+}
+
+// Dead letters are found, read, replayed and dropped, without a mouse or JavaScript.
+func TestDeadLetters(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	b := w.tab()
+	b.connect("Acme", ada)
+	call(b, emulation.SetScriptExecutionDisabled, emulation.SetScriptExecutionDisabledParams{Value: true})
+	w.bury("acme", "id_conflict", "the id was answered for a request with other content", `{"id":"again","method":"GET","url":"/v8/Leads?fields=Last_Name"}`)
+	w.bury("acme", "invalid_request", "no id can be read", "no JSON")
+	w.bury("globex", "invalid_request", "no id can be read", "no JSON either")
+	b.open("/dead")
+	b.sees("Dead letters", "globex", "other content")
+	b.do(chromedp.Evaluate[chromedp.Void](`document.querySelector("#code").focus()`), chromedp.KeyEvent("id_c"), chromedp.KeyEvent(kb.Tab), chromedp.KeyEvent(kb.Tab), chromedp.KeyEvent(kb.Enter))
+	b.sees("other content", "Replay all that are filtered")
+	b.lacks("globex")
+	b.press("Replay all that are filtered")
+	b.sees("Replay 1 dead letter?", "published again as it came")
+	b.press("Replay")
+	b.sees("1 dead letter replayed")
+	w.eventually("the request is answered", func() bool { return w.answered("acme") == 1 })
+	b.open("/dead?connection=globex")
+	b.press("Open dead letter 3")
+	b.sees("Dead letter 3", "no JSON either", "billing", "published to zoho.requests.globex")
+	b.press("Drop")
+	b.sees("Drop dead letter 3?")
+	b.press("Leave it")
+	b.sees("no JSON either")
+	b.press("Drop")
+	b.sees("deleted for good")
+	b.press("Drop")
+	b.sees("1 dead letter dropped", "no id can be read")
+	b.lacks("globex")
+}
+
+// lacks checks that the page, as it stands, doesn't say that.
+func (b *tab) lacks(said string) {
+	b.t.Helper()
+	if _, text := b.look(); strings.Contains(text, said) {
+		b.t.Errorf("the page says %q: %.800s", said, text)
 	}
 }

@@ -1,6 +1,8 @@
 package integration
 
 import (
+	"fmt"
+	"slices"
 	"testing"
 	"time"
 
@@ -40,7 +42,7 @@ func TestDeadLetters(t *testing.T) {
 	if got := all(dead.Filter{Connection: "stranger"}); len(got) != 1 || string(got[0].Data) != "no JSON either" {
 		t.Fatalf("filter by connection: %v", got)
 	}
-	if got := all(dead.Filter{OlderThan: time.Hour}); len(got) != 0 {
+	if got := all(dead.Filter{Before: time.Now().Add(-time.Hour)}); len(got) != 0 {
 		t.Fatalf("filter by age: %v", got)
 	}
 	got := all(dead.Filter{Code: string(envelope.IDConflict)})
@@ -55,6 +57,28 @@ func TestDeadLetters(t *testing.T) {
 		again := all(dead.Filter{Code: string(envelope.IDConflict)})
 		return len(again) == 1 && again[0].Sequence != got[0].Sequence
 	})
+	// Its history tells of the first time, too.
+	again := all(dead.Filter{Code: string(envelope.IDConflict)})[0]
+	var history []string
+	for _, e := range again.History() {
+		history = append(history, e.What)
+	}
+	want := []string{
+		"published to zoho.requests.demo", fmt.Sprintf("set aside as dead letter %d, id_conflict", got[0].Sequence), "replayed",
+		"published to zoho.requests.demo", fmt.Sprintf("set aside as dead letter %d, id_conflict", again.Sequence),
+	}
+	if !slices.Equal(history, want) {
+		t.Errorf("history %q, want %q", history, want)
+	}
+	if names, _ := again.Own(); slices.Contains(names, dead.HistoryHeader) || slices.Contains(names, dead.CodeHeader) {
+		t.Errorf("its own headers are %q", names)
+	}
+	if picked, more, err := letters.Pick(t.Context(), dead.Filter{Until: again.Sequence - 1}, 1); err != nil || len(picked) != 1 || !more {
+		t.Errorf("picked %d, more %v, %v", len(picked), more, err)
+	}
+	if picked, more, err := letters.Pick(t.Context(), dead.Filter{After: again.Sequence - 1}, 1); err != nil || len(picked) != 1 || more || picked[0].Sequence != again.Sequence {
+		t.Errorf("picked %d, more %v, %v", len(picked), more, err)
+	}
 	for _, letter := range all(dead.Filter{}) {
 		if err := letters.Drop(t.Context(), letter); err != nil {
 			t.Fatal(err)
