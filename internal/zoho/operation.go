@@ -156,50 +156,12 @@ func OperationOf(method, path string) Operation {
 		ok = ok && len(version) > 1 && version[0] == 'v' && version[1] >= '0' && version[1] <= '9'
 	}
 	if ok {
-		for i := range rows {
-			if r := &rows[i]; (r.method == "" || r.method == method) && matches(r.pattern, rest, bulk) {
-				return r.Operation
-			}
+		if r := match(method, rest, bulk); r != nil {
+			return r.Operation
 		}
 	}
 	safe := method == "GET" || method == "PUT" || method == "PATCH" || method == "DELETE"
 	return Operation{Name: other, Repeatable: safe, Credits: 1}
-}
-
-// matches reports whether the segments of path fit a row's pattern.
-func matches(pattern, path string, bulk bool) bool {
-	pattern, wants := strings.CutPrefix(pattern, "bulk:")
-	if wants != bulk {
-		return false
-	}
-	for {
-		want, patternRest, patternMore := strings.Cut(pattern, "/")
-		if want == "…" {
-			return true
-		}
-		have, pathRest, pathMore := strings.Cut(path, "/")
-		switch want {
-		case "*":
-			if have == "" {
-				return false
-			}
-		case "{m}":
-			if have == "" || strings.HasPrefix(have, "__") || slices.Contains(reservedSegments, have) {
-				return false
-			}
-		default:
-			if have != want {
-				return false
-			}
-		}
-		if patternMore && patternRest == "…" && !pathMore {
-			return true
-		}
-		if !patternMore || !pathMore {
-			return patternMore == pathMore
-		}
-		pattern, path = patternRest, pathRest
-	}
 }
 
 // Repeatable reports whether r can be sent twice without doing more than once.
