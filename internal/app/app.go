@@ -178,6 +178,7 @@ func Start(ctx context.Context, c Config, logger *slog.Logger) (_ *Worker, err e
 
 // Run starts a worker and keeps it until ctx ends or a part of it dies.
 func Run(ctx context.Context, c Config, logger *slog.Logger) error {
+	collectLess()
 	w, err := Start(ctx, c, logger)
 	if err != nil && ctx.Err() != nil {
 		logger.Info("stopped before it had started", "err", err)

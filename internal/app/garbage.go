@@ -1,0 +1,54 @@
+package app
+
+import (
+	"os"
+	"runtime"
+	"runtime/debug"
+	"runtime/metrics"
+	"sync/atomic"
+)
+
+// smallHeap is up to where the heap grows before it is collected, however
+// little of it is alive. A worker keeps a few MiB and makes 10 KiB of garbage for
+// each request, so that Go's own rule, to collect when the heap has doubled, has
+// it collect dozens of times a second: measured at a seventh of its processor
+// time. A worker with more alive than half of this collects as Go does.
+const smallHeap = 24 << 20
+
+// collectLess has the garbage collector leave a small heap alone, unless the
+// environment says by GOGC how it wants it. GOMEMLIMIT holds all the same.
+func collectLess() {
+	if os.Getenv("GOGC") != "" || !collecting.CompareAndSwap(false, true) {
+		return
+	}
+	adjust(new(beacon))
+}
+
+var collecting atomic.Bool
+
+// beacon is what the collector finds unused each time, and so tells of itself.
+type beacon struct{ percent int }
+
+// adjust sets the percentage for the next collection by what this one found alive.
+func adjust(b *beacon) {
+	live := []metrics.Sample{{Name: "/gc/heap/live:bytes"}}
+	metrics.Read(live)
+	percent := 800
+	if live[0].Value.Kind() == metrics.KindUint64 {
+		percent = percentFor(live[0].Value.Uint64())
+	}
+	// To set it stops the world for a moment: only where it makes a difference.
+	if percent < b.percent*9/10 || percent > b.percent*11/10 {
+		debug.SetGCPercent(percent)
+		b.percent = percent
+	}
+	runtime.SetFinalizer(b, adjust)
+}
+
+// percentFor is by how much the heap may grow over what is alive.
+func percentFor(live uint64) int {
+	if live == 0 {
+		live = 1 << 20
+	}
+	return int(min(max(smallHeap*100/live, 200)-100, 800))
+}
