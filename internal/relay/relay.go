@@ -325,13 +325,12 @@ func (j *job) attempt(ctx context.Context) *zoho.Answer {
 		Method: j.Request.Method, Path: j.Request.Path, RawQuery: j.Request.RawQuery,
 		Headers: j.Request.Headers, ContentType: contentType(j.Request.Body.Kind), Body: j.batch.body(j.body), Once: j.once,
 	}
-	timeout := j.CallTimeout
+	call.Timeout = j.CallTimeout
 	if j.once {
 		call.Permit = j.claim.Permit
-		timeout = min(timeout, j.claim.Left())
+		// A lease that is over is Permit's to refuse.
+		call.Timeout = max(min(call.Timeout, j.claim.Left()), time.Millisecond)
 	}
-	ctx, cancel := context.WithTimeout(ctx, timeout)
-	defer cancel()
 	ctx, span := trace.BeginCall(ctx, "attempt")
 	j.sent = true // until it is proved otherwise, a panic included
 	answer := j.exchange(ctx, call, zoho.Cost(j.Request, call.Body))
