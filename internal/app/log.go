@@ -27,7 +27,7 @@ func LoggerAt(w io.Writer, l slog.Leveler, format string) *slog.Logger {
 	file, isFile := w.(*os.File)
 	terminal := isFile && term.IsTerminal(int(file.Fd()))
 	if format == "json" || format != "text" && !terminal {
-		return slog.New(slog.NewJSONHandler(w, &slog.HandlerOptions{Level: l}))
+		return slog.New(newLines(w, l))
 	}
 	return slog.New(tint.NewTextHandler(w, &tint.Options{Level: l, NoColor: !terminal || os.Getenv("NO_COLOR") != "", TimeFormat: "15:04:05.000"}))
 }

@@ -1,0 +1,80 @@
+package app
+
+import (
+	"bytes"
+	"errors"
+	"io"
+	"log/slog"
+	"math"
+	"testing"
+	"time"
+
+	"pgregory.net/rapid"
+)
+
+// What lines writes is byte for byte what slog writes.
+func TestLinesAreSlogs(t *testing.T) {
+	t.Parallel()
+	rapid.Check(t, func(t *rapid.T) {
+		attrs := rapid.SliceOfN(rapid.Custom(func(t *rapid.T) slog.Attr {
+			key := rapid.SampledFrom([]string{"id", "took_ms", "", "ü", "a b", `q"`}).Draw(t, "key")
+			switch rapid.IntRange(0, 8).Draw(t, "kind") {
+			case 0:
+				return slog.Float64(key, rapid.OneOf(rapid.Float64(), rapid.Float64Range(0, 1e5), rapid.SampledFrom([]float64{0, 1e-6, 1e21, math.Copysign(0, -1)})).
+					Filter(func(f float64) bool { return !math.IsInf(f, 0) && !math.IsNaN(f) }).Draw(t, "float"))
+			case 1:
+				return slog.Int64(key, rapid.Int64().Draw(t, "int"))
+			case 2:
+				return slog.Bool(key, rapid.Bool().Draw(t, "bool"))
+			case 3:
+				return slog.Duration(key, time.Duration(rapid.Int64().Draw(t, "duration")))
+			case 4:
+				return slog.Any(key, errors.New("broken"))
+			case 5:
+				return slog.Group(key, slog.Int("x", 1))
+			case 6:
+				return slog.Uint64(key, rapid.Uint64().Draw(t, "uint"))
+			case 7:
+				return slog.Time(key, time.Unix(rapid.Int64Range(0, 4e9).Draw(t, "time"), 0))
+			}
+			return slog.String(key, rapid.String().Draw(t, "string"))
+		}), 0, 8).Draw(t, "attrs")
+		var ours, theirs bytes.Buffer
+		mine, plain := slog.Handler(newLines(&ours, slog.LevelInfo)), slog.Handler(slog.NewJSONHandler(&theirs, nil))
+		of := rapid.IntRange(0, len(attrs)).Draw(t, "of the logger")
+		if of > 0 {
+			mine, plain = mine.WithAttrs(attrs[:of]), plain.WithAttrs(attrs[:of])
+		}
+		if rapid.Bool().Draw(t, "group") {
+			mine, plain = mine.WithGroup("g"), plain.WithGroup("g")
+		}
+		r := slog.NewRecord(time.Unix(1_800_000_000, rapid.Int64Range(0, 999_999_999).Draw(t, "nanoseconds")), slog.LevelWarn, rapid.String().Draw(t, "message"), 0)
+		r.AddAttrs(attrs[of:]...)
+		if err := errors.Join(mine.Handle(t.Context(), r), plain.Handle(t.Context(), r)); err != nil {
+			t.Fatal(err)
+		}
+		if ours.String() != theirs.String() {
+			t.Fatalf("\n%s%s", ours.String(), theirs.String())
+		}
+	})
+}
+
+func BenchmarkWideLine(b *testing.B) {
+	for name, handler := range map[string]slog.Handler{
+		"slog": slog.NewJSONHandler(io.Discard, nil), "lines": newLines(io.Discard, slog.LevelInfo),
+	} {
+		b.Run(name, func(b *testing.B) {
+			b.ReportAllocs()
+			for b.Loop() {
+				r := slog.NewRecord(time.Now(), slog.LevelInfo, "request settled", 0)
+				r.AddAttrs(
+					slog.String("connection", "acme"), slog.String("queue", "org-us-production-1000"), slog.String("method", "GET"),
+					slog.String("operation", "records.list"), slog.String("id", "01J9ZC6W3Y4V8QK2M5T7R1XAPB"), slog.Int("attempts", 1),
+					slog.String("outcome", "answered"), slog.String("code", ""), slog.Int("status", 200),
+					slog.Float64("waited_ms", 0.253), slog.Float64("took_ms", 120.529),
+				)
+				_ = handler.Handle(b.Context(), r)
+			}
+		})
+	}
+}
