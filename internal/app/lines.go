@@ -71,7 +71,8 @@ func (l *lines) Handle(ctx context.Context, r slog.Record) error {
 	}
 	buffer := lineBuffers.Get().(*[]byte)
 	defer lineBuffers.Put(buffer)
-	b := append((*buffer)[:0], `{"time":"`...)
+	b := (*buffer)[:0]
+	b = append(b, `{"time":"`...)
 	b = r.Time.AppendFormat(b, time.RFC3339Nano)
 	b = append(b, `","level":"`...)
 	b = append(b, r.Level.String()...)
