@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
+	"golang.org/x/sync/errgroup"
 
 	"zoho-worker/internal/connection"
 	"zoho-worker/internal/consent"
@@ -37,19 +38,27 @@ type Topology struct {
 
 // Ensure creates the streams and buckets, or updates them to this version's configuration.
 func (t Topology) Ensure(ctx context.Context, js jetstream.JetStream) error {
+	// All at once: one after the other they were a quarter of the time to the first answer.
+	var all errgroup.Group
 	for _, config := range t.streams() {
-		if _, err := js.CreateOrUpdateStream(ctx, config); err != nil {
-			return fmt.Errorf("create or update stream %s: %w", config.Name, err)
+		all.Go(func() error {
+			if _, err := js.CreateOrUpdateStream(ctx, config); err != nil {
+				return fmt.Errorf("create or update stream %s: %w", config.Name, err)
+			}
+			return nil
+		})
+	}
+	all.Go(func() error {
+		_, err := js.CreateOrUpdateObjectStore(ctx, jetstream.ObjectStoreConfig{
+			Bucket: BodyBucket, Description: "bodies too large for a message",
+			TTL: t.Retention, Storage: jetstream.FileStorage, Replicas: t.Replicas,
+		})
+		if err != nil {
+			return fmt.Errorf("create or update object store %s: %w", BodyBucket, err)
 		}
-	}
-	_, err := js.CreateOrUpdateObjectStore(ctx, jetstream.ObjectStoreConfig{
-		Bucket: BodyBucket, Description: "bodies too large for a message",
-		TTL: t.Retention, Storage: jetstream.FileStorage, Replicas: t.Replicas,
+		return nil
 	})
-	if err != nil {
-		return fmt.Errorf("create or update object store %s: %w", BodyBucket, err)
-	}
-	return nil
+	return all.Wait()
 }
 
 func (t Topology) streams() []jetstream.StreamConfig {
