@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"zoho-worker/internal/devbox"
+	"zoho-worker/internal/envelope"
 	"zoho-worker/internal/zoho/zohotest"
 )
 
@@ -126,4 +127,54 @@ func (r *rig) start(cmd *exec.Cmd) *process {
 		<-p.gone
 	})
 	return p
+}
+
+// F39: answers of 100 MB, as they are and zipped, are too large, and the
+// worker's memory doesn't grow with them.
+func TestMemoryOfLargeAnswers(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, zohotest.Options{})
+	r.demo(4)
+	p := r.process("CALL_TIMEOUT=30s", "STOP_TIMEOUT=40s")
+	r.started(1)
+	ask := func(prefix string, n int) (ids []string) {
+		for range n {
+			ids = append(ids, r.id(prefix))
+			r.publish("demo", list(ids[len(ids)-1]))
+		}
+		return ids
+	}
+	for _, id := range ask("small", 50) {
+		wantStatus(t, r.await("demo", id), 200)
+	}
+	before := p.mostMemory()
+	const large = 4
+	for name, fault := range map[string]zohotest.Fault{"huge": zohotest.HugeBody(100 << 20), "bomb": zohotest.GzipBomb(100 << 20)} {
+		r.Zoho.Inject(fault.On("GET", "/crm/v8/Leads").Repeat(large))
+		for _, id := range ask(name, large) {
+			wantCode(t, r.await("demo", id), envelope.TooLarge)
+		}
+	}
+	grown := p.mostMemory() - before
+	t.Logf("%d MiB before, %d MiB more at most", before>>20, grown>>20)
+	if grown > 32<<20 {
+		t.Errorf("the worker grew by %d MiB", grown>>20)
+	}
+	p.signal(syscall.SIGTERM)
+	p.exited()
+}
+
+// mostMemory is what the process has had in memory at most, in bytes.
+func (p *process) mostMemory() int {
+	p.t.Helper()
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.cmd.Process.Pid))
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	_, rest, _ := strings.Cut(string(status), "VmHWM:")
+	var kilobytes int
+	if _, err := fmt.Sscan(rest, &kilobytes); err != nil {
+		p.t.Fatal("VmHWM: ", err)
+	}
+	return kilobytes << 10
 }
