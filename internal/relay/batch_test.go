@@ -1,0 +1,148 @@
+package relay
+
+import (
+	"fmt"
+	"reflect"
+	"strings"
+	"testing"
+
+	"zoho-worker/internal/envelope"
+	"zoho-worker/internal/zoho"
+)
+
+const writtenRecord = `{"code":"SUCCESS","details":{"id":"%d"},"message":"record added","status":"success"}`
+
+func refusedRecord(code string) string {
+	return `{"code":"` + code + `","details":{},"message":"no","status":"error"}`
+}
+
+func answered(status int, records ...string) *zoho.Answer {
+	return &zoho.Answer{Status: status, Body: []byte(`{"data":[` + strings.Join(records, ",") + `]}`)}
+}
+
+func written(id int) string { return fmt.Sprintf(writtenRecord, id) }
+
+// What is known of three records, in the order in which it came, is one answer.
+func TestBatchMerge(t *testing.T) {
+	t.Parallel()
+	type step func(b *batch) *zoho.Answer
+	say := func(again bool, a *zoho.Answer) step {
+		return func(b *batch) *zoho.Answer {
+			if got := b.collect(a, "", true, false); got != again {
+				t.Errorf("%s: again is %v", a.Body, got)
+			}
+			return a
+		}
+	}
+	lose := func(b *batch) *zoho.Answer { b.doubt = true; return &zoho.Answer{} }
+	look := func(rows ...zoho.Row) step {
+		return func(b *batch) *zoho.Answer {
+			b.absorb(b.pending(), []string{"'a'", "'b'", "17"}, rows, false)
+			return &zoho.Answer{}
+		}
+	}
+	unknown := string(unknownRecord)
+	const locked = "RECORD_LOCKED"
+	for name, c := range map[string]struct {
+		steps   []step
+		codes   []string // of the merged answer; nil: Zoho's own stands
+		status  int
+		outcome string
+		unknown int
+	}{
+		"one answer":                  {[]step{say(false, answered(201, written(1), written(2), written(3)))}, nil, 0, "", 0},
+		"one answer, nothing passes":  {[]step{say(false, answered(207, written(1), refusedRecord("INVALID_DATA"), written(3)))}, nil, 0, "", 0},
+		"passing, not sent again":     {[]step{say(true, answered(207, written(1), refusedRecord(locked), written(3)))}, nil, 0, "", 0},
+		"passing, then written":       {[]step{say(true, answered(207, written(1), refusedRecord(locked), written(3))), say(false, answered(201, written(2)))}, []string{written(1), written(2), written(3)}, 201, "", 0},
+		"passing, then its own fault": {[]step{say(true, answered(207, written(1), refusedRecord(locked), written(3))), say(false, answered(400, refusedRecord("INVALID_DATA")))}, []string{written(1), refusedRecord("INVALID_DATA"), written(3)}, 207, "", 0},
+		"passing, then refused whole": {[]step{say(true, answered(207, written(1), refusedRecord(locked), written(3))), say(false, &zoho.Answer{Status: 403, Body: []byte(refusedRecord("NO_PERMISSION"))})}, []string{written(1), refusedRecord("NO_PERMISSION"), written(3)}, 207, "", 0},
+		"passing, then a page":        {[]step{say(true, answered(207, written(1), refusedRecord(locked), written(3))), say(false, &zoho.Answer{Status: 404, Body: []byte("<html>")})}, []string{written(1), string(composed("HTTP_404", "the call was refused as a whole").Raw), written(3)}, 207, "", 0},
+		"passing, then a strange 200": {[]step{say(true, answered(207, written(1), refusedRecord(locked), written(3))), say(false, answered(200, written(1), written(2)))}, []string{written(1), unknown, written(3)}, 207, "", 1},
+		"passing, then lost":          {[]step{say(true, answered(207, written(1), refusedRecord(locked), written(3))), lose}, []string{written(1), unknown, written(3)}, 207, "", 1},
+		"all passing, then lost":      {[]step{say(true, answered(400, refusedRecord(locked), refusedRecord(locked), refusedRecord(locked))), lose}, nil, 0, "", 3},
+		"lost, all found":             {[]step{lose, look(zoho.Row{ID: "3", Value: "17"}, zoho.Row{ID: "1", Value: "a"}, zoho.Row{ID: "2", Value: "b"})}, []string{found("1"), found("2"), found("3")}, 200, envelope.Confirmed, 0},
+		"lost, one found, rest sent":  {[]step{lose, look(zoho.Row{ID: "2", Value: "b"}), say(false, answered(201, written(1), written(3)))}, []string{written(1), found("2"), written(3)}, 201, envelope.Confirmed, 0},
+		"lost, one found, lost again": {[]step{lose, look(zoho.Row{ID: "2", Value: "b"}), lose}, []string{unknown, found("2"), unknown}, 207, envelope.Confirmed, 2},
+		"lost, one twice":             {[]step{lose, look(zoho.Row{ID: "2", Value: "b"}, zoho.Row{ID: "4", Value: "b"}, zoho.Row{ID: "1", Value: "a"}, zoho.Row{ID: "3", Value: "17"})}, []string{found("1"), "", found("3")}, 207, envelope.Confirmed, 1},
+		"lost, one spelled otherwise": {[]step{lose, look(zoho.Row{ID: "2", Value: "B "}, zoho.Row{ID: "1", Value: "a"}, zoho.Row{ID: "3", Value: "17"})}, []string{found("1"), "", found("3")}, 207, envelope.Confirmed, 1},
+	} {
+		b, ok := newBatch([]byte(`{"data":[{"R":"a"},{"R":"b"},{"R":17}],"trigger":[]}`))
+		if !ok {
+			t.Fatal("the body has no records")
+		}
+		var last *zoho.Answer
+		for _, s := range c.steps {
+			last = s(b)
+		}
+		response := &envelope.Response{Status: last.Status}
+		if n := b.merge(response, last); n != c.unknown {
+			t.Errorf("%s: %d are unknown, want %d", name, n, c.unknown)
+		}
+		if c.codes == nil {
+			if response.Body.Kind != envelope.NoBody || response.Status != last.Status {
+				t.Errorf("%s: merged to %d %s", name, response.Status, response.Body.Data)
+			}
+			continue
+		}
+		got := zoho.OutcomesOf(response.Body.Data, 3)
+		if got == nil || response.Status != c.status || response.Outcome != c.outcome || !reflect.DeepEqual(response.Records, zoho.RecordsOf(response.Body.Data)) {
+			t.Errorf("%s: %d %q %+v %s", name, response.Status, response.Outcome, response.Records, response.Body.Data)
+			continue
+		}
+		for i, want := range c.codes {
+			if want == "" && got[i].Code != unknownCode || want != "" && string(got[i].Raw) != want {
+				t.Errorf("%s: record %d is %s, want %s", name, i, got[i].Raw, want)
+			}
+		}
+	}
+}
+
+func found(id string) string {
+	return `{"code":"SUCCESS","details":{"id":"` + id + `"},"message":"record already added","status":"success"}`
+}
+
+// Only what is pending is sent, and the rest of the body stays.
+func TestBatchBody(t *testing.T) {
+	t.Parallel()
+	whole := []byte(`{ "data" : [ {"R":"a"} , {"R":"b"} ], "trigger":[]}`)
+	b, _ := newBatch(whole)
+	if got := b.body(whole); &got[0] != &whole[0] {
+		t.Errorf("all is pending, and %s is sent", got)
+	}
+	b.find(0, "1")
+	if got := string(b.body(whole)); got != `{ "data" : [{"R":"b"}], "trigger":[]}` {
+		t.Errorf("%s", got)
+	}
+	var none *batch
+	if got := none.body(whole); &got[0] != &whole[0] || none.begun() {
+		t.Error("a request without a batch is not one whole")
+	}
+}
+
+// A value that Zoho has already is a record found, where it is our own.
+func TestBatchDuplicate(t *testing.T) {
+	t.Parallel()
+	const duplicate = `{"code":"DUPLICATE_DATA","details":{"api_name":"R","id":"7"},"message":"duplicate data","status":"error"}`
+	for field, want := range map[string]bool{"R": true, "": false, "S": false} {
+		b, _ := newBatch([]byte(`{"data":[{"R":"a"},{"R":"b"}]}`))
+		if b.collect(answered(207, duplicate, written(2)), field, false, false) {
+			t.Error("sent again")
+		}
+		if b.settled[0].Done != want || b.found != want {
+			t.Errorf("field %q: %s", field, b.settled[0].Raw)
+		}
+	}
+}
+
+// Records that fail again and again are given up.
+func TestBatchRounds(t *testing.T) {
+	t.Parallel()
+	b, _ := newBatch([]byte(`{"data":[{"R":"a"}]}`))
+	n := 1
+	for b.collect(answered(400, refusedRecord("RECORD_LOCKED")), "", true, false) {
+		n++
+	}
+	if n != maxRounds {
+		t.Errorf("sent %d times, want %d", n, maxRounds)
+	}
+}
