@@ -188,7 +188,7 @@ func (h *health) stored(stream string, err error) {
 	}
 }
 
-const writes = "can't store "
+const writes = "can't store zoho."
 
 // connected forgets what failed on an earlier connection.
 func (h *health) connected() {

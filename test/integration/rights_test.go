@@ -240,3 +240,37 @@ func TestCredentialsRenewed(t *testing.T) {
 		wantStatus(t, r.await("demo", id), 201)
 	}
 }
+
+// What a worker tries to see whether it could work leaves nothing on the streams.
+func TestLooksLeaveNoTrace(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, zohotest.Options{})
+	r.demo(5)
+	tried := map[string]chan *nats.Msg{}
+	for _, subject := range []string{"zoho.responses._.probe", "zoho.claims._.probe", "zoho.tokens._", "zoho.connections._", "zoho.dead._", "zoho.events._"} {
+		tried[subject] = make(chan *nats.Msg, 100)
+		if _, err := r.nc.ChanSubscribe(subject, tried[subject]); err != nil {
+			t.Fatal(err)
+		}
+	}
+	w := r.worker()
+	r.publish("demo", insert("one", "One"))
+	wantStatus(t, r.await("demo", "one"), 201)
+	for subject, heard := range tried {
+		for range 2 {
+			select {
+			case <-heard:
+			case <-time.After(patience):
+				t.Fatalf("%s is never tried", subject)
+			}
+		}
+	}
+	isReady(t, w.HTTPAddr)
+	for _, name := range []string{"ZOHO_RESPONSES", "ZOHO_CLAIMS", "ZOHO_TOKENS", "ZOHO_CONNECTIONS", "ZOHO_DEAD", "ZOHO_EVENTS"} {
+		for subject := range r.last(name) {
+			if _, ours := tried[subject]; ours {
+				t.Errorf("%s is in %s", subject, name)
+			}
+		}
+	}
+}
