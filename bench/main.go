@@ -272,7 +272,13 @@ func (c *cell) throughput(_ context.Context, l *load, p *process) error {
 	if err != nil {
 		return err
 	}
-	if err := l.wave(max(n/10, min(n, 3*c.scenario.flight)), c.scenario.window, l.w.connectionIDs...); err != nil {
+	// Warm is who has had as many requests in flight as will ever be.
+	l.delay = 100 * time.Millisecond
+	if err := l.wave(min(n, 4*c.scenario.flight), 2*c.scenario.flight, l.w.connectionIDs...); err != nil {
+		return err
+	}
+	l.delay = c.scenario.delay
+	if err := l.wave(max(n/10, 1), c.scenario.window, l.w.connectionIDs...); err != nil {
 		return err
 	}
 	if err := c.timed(p, l.w.nats, n, func() error { return l.wave(n, c.scenario.window, l.w.connectionIDs...) }); err != nil {
