@@ -340,9 +340,13 @@ func (c *cell) backlog(_ context.Context, l *load, p *process) error {
 		return err
 	}
 	before := l.count.Load()
-	err := l.backlog(n, l.w.connectionIDs...)
-	if err := errors.Join(err, p.cmd.Process.Signal(syscall.SIGCONT)); err != nil {
-		return err
+	if err := l.backlog(n, l.w.connectionIDs...); err != nil {
+		return errors.Join(err, p.cmd.Process.Signal(syscall.SIGCONT))
 	}
-	return c.timed(p, l.w.nats, n, func() error { return l.wait(before + int64(n)) })
+	return c.timed(p, l.w.nats, n, func() error {
+		if err := p.cmd.Process.Signal(syscall.SIGCONT); err != nil {
+			return err
+		}
+		return l.wait(before + int64(n))
+	})
 }
