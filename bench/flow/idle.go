@@ -53,13 +53,14 @@ func idle(ctx context.Context, s settings, w *world, b *binaries) (report, error
 	var t table
 	fmt.Fprintf(&t, "%d workers, %s connections, each of an org of its own, %d of them active; Zoho takes %d ms. Made by `make bench-flow BENCH=\"-scenario idle\"`.\n\n",
 		s.workers, thousands(s.connections), s.active, smallDelay.Milliseconds())
-	t.head("", "resident, each worker", "CPU of one core, each worker")
+	t.head("", "calls a second", "resident, each worker", "CPU of one core, each worker")
 	span := 20 * time.Second
 	rest := func(name string) (usage, error) {
 		before, err := w.workersUsage()
 		if err != nil {
 			return before, err
 		}
+		calls := totals(w.zoho.AllCounts()).Calls
 		select {
 		case <-time.After(span):
 		case <-ctx.Done():
@@ -69,7 +70,8 @@ func idle(ctx context.Context, s settings, w *world, b *binaries) (report, error
 		n := int64(len(w.workers))
 		after.cpu = (after.cpu - before.cpu) / time.Duration(n)
 		after.resident /= n
-		t.row(name, fmt.Sprintf("%d MiB", after.resident>>20), percent(after.cpu.Seconds()/span.Seconds()))
+		calls = totals(w.zoho.AllCounts()).Calls - calls
+		t.row(name, fmt.Sprintf("%.0f", float64(calls)/span.Seconds()), fmt.Sprintf("%d MiB", after.resident>>20), percent(after.cpu.Seconds()/span.Seconds()))
 		return after, err
 	}
 	progress("at rest")

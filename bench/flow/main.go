@@ -33,6 +33,7 @@ type settings struct {
 	connections        int
 	active             int
 	keep               bool
+	logLevel           string
 }
 
 func main() {
@@ -53,6 +54,7 @@ func main() {
 	flag.BoolVar(&s.order, "order", true, "load: some orgs use order keys")
 	flag.IntVar(&s.connections, "connections", 10_000, "idle: connections, each of an org of its own")
 	flag.IntVar(&s.active, "active", 200, "idle: of them, active ones")
+	flag.StringVar(&s.logLevel, "log-level", "warn", "of the workers")
 	flag.BoolVar(&s.keep, "keep", false, "keep logs and data")
 	flag.Parse()
 
@@ -105,11 +107,12 @@ func measure(ctx context.Context, s settings, run func(context.Context, settings
 	if err != nil {
 		return r, err
 	}
-	w, err := newWorld(ctx, dir, b)
+	w, err := newWorld(ctx, dir, s.logLevel, b)
 	if err != nil {
 		return r, err
 	}
 	defer w.close()
+	progress("NATS at %s, logs and data in %s", w.natsURL, dir)
 	r, err = run(ctx, s, w, b)
 	if err == nil && ctx.Err() != nil {
 		err = errors.New("interrupted")

@@ -14,12 +14,13 @@ import (
 // program is a server or a worker that runs beside the harness.
 type program struct {
 	*exec.Cmd
-	log string
+	log  string
+	gone chan struct{}
 }
 
 // launch starts a program that logs to a file of its own and ends with the context.
 func (w *world) launch(ctx context.Context, name string, env []string, path string, args ...string) (*program, error) {
-	p := &program{exec.CommandContext(ctx, path, args...), filepath.Join(w.dir, name+".log")}
+	p := &program{exec.CommandContext(ctx, path, args...), filepath.Join(w.dir, name+".log"), make(chan struct{})}
 	file, err := os.Create(p.log)
 	if err != nil {
 		return nil, err
@@ -32,7 +33,10 @@ func (w *world) launch(ctx context.Context, name string, env []string, path stri
 	if err := p.Start(); err != nil {
 		return nil, fmt.Errorf("start %s: %w", name, err)
 	}
-	w.ended.Go(func() { _ = p.Wait() })
+	go func() {
+		_ = p.Wait()
+		close(p.gone)
+	}()
 	return p, nil
 }
 

@@ -12,7 +12,6 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -26,12 +25,13 @@ import (
 
 // world is the servers, the simulator and the workers of one scenario.
 type world struct {
-	dir     string
-	zoho    *zohotest.Server
-	zohoURL string
-	keys    secret.Text
-	natsURL string
-	redis   string // its URL
+	dir      string
+	logLevel string
+	zoho     *zohotest.Server
+	zohoURL  string
+	keys     secret.Text
+	natsURL  string
+	redis    string // its URL
 
 	nc      *nats.Conn
 	js      jetstream.JetStream
@@ -39,7 +39,6 @@ type world struct {
 	store   *connection.Store
 	workers []*program
 
-	ended   sync.WaitGroup // processes
 	cleanup []func()
 	serial  serial
 }
@@ -74,8 +73,8 @@ func build(dir, worker string) (*binaries, error) {
 }
 
 // newWorld starts everything but the workers.
-func newWorld(ctx context.Context, dir string, b *binaries) (w *world, err error) {
-	w = &world{dir: dir, keys: secret.Generate()}
+func newWorld(ctx context.Context, dir, logLevel string, b *binaries) (w *world, err error) {
+	w = &world{dir: dir, logLevel: logLevel, keys: secret.Generate()}
 	defer func() {
 		if err != nil {
 			w.close()
@@ -85,26 +84,31 @@ func newWorld(ctx context.Context, dir string, b *binaries) (w *world, err error
 		return nil, err
 	}
 	ctx, end := context.WithCancel(ctx)
+	var servers []*program
 	w.cleanup = append(w.cleanup, func() {
 		end()
-		w.ended.Wait()
+		gone(servers)
 	})
 	redisPort, err := freePort()
 	if err != nil {
 		return nil, err
 	}
 	w.redis = "redis://127.0.0.1:" + redisPort
-	if _, err := w.launch(ctx, "redis", nil, b.redis, "--port", redisPort, "--bind", "127.0.0.1", "--save", "", "--dir", dir); err != nil {
+	redis, err := w.launch(ctx, "redis", nil, b.redis, "--port", redisPort, "--bind", "127.0.0.1", "--save", "", "--dir", dir)
+	if err != nil {
 		return nil, err
 	}
+	servers = append(servers, redis)
 	natsPort, err := freePort()
 	if err != nil {
 		return nil, err
 	}
 	w.natsURL = "nats://127.0.0.1:" + natsPort
-	if _, err := w.launch(ctx, "nats", nil, b.nats, "-a", "127.0.0.1", "-p", natsPort, "-js", "-sd", filepath.Join(dir, "jetstream")); err != nil {
+	server, err := w.launch(ctx, "nats", nil, b.nats, "-a", "127.0.0.1", "-p", natsPort, "-js", "-sd", filepath.Join(dir, "jetstream"))
+	if err != nil {
 		return nil, err
 	}
+	servers = append(servers, server)
 	return w, w.connect(ctx)
 }
 
@@ -126,12 +130,13 @@ func (w *world) startZoho() error {
 
 // orderOf reads the order that load.go puts into a request's headers.
 func orderOf(c zohotest.Call) (key string, place int64) {
-	key, number, ok := strings.Cut(c.Header.Get("X-Flow-Order"), "/")
-	if !ok {
+	order := c.Header.Get("X-Flow-Order") // connection/key/place
+	i := strings.LastIndexByte(order, '/')
+	if i < 0 {
 		return "", 0
 	}
-	place, _ = strconv.ParseInt(number, 10, 64)
-	return key, place
+	place, _ = strconv.ParseInt(order[i+1:], 10, 64)
+	return order[:i], place
 }
 
 func (w *world) connect(ctx context.Context) (err error) {
@@ -179,7 +184,10 @@ func (w *world) addConnection(ctx context.Context, name string, o *org) error {
 // startWorkers starts them and waits until each is ready.
 func (w *world) startWorkers(ctx context.Context, path string, n, inFlight int) error {
 	ctx, end := context.WithCancel(ctx)
-	w.cleanup = append(w.cleanup, end)
+	w.cleanup = append(w.cleanup, func() { // before the servers, which they need to stop
+		end()
+		gone(w.workers)
+	})
 	for i := range n {
 		port, err := freePort()
 		if err != nil {
@@ -188,7 +196,7 @@ func (w *world) startWorkers(ctx context.Context, path string, n, inFlight int) 
 		p, err := w.launch(ctx, fmt.Sprintf("worker-%d", i+1), []string{
 			"NATS_URL=" + w.natsURL, "REDIS_URL=" + w.redis, "ZOHO_CLIENT_ID=1000.FLOW", "ZOHO_CLIENT_SECRET=flow",
 			"ZOHO_ACCOUNTS_URL=" + w.zohoURL, "ZOHO_API_URL=" + w.zohoURL, "ENCRYPTION_KEYS=" + w.keys.Reveal(),
-			"HTTP_ADDR=127.0.0.1:" + port, "MAX_IN_FLIGHT=" + strconv.Itoa(inFlight), "LOG_LEVEL=warn", "LOG_FORMAT=json", "CALL_TIMEOUT=20s",
+			"HTTP_ADDR=127.0.0.1:" + port, "MAX_IN_FLIGHT=" + strconv.Itoa(inFlight), "LOG_LEVEL=" + w.logLevel, "LOG_FORMAT=json", "CALL_TIMEOUT=20s",
 		}, path, "run")
 		if err != nil {
 			return err
@@ -208,6 +216,13 @@ func (w *world) startWorkers(ctx context.Context, path string, n, inFlight int) 
 		}
 	}
 	return nil
+}
+
+// gone waits for the end of processes.
+func gone(list []*program) {
+	for _, p := range list {
+		<-p.gone
+	}
 }
 
 func (w *world) close() {
