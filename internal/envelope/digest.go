@@ -24,32 +24,28 @@ func (r *Request) Digest() [32]byte {
 	add(r.Method)
 	add(r.Path)
 	add(r.RawQuery)
-	addHeaders := func(given []Header) {
-		headers := make([]Header, 0, len(given))
-		for _, header := range given {
-			headers = append(headers, Header{Name: lower(header.Name), Value: header.Value})
-		}
-		slices.SortFunc(headers, func(a, b Header) int {
-			return cmp.Or(cmp.Compare(a.Name, b.Name), cmp.Compare(a.Value, b.Value))
-		})
-		binary.BigEndian.PutUint64(frame[:], uint64(len(headers)))
-		h.Write(frame[:])
-		for _, header := range headers {
-			add(header.Name)
-			add(header.Value)
-		}
+	headers := make([]Header, 0, len(r.Headers))
+	for _, header := range r.Headers {
+		headers = append(headers, Header{Name: lower(header.Name), Value: header.Value})
 	}
-	addHeaders(r.Headers)
+	slices.SortFunc(headers, func(a, b Header) int {
+		return cmp.Or(cmp.Compare(a.Name, b.Name), cmp.Compare(a.Value, b.Value))
+	})
+	binary.BigEndian.PutUint64(frame[:], uint64(len(headers)))
+	h.Write(frame[:])
+	for _, header := range headers {
+		add(header.Name)
+		add(header.Value)
+	}
 	add(r.UniqueField)
 	if p := r.Probe; p != nil {
 		// What wasn't there before has a mark, and the digests of all other
 		// requests are what older workers make of them.
+		get := (&Request{Path: p.Path, RawQuery: p.RawQuery, Headers: p.Headers}).Digest()
 		h.Write([]byte{markProbe})
 		add(p.COQL)
-		add(p.Path)
-		add(p.RawQuery)
 		add(p.Field)
-		addHeaders(p.Headers)
+		h.Write(get[:])
 	}
 	if r.RetryFailedRecords {
 		h.Write([]byte{markRetry})
