@@ -13,6 +13,9 @@ import (
 	"zoho-worker/internal/zoho/zohotest"
 )
 
+// noise is what a busy machine may add to what a request waits.
+const noise = time.Second
+
 // waits are how long requesters wait, at a steady rate.
 type waits struct {
 	r    *rig
@@ -105,7 +108,7 @@ func TestRollingRestartIsHardlySeen(t *testing.T) {
 	for _, name := range []string{"peace", "restarts"} {
 		t.Logf("%s: %d requests, 50th percentile %s, 99th %s, longest %s", name, len(w.took[name]), w.at(name, 50), w.at(name, 99), w.at(name, 100))
 	}
-	if p, q := w.at("restarts", 50), w.at("peace", 50); p > 10*q {
+	if p, q := w.at("restarts", 50), w.at("peace", 50); p > max(10*q, noise) {
 		t.Errorf("half of the requests wait %s during restarts, and %s in peace", p, q)
 	}
 	if longest := w.at("restarts", 100); longest > 20*time.Second {
@@ -130,7 +133,7 @@ func TestThrottledNeighbourIsNotSeen(t *testing.T) {
 		name := [2]string{"alone", "beside"}[turn%2]
 		if name == "beside" {
 			for range 5 {
-				r.Zoho.Inject(zohotest.TooManyRequestsRetry(zohotest.Concurrency, time.Second).If(func(c zohotest.Call) bool { return c.OrgID == other }))
+				r.Zoho.Inject(zohotest.TooManyRequestsRetry(zohotest.Concurrency, 3*time.Second).If(func(c zohotest.Call) bool { return c.OrgID == other }))
 			}
 			for i := range 200 {
 				r.publish("throttled", insert(fmt.Sprintf("throttled-%d-%d", turn, i), "Throttled"))
@@ -154,10 +157,8 @@ func TestThrottledNeighbourIsNotSeen(t *testing.T) {
 	for _, name := range []string{"alone", "beside"} {
 		t.Logf("%s: %d requests, 50th percentile %s, 90th %s, 99th %s", name, len(w.took[name]), w.at(name, 50), w.at(name, 90), w.at(name, 99))
 	}
-	// A pause of the org would be a second at least.
-	for _, percent := range []int{50, 90} {
-		if p, q := w.at("beside", percent), w.at("alone", percent); p > 10*q {
-			t.Errorf("the %dth percentile is %s beside an org that is throttled, and %s alone", percent, p, q)
-		}
+	// Were it paused with the other, half of its requests would wait longer than noise.
+	if p, q := w.at("beside", 50), w.at("alone", 50); p > max(10*q, noise) {
+		t.Errorf("half of the requests wait %s beside an org that is throttled, and %s alone", p, q)
 	}
 }

@@ -223,7 +223,7 @@ func TestCredentialsRenewed(t *testing.T) {
 	r := newRig(t, zohotest.Options{})
 	r.moveTo(ns.ClientURL(), nats.UserCredentials(write("test.creds", creds(0))))
 	r.demo(5)
-	const good = 8 * time.Second
+	const good = 20 * time.Second // the worker is ready before that
 	file := write("worker.creds", creds(good))
 	w := r.worker(func(c *app.Config) { c.NATSURL, c.NATSCreds = r.NATSURL, file })
 	isReady(t, w.HTTPAddr)
