@@ -5,7 +5,9 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"io"
 	"math/rand/v2"
+	"net/http"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -254,4 +256,32 @@ func (w *world) trickle(ctx context.Context, r *replies, connection string, pace
 	}
 	all.Wait()
 	return took, nil
+}
+
+// control makes the same call as a trickle's straight to the simulator, at the same
+// pace: what the machine itself adds.
+func (w *world) control(ctx context.Context, token string, pace, span time.Duration) (took spans, err error) {
+	var mu sync.Mutex
+	var all sync.WaitGroup
+	for end := time.Now().Add(span); time.Now().Before(end) && ctx.Err() == nil; time.Sleep(pace) {
+		all.Go(func() {
+			request, _ := http.NewRequestWithContext(ctx, http.MethodGet, w.zohoURL+"/crm/v8/Leads?fields=id&per_page=1", nil)
+			request.Header.Set("Authorization", "Zoho-oauthtoken "+token)
+			begun := time.Now()
+			response, e := http.DefaultClient.Do(request)
+			d := time.Since(begun)
+			if e == nil {
+				_, _ = io.Copy(io.Discard, response.Body)
+				_ = response.Body.Close()
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			took = append(took, d)
+			if e != nil {
+				err = e
+			}
+		})
+	}
+	all.Wait()
+	return took, err
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math"
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -77,6 +78,7 @@ func load(ctx context.Context, s settings, w *world, b *binaries) (report, error
 		total += o.backlog
 	}
 	w.zoho.SetOrgLatency(orgs[3].id, smallDelay, smallDelay)
+	nobody := w.controlled()
 	answers, err := w.listen()
 	if err != nil {
 		return report{}, err
@@ -88,10 +90,15 @@ func load(ctx context.Context, s settings, w *world, b *binaries) (report, error
 	if _, err := w.trickle(ctx, answers, orgs[3].connections[0], time.Second, 3*time.Second); err != nil { // its token
 		return report{}, err
 	}
-	alone, err := w.trickle(ctx, answers, orgs[3].connections[0], 300*time.Millisecond, min(30*time.Second, s.duration))
+	var quiet, noisy spans // the control
+	var controlling sync.WaitGroup
+	calm := min(30*time.Second, s.duration)
+	controlling.Go(func() { quiet, _ = w.control(ctx, nobody, 300*time.Millisecond, calm) })
+	alone, err := w.trickle(ctx, answers, orgs[3].connections[0], 300*time.Millisecond, calm)
 	if err != nil {
 		return report{}, err
 	}
+	controlling.Wait()
 	progress("publishing %s requests", thousands(total))
 	for _, o := range orgs {
 		if err := w.publish(ctx, o, random); err != nil {
@@ -109,7 +116,7 @@ func load(ctx context.Context, s settings, w *world, b *binaries) (report, error
 	if err != nil {
 		return report{}, err
 	}
-	first := totals(w.zoho.AllCounts())
+	first := w.calls(orgs)
 	var beside spans
 	laneTook := map[string]spans{}
 	var mu sync.Mutex
@@ -126,6 +133,7 @@ func load(ctx context.Context, s settings, w *world, b *binaries) (report, error
 			keep(took)
 		})
 	}
+	asking.Go(func() { noisy, _ = w.control(ctx, nobody, 300*time.Millisecond, s.duration) })
 	ask(orgs[3], 300*time.Millisecond, func(t spans) { beside = t })
 	for _, o := range orgs {
 		if o.kind == lanes {
@@ -140,18 +148,30 @@ func load(ctx context.Context, s settings, w *world, b *binaries) (report, error
 	if err != nil {
 		return report{}, err
 	}
-	last := w.zoho.AllCounts()
+	last := slices.DeleteFunc(w.zoho.AllCounts(), func(c zohotest.Counts) bool {
+		return !slices.ContainsFunc(orgs, func(o *org) bool { return o.id == c.Org })
+	})
 	asking.Wait()
 	if failed != nil {
 		return report{}, failed
 	}
-	calls := totals(last).Calls - first.Calls
+	calls := totals(last).Calls - first
 	perCall := time.Duration(0)
 	if calls > 0 {
 		perCall = (after.cpu - before.cpu) / time.Duration(calls)
 	}
-	l := loaded{s, orgs, accounts, alone, beside, laneTook, last, w.zoho.Orders(), calls, perCall, after.cpu - before.cpu, answers.problems()}
+	l := loaded{s, orgs, accounts, alone, beside, quiet, noisy, laneTook, last, w.zoho.Orders(), calls, perCall, after.cpu - before.cpu, answers.problems()}
 	return l.report(), nil
+}
+
+// controlled makes an org that no worker knows and returns a token for it.
+func (w *world) controlled() (token string) {
+	const id = "999"
+	w.zoho.AddOrg(zohotest.Org{ID: id, Concurrency: 100})
+	w.zoho.AddUser(zohotest.User{ID: id, OrgID: id})
+	w.zoho.Seed(id, "Leads", map[string]any{"Last_Name": "Seed"})
+	w.zoho.SetOrgLatency(id, smallDelay, smallDelay)
+	return w.zoho.AccessToken(w.zoho.GrantRefreshToken(id))
 }
 
 // publish publishes an org's backlog.
@@ -190,6 +210,14 @@ func totals(list []zohotest.Counts) (sum zohotest.Counts) {
 		sum.HighestHeavy = max(sum.HighestHeavy, c.HighestHeavy)
 	}
 	return sum
+}
+
+// calls are those of the orgs so far.
+func (w *world) calls(orgs []*org) (n int) {
+	for _, o := range orgs {
+		n += w.zoho.Counts(o.id).Calls
+	}
+	return n
 }
 
 // sample is what the simulator, the stream and the requester know at one moment.
@@ -287,6 +315,8 @@ type loaded struct {
 	accounts map[string]*account
 	alone    spans
 	beside   spans
+	quiet    spans
+	noisy    spans
 	lanes    map[string]spans
 	counts   []zohotest.Counts
 	orders   map[string]zohotest.Order
@@ -344,6 +374,9 @@ func (l *loaded) report() report {
 	for _, q := range []float64{0.5, 0.95, 0.99} {
 		t.row(fmt.Sprintf("small org, p%.0f of %d and %d requests", 100*q, len(l.alone), len(l.beside)), ms(l.alone.quantile(q)), ms(l.beside.quantile(q)))
 	}
+	for _, q := range []float64{0.5, 0.95, 0.99} {
+		t.row(fmt.Sprintf("the same call straight to Zoho, without a worker, p%.0f", 100*q), ms(l.quiet.quantile(q)), ms(l.noisy.quantile(q)))
+	}
 	var interactiveTook spans
 	for _, took := range l.lanes {
 		interactiveTook = append(interactiveTook, took...)
@@ -379,8 +412,8 @@ func (l *loaded) report() report {
 	if refused > 0 {
 		verdict = fmt.Sprintf("**%s calls over a limit**", thousands(refused))
 	}
-	r.sentence = fmt.Sprintf("%d workers carried %s calls of %d orgs with %s; places used with a backlog %s (least, median); the small org took p50 %.2f× and p99 %.2f× of what it has alone.",
-		l.s.workers, thousands(sum.Calls), len(l.orgs), verdict, shareText(usage(l.orgs)), ratio(l.beside, l.alone, 0.5), ratio(l.beside, l.alone, 0.99))
+	r.sentence = fmt.Sprintf("%d workers carried %s calls of %d orgs with %s; places used with a backlog %s (least, median); the small org took p50 %.2f× and p99 %.2f× of what it has alone (the same call without a worker: %.2f× and %.2f×).",
+		l.s.workers, thousands(sum.Calls), len(l.orgs), verdict, shareText(usage(l.orgs)), ratio(l.beside, l.alone, 0.5), ratio(l.beside, l.alone, 0.99), ratio(l.noisy, l.quiet, 0.5), ratio(l.noisy, l.quiet, 0.99))
 	return r
 }
 
