@@ -21,7 +21,9 @@ type kept struct {
 	out   atomic.Int64    // bytes that the kernel took
 	probe syscall.RawConn // of raw; nil where there is none
 	look  func(uintptr) bool
-	still bool   // what look saw
+	still bool // what look saw
+	wait  func(uintptr) bool
+	woken bool   // wait was called before
 	buf   []byte // read and not used yet: buf[r:w]
 	r, w  int
 	since time.Time // when it became idle
@@ -48,6 +50,11 @@ func newKept(raw net.Conn, where place) *kept {
 			k.still = silent(fd)
 			return true
 		}
+		k.wait = func(fd uintptr) bool {
+			there := k.woken || !empty(fd)
+			k.woken = true
+			return there
+		}
 	}
 	return k
 }
@@ -55,6 +62,10 @@ func newKept(raw net.Conn, where place) *kept {
 func (k *kept) close() {
 	_ = k.link.Close()
 }
+
+// readBuffers are those that answers are read into. A connection has one from
+// when its answer begins until it is given back.
+var readBuffers = sync.Pool{New: func() any { return new([bufferSize]byte) }}
 
 // cut ends whatever waits for the connection, and makes it useless.
 func (k *kept) cut() { _ = k.raw.SetDeadline(past) }
@@ -89,7 +100,13 @@ func (k *kept) fill() error {
 	}
 	switch {
 	case k.buf == nil:
-		k.buf = make([]byte, bufferSize)
+		// A call waits for its answer most of the time, and needs no memory for it.
+		if k.woken = false; k.probe != nil {
+			if err := k.probe.Read(k.wait); err != nil {
+				return err
+			}
+		}
+		k.buf = readBuffers.Get().(*[bufferSize]byte)[:]
 	case k.w < len(k.buf):
 	case k.r > 0:
 		k.w = copy(k.buf, k.buf[k.r:k.w])
@@ -150,9 +167,10 @@ func (p *pool) get(where place) *kept {
 
 // put gives a connection back.
 func (p *pool) put(k *kept) {
-	if len(k.buf) > bufferSize {
-		k.buf = nil // a large head was an exception
+	if len(k.buf) == bufferSize { // a larger one was an exception
+		readBuffers.Put((*[bufferSize]byte)(k.buf))
 	}
+	k.buf, k.r, k.w = nil, 0, 0 // nothing is in it: that is why k is kept
 	k.since = time.Now()
 	p.mu.Lock()
 	defer p.mu.Unlock()
