@@ -81,12 +81,7 @@ func (r *Responses) store(ctx context.Context, connection string, response *enve
 // insist tries until it works or ctx ends: a response in hand is worth waiting
 // for. Pauses of 0.1 s growing to 5 s.
 func insist(ctx context.Context, try func(context.Context) error) error {
-	pause := backoff.NewExponentialBackOff(
-		backoff.WithInitialInterval(100*time.Millisecond),
-		backoff.WithMaxInterval(5*time.Second),
-		backoff.WithMaxElapsedTime(0),
-	)
-	return backoff.Retry(func() error {
+	once := func() error {
 		bounded, cancel := context.WithTimeout(ctx, 5*time.Second)
 		defer cancel()
 		err := try(bounded)
@@ -94,5 +89,21 @@ func insist(ctx context.Context, try func(context.Context) error) error {
 			return backoff.Permanent(err)
 		}
 		return err
+	}
+	err := once()
+	if err == nil {
+		return nil // as nearly always: no schedule is made for it
+	}
+	pause := backoff.NewExponentialBackOff(
+		backoff.WithInitialInterval(100*time.Millisecond),
+		backoff.WithMaxInterval(5*time.Second),
+		backoff.WithMaxElapsedTime(0),
+	)
+	return backoff.Retry(func() error {
+		if first := err; first != nil {
+			err = nil
+			return first
+		}
+		return once()
 	}, backoff.WithContext(pause, ctx))
 }
