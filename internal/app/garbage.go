@@ -12,8 +12,8 @@ import (
 // little of it is alive. A worker keeps a few MiB and makes 10 KiB of garbage for
 // each request, so that Go's own rule, to collect when the heap has doubled, has
 // it collect dozens of times a second: measured at a seventh of its processor
-// time. A worker with more alive than half of this collects as Go does.
-const smallHeap = 24 << 20
+// time. More than this would buy little, and is memory. A worker with more alive than half of this collects as Go does.
+const smallHeap = 16 << 20
 
 // collectLess has the garbage collector leave a small heap alone, unless the
 // environment says by GOGC how it wants it. GOMEMLIMIT holds all the same.
