@@ -17,6 +17,7 @@ import (
 
 	"zoho-worker/internal/app"
 	"zoho-worker/internal/envelope"
+	"zoho-worker/internal/inspect"
 	"zoho-worker/schemas"
 )
 
@@ -313,5 +314,19 @@ func TestReadmeSnippet(t *testing.T) {
 	}
 	if found == 0 {
 		t.Error("the README has no Go code")
+	}
+}
+
+// Each state that worker why tells of has its row.
+func TestStatesAreDocumented(t *testing.T) {
+	t.Parallel()
+	text := section(t, read(t, "docs/troubleshooting.md"), "### What a request waits for")
+	for _, state := range inspect.States() {
+		if !strings.Contains(text, "| `"+string(state)+"` |") {
+			t.Errorf("docs/troubleshooting.md has no row for %s", state)
+		}
+	}
+	if rows := strings.Count(text, "\n| `"); rows != len(inspect.States()) {
+		t.Errorf("%d rows, %d states", rows, len(inspect.States()))
 	}
 }

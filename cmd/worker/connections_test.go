@@ -186,6 +186,15 @@ func TestConnectionsCommands(t *testing.T) {
 	s.want([]string{"show", "acme", "--json"}, `"org_name": "Demo Ltd"`)
 	s.want([]string{"test", "elif"}, "The connection works", "elif@example.eu")
 
+	// What is not named stays as it is.
+	s.want([]string{"limit", "elif", "7"}, "elif: 7 calls of its org in flight at most\n")
+	s.want([]string{"limit", "elif", "--credits-per-day", "2000"}, "elif: 7 calls of its org in flight at most, 2000 credits in 24 hours\n")
+	s.want([]string{"limit", "elif", "--ordered"}, "at most, 2000 credits in 24 hours, one request after the other")
+	s.want([]string{"limit", "elif", "0", "--ordered=false", "--credits-per-day", "0"}, "elif: 10 calls of its org in flight at most\n")
+	if _, err := s.run("limit", "elif"); err == nil || !strings.Contains(err.Error(), "what is the limit to be?") {
+		t.Errorf("a limit of nothing: %v", err)
+	}
+
 	// Another key in front, everything sealed anew, the old one taken away.
 	old := s.keys
 	fresh := strings.Replace(secret.Generate().Reveal(), "dev:", "new:", 1)

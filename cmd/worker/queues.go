@@ -3,17 +3,20 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
-	"slices"
 	"strconv"
 	"time"
 
+	"github.com/nats-io/nats.go/jetstream"
 	"github.com/spf13/cobra"
 
 	"zoho-worker/internal/app"
 	"zoho-worker/internal/connection"
 	"zoho-worker/internal/consumer"
+	"zoho-worker/internal/flow"
 	"zoho-worker/internal/inspect"
+	"zoho-worker/internal/lease"
 )
 
 func queuesCommand() *cobra.Command {
@@ -22,26 +25,13 @@ func queuesCommand() *cobra.Command {
 	return cmd
 }
 
-// queueOf finds the queue that the connection's requests are in.
-func queueOf(ctx context.Context, r *inspect.Reader, name string) (inspect.Queue, error) {
-	queues, err := r.Queues(ctx)
-	if err != nil {
-		return inspect.Queue{}, err
-	}
-	for _, q := range queues {
-		if slices.Contains(q.Connections, name) {
-			return q, nil
-		}
-	}
-	return inspect.Queue{}, fmt.Errorf("connection %s has no queue now: its org has no work, or it is revoked", name)
-}
-
 func pauseCommand() *cobra.Command {
 	var reason string
 	cmd := &cobra.Command{
 		Use: "pause CONNECTION DURATION", Short: "Start no requests of the connection's org for a while", Args: cobra.ExactArgs(2),
 		Long: `Keep all workers from starting requests of the org that a connection belongs to,
-while it has work. Calls in flight end as they do; deadlines go on. It needs no restart.`,
+with work or without. Calls in flight end as they do; deadlines go on. It needs no
+restart, and survives one.`,
 		Example: `  worker queues pause acme 30m --reason "migration at Zoho"`,
 	}
 	config := clientConfig(cmd)
@@ -51,21 +41,20 @@ while it has work. Calls in flight end as they do; deadlines go on. It needs no 
 		if err != nil || d <= 0 || d > 24*time.Hour {
 			return fmt.Errorf("%q: a duration up to 24h, like 30m", args[1])
 		}
-		return withQueue(cmd, config, args[0], func(ctx context.Context, r *inspect.Reader, q inspect.Queue) error {
-			until := time.Now().Add(d)
-			if _, err := r.JS.PauseConsumer(ctx, consumer.RequestStream, q.Name, until); err != nil {
-				return err
-			}
+		return withQueue(cmd, config, args[0], func(ctx context.Context, r *inspect.Reader, q *inspect.Queue) error {
 			cause := inspect.ByHand
 			if reason != "" {
 				cause += ": " + reason
 			}
-			data, err := json.Marshal(map[string]any{"event": "paused", "connection": args[0], "queue": q.Name, "at": time.Now().UTC(), "until": until.UTC(), "cause": cause})
-			if err == nil {
-				_, err = r.JS.Publish(ctx, "zoho.events."+args[0], data)
+			now := time.Now()
+			until := now.Add(d)
+			if err := setPause(ctx, r, q, &flow.Pause{Until: until.UTC(), Cause: cause}, now); err != nil {
+				return err
 			}
 			fmt.Fprintf(cmd.OutOrStdout(), "queue %s is paused until %s: %d requests wait\n", q.Name, until.Format("15:04:05"), q.Waiting)
-			return err
+			return tellPause(ctx, r, map[string]any{
+				"event": "paused", "connection": args[0], "queue": q.Name, "at": now.UTC(), "until": until.UTC(), "cause": cause,
+			})
 		})
 	}
 	return cmd
@@ -79,24 +68,42 @@ because Zoho refused calls: it will be paused again if Zoho still does.`,
 	}
 	config := clientConfig(cmd)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		return withQueue(cmd, config, args[0], func(ctx context.Context, r *inspect.Reader, q inspect.Queue) error {
-			if q.Paused == 0 {
+		return withQueue(cmd, config, args[0], func(ctx context.Context, r *inspect.Reader, q *inspect.Queue) error {
+			if q.Paused == 0 && q.HeavyPause == nil {
 				fmt.Fprintf(cmd.OutOrStdout(), "queue %s is not paused\n", q.Name)
 				return nil
 			}
-			// Let it run out: a consumer that is resumed by hand does not look for
-			// messages until the next pull (seen on nats-server 2.15.2).
-			_, err := r.JS.PauseConsumer(ctx, consumer.RequestStream, q.Name, time.Now().Add(250*time.Millisecond))
-			if err == nil {
-				fmt.Fprintf(cmd.OutOrStdout(), "queue %s goes on: %d requests wait\n", q.Name, q.Waiting)
+			now := time.Now()
+			if err := setPause(ctx, r, q, nil, now); err != nil {
+				return err
 			}
-			return err
+			fmt.Fprintf(cmd.OutOrStdout(), "queue %s goes on: %d requests wait\n", q.Name, q.Waiting)
+			return tellPause(ctx, r, map[string]any{"event": "resumed", "connection": args[0], "queue": q.Name, "at": now.UTC(), "cause": inspect.ByHand})
 		})
 	}
 	return cmd
 }
 
-func withQueue(cmd *cobra.Command, config *app.Config, name string, work func(context.Context, *inspect.Reader, inspect.Queue) error) error {
+// setPause changes the org's record: the worker that serves it follows at once,
+// and who serves it next finds it there.
+func setPause(ctx context.Context, r *inspect.Reader, q *inspect.Queue, p *flow.Pause, now time.Time) error {
+	err := lease.Update(ctx, r.JS, q.Name, consumer.SetPause(p, now))
+	if errors.Is(err, jetstream.ErrStreamNotFound) {
+		return errors.New("there are no queues on this server: no worker ever ran against it")
+	}
+	return err
+}
+
+// tellPause publishes an event of the queue.
+func tellPause(ctx context.Context, r *inspect.Reader, event map[string]any) error {
+	data, err := json.Marshal(event)
+	if err == nil {
+		_, err = r.JS.Publish(ctx, "zoho.events."+fmt.Sprint(event["connection"]), data)
+	}
+	return err
+}
+
+func withQueue(cmd *cobra.Command, config *app.Config, name string, work func(context.Context, *inspect.Reader, *inspect.Queue) error) error {
 	r, done, err := reader(cmd, config)
 	if err != nil {
 		return err
@@ -104,7 +111,10 @@ func withQueue(cmd *cobra.Command, config *app.Config, name string, work func(co
 	defer done()
 	ctx, cancel := context.WithTimeout(cmd.Context(), 30*time.Second)
 	defer cancel()
-	q, err := queueOf(ctx, r, name)
+	q, err := r.Queue(ctx, name)
+	if errors.Is(err, inspect.ErrNoConnection) {
+		return fmt.Errorf("there is no connection %s: see `worker connections list`", name)
+	}
 	if err != nil {
 		return err
 	}
@@ -113,26 +123,72 @@ func withQueue(cmd *cobra.Command, config *app.Config, name string, work func(co
 
 // limitCommand belongs to `worker connections`.
 func limitCommand(config *app.Config) *cobra.Command {
-	return &cobra.Command{
-		Use: "limit NAME CALLS", Short: "Set how many calls of the connection's org may be in flight", Args: cobra.ExactArgs(2),
-		Long: `Set how many calls of the connection's org may be in flight at one instant; 0: as
-its edition allows. All workers follow at once. Where connections of one org
-disagree, the smallest counts.`,
+	var credits int
+	var ordered bool
+	cmd := &cobra.Command{
+		Use: "limit NAME [CALLS]", Short: "Set what a connection may use of its org, and whether its requests keep their order", Args: cobra.RangeArgs(1, 2),
+		Long: `Set what a connection may use of its org. What is not named stays as it is, and the
+worker that serves the org follows at once.
+
+CALLS is how many calls of the connection's org may be in flight at one instant, 0
+as its edition allows. Where connections of one org disagree, the smallest counts.
+--credits-per-day are the API credits of the org that requests of this connection
+may use in any 24 hours: when they are used up, its requests wait, those of the
+org's other connections don't.
+--ordered has the connection's requests carried out one after the other, in the
+order in which they were stored; those that name an order_key, within it.`,
+		Example: `  worker connections limit acme 5
+  worker connections limit reports --credits-per-day 20000
+  worker connections limit ledger --ordered`,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			places, err := strconv.Atoi(args[1])
-			if err != nil {
-				return fmt.Errorf("%q: a number from 0 to 100", args[1])
+			flags := cmd.Flags()
+			if len(args) == 1 && !flags.Changed("credits-per-day") && !flags.Changed("ordered") {
+				return errors.New("what is the limit to be? Give CALLS, --credits-per-day or --ordered")
+			}
+			if credits < 0 {
+				return fmt.Errorf("--credits-per-day %d: 0 (any) or more", credits)
+			}
+			places := 0
+			if len(args) == 2 {
+				var err error
+				if places, err = strconv.Atoi(args[1]); err != nil {
+					return fmt.Errorf("%q: a number from 0 to 100", args[1])
+				}
 			}
 			return withStore(cmd, config, func(ctx context.Context, store *connection.Store) error {
 				changed, err := store.Update(ctx, args[0], func(c *connection.Connection) error {
-					c.Concurrency, c.UpdatedBy = places, "command line"
+					if len(args) == 2 {
+						c.Concurrency = places
+					}
+					if flags.Changed("credits-per-day") {
+						c.DailyCredits = credits
+					}
+					if flags.Changed("ordered") {
+						c.Ordered = ordered
+					}
+					c.UpdatedBy = "command line"
 					return nil
 				})
 				if err == nil {
-					fmt.Fprintf(cmd.OutOrStdout(), "%s: %d calls of its org in flight at most\n", changed.Name, changed.Places())
+					fmt.Fprintf(cmd.OutOrStdout(), "%s: %s\n", changed.Name, limitsOf(changed))
 				}
 				return err
 			})
 		},
 	}
+	cmd.Flags().IntVar(&credits, "credits-per-day", 0, "API credits of the org that the connection may use in 24 hours; 0: any")
+	cmd.Flags().BoolVar(&ordered, "ordered", false, "carry out the connection's requests one after the other; --ordered=false: no longer")
+	return cmd
+}
+
+// limitsOf says what a connection may use.
+func limitsOf(c *connection.Connection) string {
+	said := fmt.Sprintf("%d calls of its org in flight at most", c.Places())
+	if c.DailyCredits > 0 {
+		said += fmt.Sprintf(", %d credits in 24 hours", c.DailyCredits)
+	}
+	if c.Ordered {
+		said += ", one request after the other"
+	}
+	return said
 }

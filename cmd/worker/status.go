@@ -16,6 +16,8 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
 
+	"zoho-worker/internal/consumer"
+	"zoho-worker/internal/flow"
 	"zoho-worker/internal/inspect"
 )
 
@@ -146,16 +148,16 @@ func render(o *inspect.Overview) string {
 	if len(o.Queues) == 0 && len(o.Unqueued) == 0 {
 		b.WriteString("no org queue has work\n\n")
 	} else {
-		renderQueues(o, table)
+		renderQueues(&b, o, table)
 	}
 	if len(o.Workers) == 0 {
 		b.WriteString("no worker answers\n")
 		return b.String()
 	}
-	table("WORKER\tHOST\tPID\tVERSION\tUP\tIN HAND\tPLACES\tQUEUES", func(w io.Writer) {
+	table("WORKER\tHOST\tPID\tVERSION\tUP\tFLIGHT\tHELD\tQUEUES", func(w io.Writer) {
 		for _, worker := range o.Workers {
-			fmt.Fprintf(w, "%s\t%s\t%d\t%s\t%s\t%d\t%d\t%d\n", worker.ID, worker.Host, worker.PID, worker.Version,
-				span(o.At.Sub(worker.Started)), worker.InFlight, worker.MaxInFlight, worker.Queues)
+			fmt.Fprintf(w, "%s\t%s\t%d\t%s\t%s\t%d/%d\t%d\t%d\n", worker.ID, tail(worker.Host, 20), worker.PID, worker.Version,
+				span(o.At.Sub(worker.Started)), worker.InFlight, worker.MaxInFlight, worker.Held, worker.Queues)
 		}
 	})
 	var counts []string
@@ -176,37 +178,113 @@ func render(o *inspect.Overview) string {
 	return b.String()
 }
 
-func renderQueues(o *inspect.Overview, table func(string, func(io.Writer))) {
-	table("QUEUE\tWAITING\tIN HAND\tLIMIT\tPAUSED FOR\tCONNECTIONS", func(w io.Writer) {
+func renderQueues(b io.Writer, o *inspect.Overview, table func(string, func(io.Writer))) {
+	var notes []string
+	table("QUEUE\tWAITING\tBULK\tFLIGHT\tHEAVY\tCREDITS\tWORKER\tCONNECTIONS", func(w io.Writer) {
 		for i, q := range o.Queues {
 			if i == mostQueues {
-				fmt.Fprintf(w, "and %d more\t\t\t\t\t\n", len(o.Queues)-i)
+				fmt.Fprintf(w, "and %d more\t\t\t\t\t\t\t\n", len(o.Queues)-i)
 				break
 			}
-			pause := "-"
-			if q.Paused > 0 {
-				pause = span(q.Paused)
-				if q.Cause != "" {
-					pause += " (" + q.Cause + ")"
+			bulk := 0
+			for _, l := range q.Lanes {
+				if strings.HasPrefix(l.Lane, string(consumer.Bulk)) {
+					bulk += l.Waiting
 				}
 			}
-			fmt.Fprintf(w, "%s\t%d\t%d\t%d\t%s\t%s\n", q.Name, q.Waiting, q.InHand, q.Places, pause, some(q.Connections, 4))
+			credits, owner := "-", "nobody"
+			switch c := q.Credits; {
+			case c == nil:
+			case c.Remaining != nil:
+				credits = fmt.Sprint(*c.Remaining, " left")
+			default:
+				credits = fmt.Sprint(c.Used, " used")
+			}
+			if q.Owner != "" {
+				owner = tail(q.Owner, 14)
+			}
+			fmt.Fprintf(w, "%s\t%d\t%d\t%d/%d\t%d/%d\t%s\t%s\t%s\n", tail(q.Name, 29), q.Waiting, bulk,
+				q.InFlight, q.Places, q.Heavy, q.HeavyPlaces, credits, owner, some(q.Connections, 12))
+			notes = append(notes, notesOf(q)...)
 		}
 		for i, u := range o.Unqueued {
 			if i == mostQueues {
-				fmt.Fprintf(w, "and %d more connections without a queue\t\t\t\t\t\n", len(o.Unqueued)-i)
+				fmt.Fprintf(w, "and %d more without a queue\t\t\t\t\t\t\t\n", len(o.Unqueued)-i)
 				break
 			}
-			fmt.Fprintf(w, "(none)\t%d\t-\t-\t-\t%s\n", u.Requests, u.Connection)
+			why := "not known"
+			switch u.State {
+			case inspect.Authorization:
+				why = "revoked"
+			case inspect.Stranger:
+				why = "unknown"
+			}
+			fmt.Fprintf(w, "(none: %s)\t%d\t-\t-\t-\t-\t-\t%s\n", why, u.Requests, u.Connection)
 		}
 	})
+	for _, note := range notes {
+		fmt.Fprintln(b, note)
+	}
+	if len(notes) > 0 {
+		fmt.Fprintln(b)
+	}
 }
 
-func some(names []string, n int) string {
-	if len(names) <= n {
-		return strings.Join(names, " ")
+// notesOf are the lines about a queue that have no place in the table.
+func notesOf(q inspect.Queue) (notes []string) {
+	pause := func(what string, d time.Duration, until time.Time, cause string, limit flow.Cause) {
+		said := fmt.Sprintf("%s: %s for another %s, until %s", q.Name, what, span(d), until.Local().Format("15:04:05"))
+		if cause != "" {
+			said += " (" + cause + ")"
+		}
+		if limit != "" {
+			said += ", limit " + string(limit)
+		}
+		notes = append(notes, said)
 	}
-	return fmt.Sprintf("%s and %d more", strings.Join(names[:n], " "), len(names)-n)
+	if q.Paused > 0 {
+		pause("paused", q.Paused, q.PausedUntil, q.Cause, q.For)
+	}
+	if p := q.HeavyPause; p != nil {
+		pause("heavy calls paused", time.Until(p.Until), p.Until, p.Cause, p.For)
+	}
+	switch q.Blocked {
+	case inspect.WaitWorker:
+		notes = append(notes, q.Name+": its worker has as many requests under way as it may (--max-in-flight)")
+	case flow.CreditsOut:
+		notes = append(notes, q.Name+": its credits are used up")
+	case flow.Reserved:
+		notes = append(notes, q.Name+": bulk requests wait: what is left of the credits is kept for interactive ones")
+	case flow.BudgetSpent:
+		notes = append(notes, q.Name+": a connection has used its share of the credits")
+	}
+	if c := q.Credits; c != nil && !c.OutAt.IsZero() {
+		notes = append(notes, fmt.Sprintf("%s: at this pace, %d credits an hour, it is out of credits at %s", q.Name, c.PerHour, c.OutAt.Local().Format("15:04")))
+	}
+	return notes
+}
+
+// tail is the end of a name, where names differ.
+func tail(s string, most int) string {
+	if runes := []rune(s); len(runes) > most {
+		return "…" + string(runes[len(runes)-most+1:])
+	}
+	return s
+}
+
+// some are as many of the names as fit, at least one.
+func some(names []string, most int) string {
+	said := ""
+	for i, name := range names {
+		if i > 0 && len([]rune(said+" "+name)) > most {
+			return fmt.Sprintf("%s +%d", said, len(names)-i)
+		}
+		if i > 0 {
+			said += " "
+		}
+		said += name
+	}
+	return said
 }
 
 // size is a number of bytes for people.

@@ -40,9 +40,10 @@ func whyCommand() *cobra.Command {
 	var asJSON bool
 	cmd := &cobra.Command{
 		Use: "why CONNECTION ID", Short: "Say what a request waits for", Args: cobra.ExactArgs(2),
-		Long: `Say in one sentence what a request waits for: its place in the org's queue, the
-org's limit, a pause and Zoho's answer that it is for, a re-authorization, or a
-call that is going on; or how and when it was answered.
+		Long: `Say in one sentence what a request waits for: its place in its lane and what of the
+org's limit is used, a pause and Zoho's answer that it is for, the limit of heavy
+calls, credits, the request before it with its order key, an access token or a
+re-authorization, or a call that is going on; or how and when it was answered.
 
 Exit status: 0 if it is answered, 1 if it waits, 2 if it is not known.`,
 		Example: `  worker why acme job-4711`,

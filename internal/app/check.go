@@ -57,8 +57,8 @@ func (f *findings) fault(what, mend, detail string, args ...any) {
 	f.all = append(f.all, Finding{What: what, State: FindingFault, Detail: fmt.Sprintf(detail, args...), Mend: mend})
 }
 
-// MinNATS is the oldest nats-server that has all a worker needs: a queue whose
-// connections change is reset ($JS.API.CONSUMER.RESET, 2.14) and paused (2.11).
+// MinNATS is the oldest nats-server that a worker takes. Everything is tried with
+// 2.14 and newer; older ones are not.
 const MinNATS = "2.14.0"
 
 // Check validates the configuration and reaches every server that it names. It
@@ -108,7 +108,7 @@ func checkNATS(ctx context.Context, f *findings, c Config, logger *slog.Logger) 
 	rtt, _ := nc.RTT()
 	detail := fmt.Sprintf("%s %s at %s, %s, round trip %s", nc.ConnectedServerName(), version, nc.ConnectedUrlRedacted(), tls, rtt.Round(10*time.Microsecond))
 	if older(version, MinNATS) {
-		f.fault("NATS", "upgrade nats-server to "+MinNATS+" or newer: org queues are reset and paused", "%s", detail)
+		f.fault("NATS", "upgrade nats-server to "+MinNATS+" or newer: older ones are not tried", "%s", detail)
 	} else {
 		f.ok("NATS", "%s", detail)
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"math"
 	"net"
 	"net/url"
 	"os"
@@ -59,10 +60,15 @@ type Config struct {
 	HTTPAddr string
 	// PublicURL is how a browser reaches HTTPAddr.
 	PublicURL string
-	// MaxInFlight bounds the requests in hand of this worker. Too little leaves
-	// orgs waiting though Zoho would take more calls; too much costs memory, up
-	// to two times the server's max_payload each.
+	// MaxInFlight bounds the calls under way of this worker, over all orgs that it
+	// serves. Too little leaves orgs waiting though Zoho would take more calls;
+	// too much costs memory, up to two times the server's max_payload each.
 	MaxInFlight int
+	// CreditsReserve is the part of an org's API credits, from 0 to less than 1,
+	// that requests of the bulk lanes may not use. Too little lets a night's export
+	// use up what people need in the morning; too much has bulk work wait for
+	// credits that nobody else wants. All workers should have the same.
+	CreditsReserve float64
 	// Replicas of every stream: 1 on a single server, 3 in a cluster.
 	Replicas int
 	// Retention is how long responses and claims are kept, and so for how long an
@@ -103,7 +109,7 @@ type Config struct {
 func Defaults() Config {
 	return Config{
 		NATSURL: "nats://127.0.0.1:4222", RedisURL: secret.New("redis://127.0.0.1:6379"),
-		HTTPAddr: ":8080", MaxInFlight: 512, Replicas: 1,
+		HTTPAddr: ":8080", MaxInFlight: 512, CreditsReserve: 0.1, Replicas: 1,
 		Retention: 24 * time.Hour, CallTimeout: zoho.DefaultCallTimeout, AckWait: consumer.DefaultAckWait, StopTimeout: 70 * time.Second,
 		ReplyPrefixes: []string{"_INBOX."}, LogLevel: "info", LogFormat: "auto",
 	}
@@ -166,6 +172,9 @@ func (c Config) Validate() error {
 	}
 	if c.MaxInFlight < 1 {
 		wrong("max-in-flight", "must be at least 1")
+	}
+	if c.CreditsReserve < 0 || c.CreditsReserve >= 1 || math.IsNaN(c.CreditsReserve) {
+		wrong("credits-reserve", "must be at least 0 and less than 1, like 0.1 for a tenth")
 	}
 	if c.Replicas < 1 || c.Replicas > 5 {
 		wrong("replicas", "must be from 1 to 5; 3 is usual in a cluster")

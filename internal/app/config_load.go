@@ -54,7 +54,8 @@ func (c *Config) workerSettings() []setting {
 		hidden("zoho-client-secrets", &c.ZohoClientSecrets, "client secrets of data centres that have their own: location:secret, comma separated"),
 		text("http-addr", &c.HTTPAddr, "address of /metrics, /healthz, /readyz and the console"),
 		text("public-url", &c.PublicURL, "how a browser reaches the worker's pages"),
-		number("max-in-flight", &c.MaxInFlight, "requests in hand of this worker at one time, over all orgs"),
+		number("max-in-flight", &c.MaxInFlight, "calls under way of this worker at one time, over all orgs"),
+		fraction("credits-reserve", &c.CreditsReserve, "part of an org's API credits that bulk requests may not use, from 0 to less than 1"),
 		duration("call-timeout", &c.CallTimeout, "bound of one call to Zoho"),
 		duration("ack-wait", &c.AckWait, "after what silence of a worker the server hands its requests to another"),
 		duration("stop-timeout", &c.StopTimeout, "how long a stopping worker waits for its calls"),
@@ -217,6 +218,10 @@ func text(name string, field *string, help string) setting {
 
 func number(name string, field *int, help string) setting {
 	return setting{Flag: made(func(f *pflag.FlagSet) { f.IntVar(field, name, *field, help) })}
+}
+
+func fraction(name string, field *float64, help string) setting {
+	return setting{Flag: made(func(f *pflag.FlagSet) { f.Float64Var(field, name, *field, help) })}
 }
 
 func duration(name string, field *time.Duration, help string) setting {

@@ -120,7 +120,7 @@ func pingRedis(ctx context.Context, client redis.UniversalClient, metrics promet
 }
 
 // The streams a publish is counted for, by the second token of its subject.
-var publishStreams = []string{"requests", "responses", "claims", "tokens", "connections", "events", "dead", "other"}
+var publishStreams = []string{"requests", "responses", "claims", "tokens", "connections", "workers", "queues", "events", "dead", "other"}
 
 // countedJetStream counts what is published through it, and tells how it ended.
 type countedJetStream struct {

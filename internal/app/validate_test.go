@@ -113,6 +113,7 @@ func TestValidateSaysAll(t *testing.T) {
 		"http-addr":          func(c *Config) { c.HTTPAddr = "nowhere" },
 		"public-url":         func(c *Config) { c.PublicURL = "ftp://x" },
 		"max-in-flight":      func(c *Config) { c.MaxInFlight = 0 },
+		"credits-reserve":    func(c *Config) { c.CreditsReserve = 1 },
 		"replicas":           func(c *Config) { c.Replicas = 6 },
 		"call-timeout":       func(c *Config) { c.CallTimeout = time.Millisecond },
 		"ack-wait":           func(c *Config) { c.AckWait = 2 * time.Second },

@@ -78,7 +78,13 @@ type Connection struct {
 	Edition  string `json:"edition,omitempty"`
 	// Concurrency is how many calls of the org may be in flight at one instant;
 	// 0: as its edition allows.
-	Concurrency  int      `json:"concurrency,omitempty"`
+	Concurrency int `json:"concurrency,omitempty"`
+	// DailyCredits are the API credits of the org that requests of this connection
+	// may use within 24 hours; 0: any.
+	DailyCredits int `json:"daily_credits,omitempty"`
+	// Ordered says that requests are carried out strictly one after the other, in
+	// the order the stream got them; those that name an order key are so within it.
+	Ordered      bool     `json:"ordered,omitempty"`
 	Scopes       []string `json:"scopes,omitempty"`
 	Status       Status   `json:"status"`
 	StatusReason string   `json:"status_reason,omitempty"`
@@ -190,6 +196,7 @@ func (c *Connection) Validate() error {
 	check(printable(c.UserName, 300), "user_name", "must be at most 300 characters without control characters")
 	check(printable(c.Edition, 64), "edition", "must be at most 64 characters without control characters")
 	check(c.Concurrency >= 0 && c.Concurrency <= 100, "concurrency", "must be 0 (as the edition allows) to 100")
+	check(c.DailyCredits >= 0, "daily_credits", "must be 0 (any) or more")
 	check(len(c.Scopes) <= 200, "scopes", "must be at most 200")
 	for _, scope := range c.Scopes {
 		check(validScope.MatchString(scope), "scopes", fmt.Sprintf("%.40q is not a scope", scope))

@@ -3,44 +3,43 @@ package console
 import (
 	"context"
 	"log/slog"
-	"strings"
 	"sync"
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
 	"golang.org/x/sync/errgroup"
 
+	"zoho-worker/internal/consumer"
 	"zoho-worker/internal/envelope"
+	"zoho-worker/internal/inspect"
 )
 
 const (
-	requestStream  = "ZOHO_REQUESTS"
-	responseStream = "ZOHO_RESPONSES"
-	requestPrefix  = "zoho.requests."
-
 	// The queues are read at most once per queueAge for all who look, the last
 	// uses, which are a read each, once per useAge and for useMost connections.
 	queueAge      = time.Second
 	useAge        = 10 * time.Second
 	useMost       = 100
 	boardPatience = 2 * time.Second
+	// workersQuiet is for how long a page waits for one more worker to answer.
+	workersQuiet = 100 * time.Millisecond
 )
 
 // queueState is what waits for a connection.
 type queueState struct {
-	Waiting     uint64 // requests of the connection in the stream, those in flight included
-	InFlight    int    // of the org, over all workers
+	Waiting     int // requests of the connection in the stream, those in flight included
+	InFlight    int // of the org
 	PausedUntil time.Time
-	// Delivered is when a request was last handed to a worker, where the queue is
-	// the connection's alone. Reads that are answered to an inbox leave no other trace.
-	Delivered time.Time
 }
 
-// use is the last response that a connection got.
+// use is when a connection was last used, and the last response that it got.
 type use struct {
-	At     time.Time
-	Fault  string // what it says of an error, empty where it was none
-	looked time.Time
+	At    time.Time
+	Fault string // what it says of an error, empty where it was none
+	// Delivered is when a request was last handed to a worker. Reads that are
+	// answered to an inbox leave no other trace.
+	Delivered time.Time
+	looked    time.Time
 }
 
 // board reads what JetStream knows of the connections' work, and keeps it for a
@@ -75,52 +74,25 @@ func (b *board) look(ctx context.Context) (queues map[string]queueState, known b
 }
 
 func (b *board) read(ctx context.Context) (map[string]queueState, error) {
-	stream, err := b.js.Stream(ctx, requestStream)
-	if err != nil {
-		return nil, err
-	}
-	info, err := stream.Info(ctx, jetstream.WithSubjectFilter(requestPrefix+">"))
+	found, unqueued, err := (&inspect.Reader{NC: b.js.Conn(), JS: b.js, Quiet: workersQuiet}).Queues(ctx)
 	if err != nil {
 		return nil, err
 	}
 	queues := map[string]queueState{}
-	name := func(subject string) string {
-		name, _, _ := strings.Cut(strings.TrimPrefix(subject, requestPrefix), ".")
-		return name
-	}
-	for subject, n := range info.State.Subjects {
-		state := queues[name(subject)]
-		state.Waiting += n
-		queues[name(subject)] = state
-	}
-	consumers := stream.ListConsumers(ctx)
-	for consumer := range consumers.Info() {
-		for _, subject := range append(consumer.Config.FilterSubjects, consumer.Config.FilterSubject) {
-			if !strings.HasPrefix(subject, requestPrefix) || strings.HasSuffix(subject, ".>") {
-				continue
-			}
-			state := queues[name(subject)]
-			state.InFlight = consumer.NumAckPending
-			if last := consumer.Delivered.Last; last != nil && alone(consumer.Config.FilterSubjects, name) {
-				state.Delivered = *last
-			}
-			if consumer.Paused {
-				state.PausedUntil = b.now().Add(consumer.PauseRemaining)
-			}
-			queues[name(subject)] = state
+	for _, q := range found {
+		for _, name := range q.Connections {
+			queues[name] = queueState{InFlight: q.InFlight, PausedUntil: q.PausedUntil}
+		}
+		for _, lane := range q.Lanes {
+			state := queues[lane.Connection]
+			state.Waiting += lane.Waiting + lane.InFlight
+			queues[lane.Connection] = state
 		}
 	}
-	return queues, consumers.Err()
-}
-
-// alone reports whether the subjects are all of one connection.
-func alone(subjects []string, name func(string) string) bool {
-	for _, subject := range subjects {
-		if name(subject) != name(subjects[0]) {
-			return false
-		}
+	for _, w := range unqueued {
+		queues[w.Connection] = queueState{Waiting: w.Requests}
 	}
-	return true
+	return queues, nil
 }
 
 // lastUses returns when the connections were last answered, and how.
@@ -139,7 +111,7 @@ func (b *board) lastUses(ctx context.Context, names []string) map[string]use {
 	b.mu.Unlock()
 	ctx, cancel := context.WithTimeout(ctx, boardPatience)
 	defer cancel()
-	if stream, err := b.js.Stream(ctx, responseStream); err == nil && len(stale) > 0 {
+	if stream, err := b.js.Stream(ctx, consumer.ResponseStream); err == nil && len(stale) > 0 {
 		var group errgroup.Group
 		group.SetLimit(8)
 		for _, name := range stale {
@@ -147,6 +119,11 @@ func (b *board) lastUses(ctx context.Context, names []string) map[string]use {
 				u := use{looked: now}
 				if msg, err := stream.GetLastMsgForSubject(ctx, "zoho.responses."+name+".*"); err == nil {
 					u.At, u.Fault = msg.Time, faultOf(msg.Data)
+				}
+				if lane, err := b.js.Consumer(ctx, consumer.RequestStream, name); err == nil {
+					if last := lane.CachedInfo().Delivered.Last; last != nil {
+						u.Delivered = *last
+					}
 				}
 				b.mu.Lock()
 				b.uses[name] = u

@@ -175,7 +175,7 @@ type row struct {
 	Token     string
 	LastUsed  string
 	LastError string
-	Waiting   uint64
+	Waiting   int
 	InFlight  int
 	Known     bool // the queue is known
 	Paused    string
@@ -231,7 +231,7 @@ func (c *Console) row(conn *connection.Connection, queue queueState, known bool,
 	}
 	r.LastUsed = "never"
 	used := last.At
-	for _, at := range []time.Time{queue.Delivered, view.UsedAt} {
+	for _, at := range []time.Time{last.Delivered, view.UsedAt} {
 		if at.After(used) {
 			used = at
 		}

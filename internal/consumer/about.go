@@ -1,9 +1,13 @@
 package consumer
 
 import (
+	"cmp"
 	"encoding/json"
+	"maps"
 	"os"
+	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/nats-io/nats.go/micro"
@@ -16,6 +20,7 @@ type About struct {
 	Host        string         `json:"host"`
 	PID         int            `json:"pid"`
 	InFlight    int            `json:"in_flight"`
+	Held        int            `json:"held"` // in hand, not begun
 	MaxInFlight int            `json:"max_in_flight"`
 	Queues      int            `json:"queues"`
 	Connections map[string]int `json:"connections"` // by status
@@ -38,6 +43,14 @@ type InHand struct {
 	Host  string    `json:"host"`
 	PID   int       `json:"pid"`
 	Since time.Time `json:"since"`
+	// Running says that it is under way; else it waits: for what its relay said
+	// last, until Until, or for what holds its org back.
+	Running bool      `json:"running"`
+	Waits   string    `json:"waits,omitempty"`
+	Until   time.Time `json:"until,omitzero"`
+	// Before is how many requests of its lane are before it.
+	Before int   `json:"before"`
+	Org    Sight `json:"org"`
 }
 
 // maxTroubled bounds the connections that a worker names in its stats.
@@ -47,10 +60,12 @@ var host, _ = os.Hostname()
 
 func (c *Consumer) about(*micro.Endpoint) any {
 	a := About{
-		Host: host, PID: os.Getpid(), InFlight: c.hand.len(), MaxInFlight: c.MaxInFlight, Connections: map[string]int{},
+		Host: host, PID: os.Getpid(), MaxInFlight: c.MaxInFlight, Connections: map[string]int{},
 	}
+	a.InFlight, _ = c.gate.state()
+	a.Held = max(0, c.hand.len()-a.InFlight)
 	c.mu.Lock()
-	a.Queues = len(c.active)
+	a.Queues = len(c.orgs)
 	c.mu.Unlock()
 	for _, known := range c.Connections.All() {
 		t := Troubled{Name: known.Name, Status: string(known.Status), Reason: known.StatusReason, Since: known.RevokedAt}
@@ -72,23 +87,65 @@ func (c *Consumer) tellHand(ask micro.Request) {
 	if err != nil {
 		return
 	}
-	since, ok := c.hand.since(sequence)
-	if !ok {
+	e := c.hand.get(sequence)
+	if e == nil {
 		return
 	}
-	if data, err := json.Marshal(InHand{Host: host, PID: os.Getpid(), Since: since}); err == nil {
+	if data, err := json.Marshal(e.inHand()); err == nil {
 		_ = ask.Respond(data)
 	}
 }
 
-// since is from when on the request of that sequence is in hand.
-func (h *hand) since(sequence uint64) (time.Time, bool) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	for msg, since := range h.held {
-		if meta, err := msg.Metadata(); err == nil && meta.Sequence.Stream == sequence {
-			return since, true
+// inHand says what the request waits for.
+func (e *entry) inHand() InHand {
+	o := e.lane.org
+	h := InHand{Host: host, PID: os.Getpid(), Since: e.since, Org: o.sight()}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	h.Running = e.running
+	switch {
+	case e.running:
+	case e.timer != nil:
+		h.Waits, h.Until = string(e.waits), e.until
+	default:
+		now := o.Clock.Now()
+		reason, until := o.flow.May(now, e.ask)
+		h.Waits, h.Until = string(reason), until
+		if c := o.chains[e.key]; e.key != "" && c != nil && slices.Contains(c.waiting, e) {
+			h.Waits, h.Until = "order", time.Time{}
+		}
+		for _, line := range [][]*entry{e.lane.light, e.lane.heavy} {
+			if i := slices.Index(line, e); i >= 0 {
+				h.Before = i
+			}
 		}
 	}
-	return time.Time{}, false
+	return h
 }
+
+// tellOrgs answers who asks with what this worker knows of the orgs that it
+// serves: of one, or of all, those with work first, as many as fit.
+func (c *Consumer) tellOrgs(ask micro.Request) {
+	wanted := string(ask.Data())
+	c.mu.Lock()
+	orgs := slices.Collect(maps.Values(c.orgs))
+	c.mu.Unlock()
+	sights := []Sight{}
+	for _, o := range orgs {
+		if wanted == "" || wanted == o.name {
+			sights = append(sights, o.sight())
+		}
+	}
+	if wanted != "" && len(sights) == 0 {
+		return
+	}
+	slices.SortFunc(sights, func(a, b Sight) int {
+		return cmp.Or(cmp.Compare(b.Held+b.Running, a.Held+a.Running), strings.Compare(a.Queue, b.Queue))
+	})
+	if data, err := json.Marshal(sights[:min(len(sights), maxSights)]); err == nil {
+		_ = ask.Respond(data)
+	}
+}
+
+// maxSights bounds the orgs that a worker tells of at once.
+const maxSights = 200

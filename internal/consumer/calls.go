@@ -30,6 +30,10 @@ func (c *Consumer) serveCalls() error {
 		err = service.AddEndpoint("hand", micro.HandlerFunc(c.tellHand),
 			micro.WithEndpointSubject("zoho.hand.*"), micro.WithEndpointQueueGroupDisabled())
 	}
+	if err == nil {
+		err = service.AddEndpoint("orgs", micro.HandlerFunc(c.tellOrgs),
+			micro.WithEndpointSubject("zoho.orgs"), micro.WithEndpointQueueGroupDisabled())
+	}
 	if err != nil {
 		return fmt.Errorf("offer the service zoho: %w", err)
 	}

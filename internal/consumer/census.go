@@ -4,11 +4,12 @@ import (
 	"context"
 	"errors"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
+
+	"zoho-worker/internal/flow"
 )
 
 // census is what the org queues with work look like, over all workers. Every
@@ -96,7 +97,7 @@ const (
 func (c *Consumer) takeCensus(ctx context.Context, info *jetstream.StreamInfo) {
 	stored := map[string]int{}
 	for subject, n := range info.State.Subjects {
-		stored[c.directory.queue(connectionOf(subject))] += int(n)
+		stored[c.queueOr(subject)] += int(n)
 	}
 	names, now := c.census.due(stored, info, c.Look/2)
 	next := make(chan string, len(names))
@@ -149,24 +150,44 @@ func (c *census) due(stored map[string]int, info *jetstream.StreamInfo, apart ti
 	return names, now
 }
 
-// ask asks the server about one queue. One that no worker has taken up yet has
-// all its requests waiting.
+// ask asks the server about the lanes of one org. One that no worker has taken
+// up yet has all its requests waiting.
 func (c *Consumer) ask(ctx context.Context, name string, stored int, now time.Time) {
-	p := c.directory.plan(name)
-	seen := sight{at: now, waiting: stored, places: p.places, parked: p.parked}
-	if p.parked || strings.HasPrefix(name, strangerPrefix) {
+	names := c.directory.names(name)
+	seen := sight{at: now, waiting: stored, places: c.directory.limits(name).Places, parked: true}
+	for _, member := range names {
+		seen.parked = seen.parked && !usable(c.directory.member(name, member))
+	}
+	if len(names) == 0 || seen.parked {
+		seen.parked = len(names) > 0
 		c.census.put(name, seen) // they have no consumer
 		return
 	}
-	there, err := c.stream.Consumer(ctx, p.name)
-	switch {
-	case errors.Is(err, jetstream.ErrConsumerNotFound):
-	case err != nil:
-		return // the server is away, or busy: what was seen last stands
-	default:
-		info := there.CachedInfo()
-		seen.waiting, seen.inHand, seen.paused = int(info.NumPending), info.NumAckPending, info.Paused
+	if record, ok := c.leases.Record(name); ok {
+		st := DecodeState(record.State)
+		if st.Limit > 0 {
+			seen.places = min(seen.places, st.Limit)
+		}
+		for _, p := range []*flow.Pause{st.Pause, st.Hand} {
+			seen.paused = seen.paused || p != nil && c.Clock.Now().Before(p.Until)
+		}
 	}
+	handed := 0
+	for _, member := range names {
+		for _, lane := range lanes {
+			there, err := c.stream.Consumer(ctx, laneKey{member, lane}.durable())
+			switch {
+			case errors.Is(err, jetstream.ErrConsumerNotFound):
+			case err != nil:
+				return // the server is away, or busy: what was seen last stands
+			default:
+				handed += there.CachedInfo().NumAckPending
+			}
+		}
+	}
+	// What a worker has in hand beyond the org's places waits for its start there.
+	seen.inHand = min(handed, seen.places)
+	seen.waiting = max(0, stored-seen.inHand)
 	c.census.put(name, seen)
 }
 
@@ -187,4 +208,14 @@ func (c *census) put(name string, s sight) {
 		s.since = s.at
 	}
 	c.queues[name] = &s
+}
+
+// queueOr is the org's queue of a subject, or what stands for it where nobody
+// knows the connection.
+func (c *Consumer) queueOr(subject string) string {
+	name := connectionOf(subject)
+	if queue := c.directory.queue(name); queue != "" {
+		return queue
+	}
+	return "unknown/" + name
 }

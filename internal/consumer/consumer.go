@@ -1,22 +1,30 @@
-// Package consumer is JetStream in and out: it takes requests from the queues
-// of the orgs that have work, hands each to the relay, and settles it.
+// Package consumer is JetStream in and out: it takes requests from the lanes of
+// the orgs that have work and that this worker serves, decides which is started
+// next, hands each to the relay, and settles it.
 //
-// It does not know Zoho: what becomes of a request, the relay says.
+// It does not know Zoho: what becomes of a request, the relay says, and what an
+// org's limits allow, package flow.
 //
-// Invariants: a request is acked only after its response is stored (or handed
-// to the connection, for a read that is answered to an inbox), or after it is a
-// dead letter; of two answers to one request the first stored stands and the
-// other is dropped for it; no more requests are in hand than there are places;
-// a request in hand gives the server a sign of life every third of AckWait; a
-// bad request never stops a queue.
+// Invariants: an org is served by one worker at a time, which alone starts calls
+// for it; a request is acked only after its response is stored (or handed to the
+// connection, for a read that is answered to an inbox), or after it is a dead
+// letter; of two answers to one request the first stored stands and the other is
+// dropped for it; a request in hand gives the server a sign of life every third
+// of AckWait, whether it is under way or waits for its start; of requests with
+// the same order key the next starts when the one before is settled; a bad
+// request never stops a lane.
 package consumer
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"math/rand/v2"
+	"os"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -24,20 +32,29 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/prometheus/client_golang/prometheus"
-	"golang.org/x/sync/semaphore"
-	"golang.org/x/sync/singleflight"
 
 	"zoho-worker/internal/connection"
 	"zoho-worker/internal/envelope"
+	"zoho-worker/internal/lease"
 	"zoho-worker/internal/ledger"
 	"zoho-worker/internal/register"
 	"zoho-worker/internal/relay"
+	"zoho-worker/internal/token"
 	"zoho-worker/internal/trace"
 )
 
 // Relay carries out one request.
 type Relay interface {
 	Do(ctx context.Context, d *relay.Delivery) relay.Result
+}
+
+// Tokens says when a connection can get a token again. Every worker knows the
+// same, because it is in the connection's token record.
+type Tokens interface {
+	Look(connection string) token.View
+	// Watch has changed called with the name of every connection whose token
+	// record changed; changed must not block.
+	Watch(changed func(connection string)) (cancel func())
 }
 
 // Options configure a Consumer; those without a default are required.
@@ -58,6 +75,11 @@ type Options struct {
 	// Look is the time between two looks at the stream, which find what a lost
 	// activity message left behind. Default 5 s.
 	Look time.Duration
+	// Reserve is the part of an org's credits, 0 to 1, that bulk work may not touch.
+	Reserve float64
+	// Term is for how long another worker waits for a sign of life of this one
+	// before it takes over its orgs. Default lease.DefaultTerm.
+	Term time.Duration
 	// AckWait is how long the server waits for a sign of life before it hands a
 	// request to somebody else; all in hand give one every third of it. Too little
 	// hands requests out twice when a network or a process stalls, which costs
@@ -71,11 +93,12 @@ type Options struct {
 	Tracer *trace.Tracer
 }
 
-// Consumer serves the queues of all orgs that have work.
+// Consumer serves the orgs that have work.
 type Consumer struct {
 	Options
 	directory *directory
-	places    *semaphore.Weighted
+	leases    *lease.Book
+	gate      *gate
 	hand      *hand
 	metrics   *metrics
 	census    census
@@ -86,25 +109,19 @@ type Consumer struct {
 	stopPull context.CancelFunc
 	calling  context.Context // ends when the stop budget is over
 	stopCall context.CancelCauseFunc
-	loops    sync.WaitGroup // queue loops and watchers
-	requests sync.WaitGroup // requests in hand; grows only while loops run
+	loops    sync.WaitGroup // lanes and watchers
+	requests sync.WaitGroup // requests under way; grows only while loops run
 	alive    sync.WaitGroup // their sign of life
 
-	mu      sync.Mutex
-	stopped bool
-	active  map[string]*queue
-	parking map[string]*time.Timer // by connection: when to reconsider it
-	backlog map[string]*expiry     // queues with requests in the stream, or paused
-	mending singleflight.Group
-	closers []func()
-	soon    chan struct{} // another worker has woken a queue
-}
-
-// queue is an org's queue as this worker serves it.
-type queue struct {
-	name   string
-	poked  bool // under Consumer.mu: there was activity since the loop last looked
-	narrow bool // the worker is full: one request is asked for at a time
+	mu        sync.Mutex
+	stopped   bool
+	orgs      map[string]*org
+	taking    map[string]map[laneKey]bool // orgs being taken: the lanes to be served then
+	answering map[string]bool             // subjects nobody serves that are answered for
+	backlog   map[string]*expiry          // orgs of this worker with requests that don't move
+	woken     map[laneKey]time.Time       // when another worker was last told of a request
+	closers   []func()
+	soon      chan struct{} // something changed: look
 }
 
 // ErrStopBudget is the cause with which calls are cut that outlive the stop budget.
@@ -119,10 +136,14 @@ func New(o Options) *Consumer {
 		o.AckWait = DefaultAckWait
 	}
 	c := &Consumer{
-		Options: o, directory: newDirectory(o.AckWait), places: semaphore.NewWeighted(int64(o.MaxInFlight)),
-		hand: newHand(o.AckWait / 3), active: map[string]*queue{}, backlog: map[string]*expiry{}, parking: map[string]*time.Timer{},
+		Options: o, directory: newDirectory(o.Reserve), gate: newGate(o.MaxInFlight), hand: newHand(o.AckWait / 3),
+		orgs: map[string]*org{}, taking: map[string]map[laneKey]bool{}, answering: map[string]bool{},
+		backlog: map[string]*expiry{}, woken: map[laneKey]time.Time{},
 		soon: make(chan struct{}, 1), strangers: make(chan struct{}, strangersAtOnce),
 	}
+	c.leases = lease.New(lease.Options{
+		JS: c.JetStream, Term: c.Term, About: c.session, Changed: c.leaseChanged, Lost: c.lost, Logger: c.Logger,
+	})
 	c.metrics = newMetrics(o.Metrics, c)
 	c.pulling, c.stopPull = context.WithCancel(context.Background())
 	c.calling, c.stopCall = context.WithCancelCause(context.Background())
@@ -142,32 +163,24 @@ func (c *Consumer) Start(ctx context.Context) (err error) {
 	for _, known := range c.Connections.All() {
 		c.directory.put(known)
 	}
-	c.closers = append(c.closers, c.Connections.Subscribe(c.changed), c.Tokens.Watch(c.reconsider))
-	for _, known := range c.Connections.All() {
-		c.reconsider(known.Name)
+	if err = c.leases.Start(ctx); err != nil {
+		return fmt.Errorf("begin to serve: %w", err)
 	}
-	subscribe := func(subject, group string, handle nats.MsgHandler) {
+	c.closers = append(c.closers, c.Connections.Subscribe(c.changed), c.Tokens.Watch(c.unblocked))
+	subscribe := func(subject, group string, handle func(rest string)) {
 		if err != nil {
 			return
 		}
 		var sub *nats.Subscription
-		if sub, err = c.Conn.QueueSubscribe(subject, group, handle); err != nil {
+		if sub, err = c.Conn.QueueSubscribe(subject, group, func(m *nats.Msg) { handle(restOf(m.Subject)) }); err != nil {
 			err = fmt.Errorf("subscribe to %s: %w", subject, err)
 			return
 		}
 		c.closers = append(c.closers, func() { _ = sub.Unsubscribe() })
 	}
-	// One worker hears of a request and wakes its org's queue; creating the
-	// consumer tells all the others.
-	subscribe("zoho.activity.>", "zoho-worker", func(m *nats.Msg) {
-		c.activate(c.directory.queue(connectionOf(m.Subject)))
-	})
-	subscribe("$JS.EVENT.ADVISORY.CONSUMER.CREATED."+RequestStream+".>", "", func(*nats.Msg) {
-		select {
-		case c.soon <- struct{}{}:
-		default: // a look is due anyway
-		}
-	})
+	// One worker hears of a request; if another serves the org, it is told.
+	subscribe(activityPrefix+">", "zoho-worker", c.activate)
+	subscribe(wakePrefix+">", "", c.woke)
 	if err != nil {
 		return err
 	}
@@ -182,15 +195,14 @@ func (c *Consumer) Start(ctx context.Context) (err error) {
 	return nil
 }
 
-// Stop takes no more requests, lets those in hand end, gives back what is not
-// begun, and cuts what is left when ctx ends. Stopping twice is fine.
+// Stop takes no more requests, hands its orgs to other workers, lets what is
+// under way end, and cuts what is left when ctx ends. Stopping twice is fine.
 func (c *Consumer) Stop(ctx context.Context) {
 	c.mu.Lock()
 	first := !c.stopped
 	c.stopped = true
-	for _, timer := range c.parking {
-		timer.Stop()
-	}
+	orgs := slices.Collect(maps.Values(c.orgs))
+	clear(c.orgs)
 	c.mu.Unlock()
 	if !first {
 		return
@@ -199,8 +211,12 @@ func (c *Consumer) Stop(ctx context.Context) {
 		done()
 	}
 	c.stopPull()
+	for _, o := range orgs {
+		o.close()
+	}
 	done := make(chan struct{})
 	go func() {
+		c.handOver(ctx, orgs)
 		c.loops.Wait()
 		c.requests.Wait()
 		close(done)
@@ -212,176 +228,322 @@ func (c *Consumer) Stop(ctx context.Context) {
 		c.stopCall(ErrStopBudget)
 		<-done
 	}
+	c.leases.Close(ctx)
 	c.stopCall(nil)
 	c.alive.Wait()
 }
 
-// activate serves the queue, if this worker doesn't already.
-func (c *Consumer) activate(name string) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.stopped {
+// activate takes up what follows the prefix of a subject that has a request: by
+// serving its org, or by telling the worker that does.
+func (c *Consumer) activate(rest string) {
+	k, ok := parseLane(rest)
+	queue := c.directory.queue(k.connection)
+	if !ok || queue == "" {
+		c.answerFor(rest)
 		return
 	}
-	if q := c.active[name]; q != nil {
-		q.poked = true
+	if c.serving(queue, k) {
 		return
 	}
-	if strings.HasPrefix(name, parkedPrefix) {
-		return // nothing is handed over: its deadlines are watched
+	if owner := c.leases.Owner(queue); owner != "" {
+		c.tell(k)
+		return
 	}
-	q := &queue{name: name}
-	c.active[name] = q
-	c.loops.Go(func() { c.serve(q) })
+	c.take(queue, k)
 }
 
-// retire ends the service of a queue that has no work, unless it was poked meanwhile.
-func (c *Consumer) retire(q *queue) bool {
+// serving wakes the lane if this worker serves the org, or is about to.
+func (c *Consumer) serving(queue string, k laneKey) bool {
+	c.mu.Lock()
+	o, taking := c.orgs[queue], c.taking[queue]
+	if taking != nil {
+		taking[k] = true
+	}
+	c.mu.Unlock()
+	if o != nil {
+		o.wake(k)
+	}
+	return o != nil || taking != nil
+}
+
+// woke hears that a lane has a request whose org this worker may serve.
+func (c *Consumer) woke(rest string) {
+	if k, ok := parseLane(rest); ok {
+		c.serving(c.directory.queue(k.connection), k)
+	}
+}
+
+// tellEvery is the least time between two messages about one lane to the worker
+// that serves it.
+const tellEvery = 250 * time.Millisecond
+
+// tell tells the worker that serves the lane's org that there is a request. The
+// first one at once; those that follow are told of together.
+func (c *Consumer) tell(k laneKey) {
+	now := time.Now()
+	c.mu.Lock()
+	last, told := c.woken[k]
+	wait := tellEvery - now.Sub(last)
+	switch {
+	case told && now.Before(last): // one is due already
+		c.mu.Unlock()
+		return
+	case told && wait > 0:
+		c.woken[k] = last.Add(tellEvery)
+	default:
+		c.woken[k], wait = now, 0
+	}
+	if len(c.woken) > 10_000 {
+		maps.DeleteFunc(c.woken, func(_ laneKey, at time.Time) bool { return now.Sub(at) > time.Minute })
+	}
+	c.mu.Unlock()
+	publish := func() {
+		if err := c.Conn.Publish(wakePrefix+k.rest(), nil); err != nil {
+			c.Logger.Debug("the lane's worker is not told", "lane", k.rest(), "err", err)
+		}
+	}
+	if wait > 0 {
+		time.AfterFunc(wait, publish)
+		return
+	}
+	publish()
+}
+
+// take makes this worker the org's, and serves the lane.
+func (c *Consumer) take(queue string, wanted ...laneKey) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if q.poked && !c.stopped {
-		q.poked = false
-		return false
+	if c.stopped || c.orgs[queue] != nil {
+		return
 	}
-	delete(c.active, q.name)
-	return true
+	if there := c.taking[queue]; there != nil {
+		for _, k := range wanted {
+			there[k] = true
+		}
+		return
+	}
+	c.taking[queue] = map[laneKey]bool{}
+	for _, k := range wanted {
+		c.taking[queue][k] = true
+	}
+	c.loops.Go(func() { c.taken(queue) })
 }
 
-// serve takes requests from a queue for as long as there are any.
-func (c *Consumer) serve(q *queue) {
-	for {
-		err := c.pull(q)
-		if err != nil && c.pulling.Err() == nil {
-			c.Logger.Warn("queue not served for a moment", "queue", q.name, "err", err)
-			c.sleep(time.Second)
-		}
-		if c.retire(q) {
-			return
-		}
-	}
-}
-
-// Pulls are open for expiry and show that the server is there every heartbeat.
-// A queue without a request for idle is no longer pulled from by this worker.
-const (
-	pullExpiry    = 10 * time.Second
-	pullHeartbeat = 2 * time.Second
-	idle          = 10 * time.Second
-)
-
-// pull hands the queue's requests out until it is idle (nil) or can't be
-// pulled from.
-func (c *Consumer) pull(q *queue) error {
-	p := c.directory.plan(q.name)
-	if p.empty() {
-		return nil
-	}
-	if strings.HasPrefix(q.name, strangerPrefix) {
-		return c.answerStranger(q, p)
-	}
-	setup, cancel := context.WithTimeout(c.pulling, 10*time.Second)
+// taken takes the org and begins to serve it.
+func (c *Consumer) taken(queue string) {
+	ctx, cancel := context.WithTimeout(c.pulling, 10*time.Second)
 	defer cancel()
-	source, err := ensureConsumer(setup, c.JetStream, p.config())
-	if err != nil {
-		return fmt.Errorf("create consumer %s: %w", p.name, err)
-	}
-	info := source.CachedInfo()
-	if !p.covers(info.Config) {
-		c.again(q, q.narrow)
-		return c.mend(q.name)
-	}
-	c.notePause(q, info)
-	batch := p.places
-	if q.narrow {
-		batch = 1
-	}
-	messages, err := source.Messages(jetstream.PullMaxMessages(batch), jetstream.PullExpiry(pullExpiry),
-		jetstream.PullHeartbeat(pullHeartbeat), jetstream.WithMessagesErrOnMissingHeartbeat(true))
-	if err != nil {
-		return fmt.Errorf("pull from %s: %w", p.name, err)
-	}
-	// A stopping worker waits for no request that nobody wants any more.
-	defer context.AfterFunc(c.pulling, messages.Drain)()
-	defer c.drain(q, messages)
-	for free := 0; ; {
-		// A place first: none grows old in this worker while another has a place.
-		if c.places.TryAcquire(1) {
-			if free++; q.narrow && free == widen {
-				c.places.Release(1)
-				c.again(q, false)
-				return nil
-			}
-		} else {
-			// This worker is full. What was asked for ahead is given back, and
-			// queues take turns at the places, one request each.
-			if !q.narrow {
-				c.again(q, true)
-				return nil
-			}
-			if free = 0; c.places.Acquire(c.pulling, 1) != nil {
-				return nil
-			}
-		}
-		msg, err := messages.Next(jetstream.NextMaxWait(idle))
-		if err == nil && c.pulling.Err() == nil {
-			c.requests.Add(1)
-			go c.handle(q, msg)
-			continue
-		}
-		c.places.Release(1)
+	before, known := c.leases.Record(queue)
+	hold, err := c.leases.Take(ctx, queue)
+	c.mu.Lock()
+	wanted := c.taking[queue]
+	delete(c.taking, queue)
+	if err != nil || c.stopped {
+		c.mu.Unlock()
 		switch {
 		case err == nil: // stopping
-			_ = msg.Nak()
-			return nil
-		case c.pulling.Err() != nil, errors.Is(err, nats.ErrTimeout):
-			return nil
-		case errors.Is(err, jetstream.ErrNoHeartbeat), errors.Is(err, jetstream.ErrConsumerDeleted), errors.Is(err, jetstream.ErrConsumerNotFound):
-			// No sign of life is a new leader on its way, or a consumer that is
-			// gone: a server that starts again has forgotten it, says so to every
-			// pull with a status the library keeps to itself, and the queue would
-			// stand still for ever. To make it again if need be suits both.
-			c.again(q, q.narrow)
-			return nil
-		default:
-			c.again(q, q.narrow)
-			return err
+			_ = hold.Release(context.WithoutCancel(ctx), "", keep)
+		case errors.Is(err, lease.ErrHeld):
+			for k := range wanted {
+				c.tell(k)
+			}
+		case c.pulling.Err() == nil:
+			c.Logger.Warn("org not taken up for a moment", "queue", queue, "err", err)
+		}
+		return
+	}
+	o := newOrg(c, queue, hold, known && before.Owner != "")
+	o.leftover = c.hand.leftovers(queue)
+	o.countForeign()
+	c.orgs[queue] = o
+	c.mu.Unlock()
+	if hold.Crashed {
+		c.Logger.Warn("the worker that served the org is gone: taken over", "queue", queue)
+	} else {
+		c.Logger.Debug("org taken up", "queue", queue)
+	}
+	for k := range wanted {
+		o.wake(k)
+	}
+	if known {
+		c.find(ctx, o) // what else has waited
+	}
+}
+
+func keep(state json.RawMessage) (json.RawMessage, error) { return state, nil }
+
+// find wakes the lanes of an org that have requests.
+func (c *Consumer) find(ctx context.Context, o *org) {
+	for _, name := range c.directory.names(o.name) {
+		for _, filter := range []string{requestPrefix + name, requestPrefix + name + ".>"} {
+			info, err := c.stream.Info(ctx, jetstream.WithSubjectFilter(filter))
+			if err != nil {
+				return // the next look finds them
+			}
+			for subject := range info.State.Subjects {
+				if k, ok := parseLane(restOf(subject)); ok {
+					o.wake(k)
+				}
+			}
 		}
 	}
 }
 
-// widen is after how many places got without waiting a queue asks ahead again.
-const widen = 100
-
-// again has the queue served anew, with one request asked for at a time (narrow)
-// or as many as the org may have in flight.
-func (c *Consumer) again(q *queue, narrow bool) {
+// session is what this worker says of itself to the others.
+func (c *Consumer) session() lease.Session {
 	c.mu.Lock()
-	defer c.mu.Unlock()
-	q.poked, q.narrow = true, narrow
+	n := len(c.orgs)
+	c.mu.Unlock()
+	taken, _ := c.gate.state()
+	return lease.Session{Host: host, PID: os.Getpid(), Orgs: n, Free: c.MaxInFlight - taken}
 }
 
-// drain ends the pulls and deals with what the server had handed over already:
-// what can't be started is given back, uncounted.
-func (c *Consumer) drain(q *queue, messages jetstream.MessagesContext) {
-	messages.Drain()
-	for {
-		msg, err := messages.Next()
-		switch {
-		case errors.Is(err, jetstream.ErrNoHeartbeat):
-		case err != nil:
-			return
-		case c.pulling.Err() == nil && c.places.TryAcquire(1):
-			c.requests.Add(1)
-			go c.handle(q, msg)
-		default:
-			_ = msg.Nak()
+// leaseChanged hears of a changed record of an org, or that a worker is gone.
+func (c *Consumer) leaseChanged(queue string) {
+	if queue == "" {
+		c.lookSoon()
+		return
+	}
+	c.mu.Lock()
+	o := c.orgs[queue]
+	c.mu.Unlock()
+	record, _ := c.leases.Record(queue)
+	switch mine := c.leases.Mine(queue); {
+	case o != nil && mine:
+		go o.told()
+	case o != nil && record.Owner != o.hold.Owner():
+		go c.lostOrg(o)
+	case o == nil && mine:
+		c.take(queue) // handed over
+		c.lookSoon()
+	case o == nil && record.Owner == "":
+		c.lookSoon()
+	}
+}
+
+func (c *Consumer) lookSoon() {
+	select {
+	case c.soon <- struct{}{}:
+	default: // a look is due anyway
+	}
+}
+
+// lost gives every org up: the session is over.
+func (c *Consumer) lost() {
+	c.mu.Lock()
+	orgs := slices.Collect(maps.Values(c.orgs))
+	clear(c.orgs)
+	c.mu.Unlock()
+	for _, o := range orgs {
+		go o.close()
+	}
+	c.lookSoon()
+}
+
+// lostOrg gives an org up that is another worker's.
+func (c *Consumer) lostOrg(o *org) {
+	c.mu.Lock()
+	if c.orgs[o.name] == o {
+		delete(c.orgs, o.name)
+	}
+	c.mu.Unlock()
+	o.close()
+}
+
+// finished counts a call off that an earlier tenure of the org had left.
+func (c *Consumer) finished(queue string) {
+	c.mu.Lock()
+	o := c.orgs[queue]
+	c.mu.Unlock()
+	if o == nil {
+		return
+	}
+	o.mu.Lock()
+	o.leftover = max(0, o.leftover-1)
+	o.countForeign()
+	o.dispatch()
+}
+
+// giveUp hands an org to the worker of session to, or to whoever takes it.
+func (c *Consumer) giveUp(ctx context.Context, o *org, to string) {
+	c.mu.Lock()
+	if c.orgs[o.name] == o {
+		delete(c.orgs, o.name)
+	}
+	c.mu.Unlock()
+	o.close()
+	// What is given back is there before the org is.
+	if err := c.Conn.FlushWithContext(ctx); err != nil {
+		return // its session ends: somebody takes the org over
+	}
+	if err := o.hold.Release(ctx, to, o.merge); err != nil && c.calling.Err() == nil && !errors.Is(err, lease.ErrLost) {
+		c.Logger.Warn("org not handed over: another worker takes it over when this one's session ends", "queue", o.name, "err", err)
+	}
+}
+
+// handOver gives the orgs to the workers that have the most places free, in turn.
+func (c *Consumer) handOver(ctx context.Context, orgs []*org) {
+	if len(orgs) == 0 {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	others := c.leases.Others()
+	next := make(chan *org, len(orgs))
+	for _, o := range orgs {
+		next <- o
+	}
+	close(next)
+	ids := slices.SortedFunc(maps.Keys(others), func(a, b string) int { return others[b].Free - others[a].Free })
+	var giving sync.WaitGroup
+	for i := range min(askAtOnce, len(orgs)) {
+		giving.Go(func() {
+			for o := range next {
+				to := ""
+				if len(ids) > 0 {
+					to = ids[i%len(ids)]
+				}
+				c.giveUp(ctx, o, to)
+			}
+		})
+	}
+	giving.Wait()
+}
+
+// changed follows a connection's record: it may belong to another org now, or
+// its org may have another limit, or it may be usable again.
+func (c *Consumer) changed(record *connection.Connection) {
+	touched := append(c.directory.put(record), c.directory.queue(record.Name))
+	c.mu.Lock()
+	var orgs []*org
+	for _, queue := range touched {
+		if o := c.orgs[queue]; o != nil {
+			orgs = append(orgs, o)
 		}
+	}
+	c.mu.Unlock()
+	for _, o := range orgs {
+		o.refresh()
+		go o.unblocked(record.Name) // what was said of an earlier grant
+	}
+	c.lookSoon()
+}
+
+// unblocked has the requests of a connection tried again whose token record changed.
+func (c *Consumer) unblocked(name string) {
+	c.mu.Lock()
+	o := c.orgs[c.directory.queue(name)]
+	c.mu.Unlock()
+	if o != nil {
+		go o.unblocked(name)
 	}
 }
 
 func (c *Consumer) sleep(d time.Duration) {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
 	select {
-	case <-time.After(d):
+	case <-timer.C:
 	case <-c.pulling.Done():
 	}
 }
@@ -405,18 +567,18 @@ func (c *Consumer) lookOut() {
 			c.Logger.Warn("no look at the stream", "err", err)
 		}
 		c.expire(ctx)
+		c.tidy(ctx)
 		cancel()
 	}
 }
 
-// gather is for how long news of other workers' queues are gathered, so that a
-// burst of them costs one look.
+// gather is for how long news are gathered, so that a burst of them costs one look.
 const gather = 20 * time.Millisecond
 
-// look reads how many requests wait per connection and serves their queues.
+// look reads how many requests wait per lane, and has them served.
 func (c *Consumer) look(ctx context.Context) error {
 	asked := time.Now()
-	info, err := c.stream.Info(ctx, jetstream.WithSubjectFilter("zoho.requests.>"))
+	info, err := c.stream.Info(ctx, jetstream.WithSubjectFilter(requestPrefix+">"))
 	if err != nil {
 		return fmt.Errorf("look at stream %s: %w", RequestStream, err)
 	}
@@ -427,12 +589,62 @@ func (c *Consumer) look(ctx context.Context) error {
 	defer c.takeCensus(ctx, info)
 	waiting := map[string]bool{}
 	for subject := range info.State.Subjects {
-		waiting[c.directory.queue(connectionOf(subject))] = true
-	}
-	for name := range waiting {
-		c.activate(name)
-		c.expiryOf(name)
+		rest := restOf(subject)
+		name, _, _ := strings.Cut(rest, ".")
+		queue := c.directory.queue(name)
+		waiting[queue] = true
+		if owner := c.leases.Owner(queue); queue == "" || owner == "" {
+			c.activate(rest)
+		}
 	}
 	c.forget(waiting)
 	return nil
+}
+
+// quietFor is after what time without a request an org is given up, so that
+// whoever hears of the next one takes it.
+const quietFor = 30 * time.Second
+
+// tidy gives up orgs that have nothing to do, and hands some over where this
+// worker has more of them than others do, or is full and another isn't.
+func (c *Consumer) tidy(ctx context.Context) {
+	c.mu.Lock()
+	var quiet, busy []*org
+	for _, o := range c.orgs {
+		o.mu.Lock()
+		switch {
+		case len(o.lanes) > 0:
+			busy = append(busy, o)
+		case !o.quiet.IsZero() && time.Since(o.quiet) > quietFor:
+			quiet = append(quiet, o)
+		}
+		due := time.Since(o.saved) > saveEvery && o.flow.Changed()
+		o.mu.Unlock()
+		if due {
+			defer o.save()
+		}
+	}
+	c.mu.Unlock()
+	for _, o := range quiet {
+		c.giveUp(ctx, o, "")
+	}
+	if to := c.lighter(len(busy)); to != "" && len(busy) > 1 {
+		o := busy[rand.N(len(busy))]
+		c.Logger.Info("org handed to a worker with less to do", "queue", o.name)
+		c.giveUp(ctx, o, to)
+	}
+}
+
+// lighter is the session of a worker that should have one of this worker's orgs,
+// "" for none.
+func (c *Consumer) lighter(busy int) (to string) {
+	_, waiting := c.gate.state()
+	most := 0
+	for id, s := range c.leases.Others() {
+		fewer := s.Orgs+1 < busy-busy/8
+		if free := s.Free; (waiting > 0 && free > c.MaxInFlight/4 || fewer && free > 0) && free > most {
+			to, most = id, free
+		}
+	}
+	return to
 }

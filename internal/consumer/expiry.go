@@ -4,60 +4,28 @@ import (
 	"container/heap"
 	"context"
 	"errors"
+	"maps"
 	"math"
-	"strings"
+	"slices"
 	"sync"
 	"time"
 
+	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
 	"zoho-worker/internal/envelope"
+	"zoho-worker/internal/flow"
 	"zoho-worker/internal/relay"
 )
 
-// expiry watches the deadlines of a queue that hands nothing over: a paused
-// org's, or a parked connection's. Their requests stay in the stream, and each
-// is read once, for its deadline.
+// expiry watches the deadlines of an org's requests that don't move: it is
+// paused, or out of credits, or its connection waits for a person or a token.
+// They stay in the stream, and each is read once, for its deadline.
 type expiry struct {
 	read map[string]uint64 // per subject: the last sequence read; of the one who watches
 
-	mu    sync.Mutex
-	until time.Time // the queue is paused until then, by the server's clock
-	noted time.Time // when that was learned
-	due   deadlines
-}
-
-// pausedFor takes a pause in and reports whether it is longer than the known one.
-func (e *expiry) pausedFor(until time.Time) bool {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	// A few requests are refused together: their pauses differ by their round trips.
-	if until.Before(e.until.Add(50 * time.Millisecond)) {
-		return false
-	}
-	e.until, e.noted = until, time.Now()
-	return true
-}
-
-// inForce takes in the pause that the server says, or is told, is in force.
-func (e *expiry) inForce(until time.Time) {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	e.until, e.noted = until, time.Now()
-}
-
-// fresh reports whether the pause was noted a moment ago, so that the refusals
-// that came together with the one that made it need not ask the server.
-func (e *expiry) fresh() bool {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	return time.Since(e.noted) < time.Second
-}
-
-func (e *expiry) paused(now time.Time) bool {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	return now.Before(e.until)
+	mu  sync.Mutex
+	due deadlines
 }
 
 func (e *expiry) room() bool {
@@ -117,7 +85,52 @@ const (
 	keptPerQueue = 100_000
 )
 
-// expiryOf returns the queue's deadlines.
+// forget drops what was read of orgs that have no requests.
+func (c *Consumer) forget(waiting map[string]bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for name := range c.backlog {
+		if !waiting[name] || c.orgs[name] == nil {
+			delete(c.backlog, name)
+		}
+	}
+}
+
+// stuck are the orgs of this worker whose requests don't move, with the
+// subjects that don't.
+func (c *Consumer) stuck() map[*org][]string {
+	c.mu.Lock()
+	orgs := slices.Collect(maps.Values(c.orgs))
+	c.mu.Unlock()
+	stuck := map[*org][]string{}
+	for _, o := range orgs {
+		held := o.heldBack()
+		for _, name := range c.directory.names(o.name) {
+			known := c.directory.member(o.name, name)
+			if !held && usable(known) && time.Until(c.Tokens.Look(name).BlockedUntil) <= 0 {
+				continue
+			}
+			for _, lane := range lanes {
+				stuck[o] = append(stuck[o], laneKey{name, lane}.subject())
+			}
+		}
+	}
+	return stuck
+}
+
+// heldBack reports whether nothing of the org, or of one of its lanes, can be
+// started for a reason that no call that ends will take away.
+func (o *org) heldBack() bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	switch o.blocked {
+	case "", flow.Full, flow.HeavyFull, waitWorker:
+		return false
+	}
+	return true
+}
+
+// expiryOf returns the org's deadlines.
 func (c *Consumer) expiryOf(name string) *expiry {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -129,36 +142,12 @@ func (c *Consumer) expiryOf(name string) *expiry {
 	return e
 }
 
-// forget drops the queues that have no requests and no pause.
-func (c *Consumer) forget(waiting map[string]bool) {
-	now := c.Clock.Now()
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	for name, e := range c.backlog {
-		if !waiting[name] && !e.paused(now) {
-			delete(c.backlog, name)
-		}
-	}
-}
-
-// watched are the queues that hand nothing over.
-func (c *Consumer) watched() map[string]*expiry {
-	now := c.Clock.Now()
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	watched := map[string]*expiry{}
-	for name, e := range c.backlog {
-		if strings.HasPrefix(name, parkedPrefix) || e.paused(now) {
-			watched[name] = e
-		}
-	}
-	return watched
-}
-
 // untilDue is the time until the first deadline that has to be seen to.
 func (c *Consumer) untilDue() time.Duration {
 	first := time.Duration(math.MaxInt64)
-	for _, e := range c.watched() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, e := range c.backlog {
 		if at, ok := e.first(); ok {
 			first = min(first, at.Sub(c.Clock.Now()))
 		}
@@ -166,20 +155,27 @@ func (c *Consumer) untilDue() time.Duration {
 	return max(first, 10*time.Millisecond)
 }
 
-// expire answers the requests whose deadlines passed in queues that hand
-// nothing over.
+// expire answers the requests whose deadlines passed while they did not move.
 func (c *Consumer) expire(ctx context.Context) {
-	for name, e := range c.watched() {
-		if err := c.watch(ctx, &queue{name: name}, e, c.directory.plan(name)); err != nil && ctx.Err() == nil {
-			c.Logger.Warn("deadlines not watched", "queue", name, "err", err)
+	stuck := c.stuck()
+	for o, subjects := range stuck {
+		if err := c.watch(ctx, o, c.expiryOf(o.name), subjects); err != nil && ctx.Err() == nil {
+			c.Logger.Warn("deadlines not watched", "queue", o.name, "err", err)
+		}
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for name := range c.backlog {
+		if o := c.orgs[name]; o == nil || stuck[o] == nil {
+			delete(c.backlog, name) // it moves
 		}
 	}
 }
 
 // watch reads the deadlines that are new and answers those that are over.
-func (c *Consumer) watch(ctx context.Context, q *queue, e *expiry, p plan) error {
+func (c *Consumer) watch(ctx context.Context, o *org, e *expiry, subjects []string) error {
 	left := readPerWatch
-	for _, subject := range p.subjects {
+	for _, subject := range subjects {
 		for ; left > 0 && e.room(); left-- {
 			msg, err := c.stream.GetMsg(ctx, e.read[subject]+1, jetstream.WithGetMsgSubject(subject))
 			if errors.Is(err, jetstream.ErrMsgNotFound) {
@@ -190,7 +186,7 @@ func (c *Consumer) watch(ctx context.Context, q *queue, e *expiry, p plan) error
 			}
 			e.read[subject] = msg.Sequence
 			// What can't be decoded is refused when it is handed over.
-			if request, err := c.Decoder.Decode(msg.Data, msg.Time); err == nil {
+			if request, err := c.Decoder.Decode(msg.Data, storedAt(msg.Header, msg.Time)); err == nil {
 				e.add(deadline{at: request.Deadline, sequence: msg.Sequence})
 			}
 		}
@@ -200,31 +196,47 @@ func (c *Consumer) watch(ctx context.Context, q *queue, e *expiry, p plan) error
 		if !ok {
 			return nil
 		}
+		if c.hand.get(next.sequence) != nil {
+			// Its org sees to it, or a call of it is under way.
+			e.add(deadline{at: c.Clock.Now().Add(time.Second), sequence: next.sequence})
+			return nil
+		}
 		msg, err := c.stream.GetMsg(ctx, next.sequence)
 		if errors.Is(err, jetstream.ErrMsgNotFound) {
 			continue // settled meanwhile
-		}
-		if err == nil {
-			err = c.places.Acquire(ctx, 1)
 		}
 		if err != nil {
 			e.add(next)
 			return err
 		}
+		// Somebody may have had it in hand: what is stored or claimed comes first.
+		r := &entry{
+			subject: msg.Subject, connection: connectionOf(msg.Subject), header: msg.Header, data: msg.Data,
+			sequence: msg.Sequence, stored: storedAt(msg.Header, msg.Time), again: true,
+		}
+		c.decode(r)
+		if r.request != nil {
+			o.mu.Lock()
+			r.waited = o.held(r, c.Clock.Now())
+			o.mu.Unlock()
+		}
 		c.requests.Go(func() {
-			defer c.places.Release(1)
-			c.work(q, &message{
-				subject: msg.Subject, header: msg.Header, data: msg.Data, sequence: msg.Sequence, stored: msg.Time,
-				// Somebody may have it in hand: what is stored or claimed comes first.
-				again: true,
-				done:  func() error { return c.stream.DeleteMsg(c.calling, msg.Sequence) },
-				later: func(d time.Duration) error {
-					e.add(deadline{at: c.Clock.Now().Add(max(d, time.Second)), sequence: msg.Sequence})
-					return nil
-				},
-			})
+			if wait := c.work(o.name, r); wait != nil {
+				e.add(deadline{at: c.Clock.Now().Add(max(wait.For, time.Second)), sequence: msg.Sequence})
+			}
 		})
 	}
+}
+
+// storedAt is when a request was first stored: one that was moved to another
+// lane says so.
+func storedAt(header nats.Header, at time.Time) time.Time {
+	if moved := header.Get(storedHeader); moved != "" {
+		if first, err := time.Parse(time.RFC3339Nano, moved); err == nil && first.Before(at) {
+			return first
+		}
+	}
+	return at
 }
 
 // Objects are the bodies too large for a message.

@@ -8,33 +8,83 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 )
 
-// hand is what this worker has in hand. One ticker keeps all of it alive.
+// hand is what this worker has in hand, by the requests' sequences. One ticker
+// keeps all of it alive.
 type hand struct {
 	every time.Duration
 	mu    sync.Mutex
-	held  map[jetstream.Msg]time.Time // since when
+	held  map[uint64]*entry
 }
 
 func newHand(every time.Duration) *hand {
-	return &hand{every: every, held: map[jetstream.Msg]time.Time{}}
+	return &hand{every: every, held: map[uint64]*entry{}}
 }
 
-func (h *hand) take(msg jetstream.Msg) {
+// take takes a delivery in hand; false: the request is there already, and is
+// settled by this, its latest delivery.
+func (h *hand) take(e *entry) bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.held[msg] = time.Now()
+	if there := h.held[e.sequence]; there != nil {
+		there.delivery = e.delivery
+		return false
+	}
+	h.held[e.sequence] = e
+	return true
 }
 
-func (h *hand) leave(msg jetstream.Msg) {
+func (h *hand) leave(e *entry) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	delete(h.held, msg)
+	if h.held[e.sequence] == e {
+		delete(h.held, e.sequence)
+	}
+}
+
+// delivery is the latest delivery of the request, nil where it was read out of
+// the stream.
+func (h *hand) delivery(e *entry) jetstream.Msg {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return e.delivery
 }
 
 func (h *hand) len() int {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	return len(h.held)
+}
+
+// get returns the request of that sequence, nil where it isn't in hand.
+func (h *hand) get(sequence uint64) *entry {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.held[sequence]
+}
+
+// of returns what is in hand of an org.
+func (h *hand) of(o *org) (entries []*entry) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for _, e := range h.held {
+		if e.lane.org == o {
+			entries = append(entries, e)
+		}
+	}
+	return entries
+}
+
+// leftovers are how many requests of the queue are in hand of orgs that were
+// closed, and so under way.
+func (h *hand) leftovers(queue string) (n int) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for _, e := range h.held {
+		if e.lane.org.name == queue {
+			n++
+		}
+	}
+	return n
 }
 
 // keepAlive tells the server that what is in hand is being worked on, until ctx ends.
@@ -50,8 +100,8 @@ func (h *hand) keepAlive(ctx context.Context) {
 		}
 		alive = alive[:0]
 		h.mu.Lock()
-		for msg := range h.held {
-			alive = append(alive, msg)
+		for _, e := range h.held {
+			alive = append(alive, e.delivery)
 		}
 		h.mu.Unlock()
 		for _, msg := range alive {

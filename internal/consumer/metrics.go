@@ -7,6 +7,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promauto"
 
 	"zoho-worker/internal/envelope"
+	"zoho-worker/internal/flow"
 	"zoho-worker/internal/relay"
 	"zoho-worker/internal/zoho"
 )
@@ -20,6 +21,8 @@ type metrics struct {
 	queued       prometheus.Histogram
 	redeliveries prometheus.Counter
 	pauses       prometheus.Counter
+	refusals     map[flow.Cause]prometheus.Counter
+	moved        prometheus.Counter
 	backlog      prometheus.Gauge
 }
 
@@ -66,6 +69,16 @@ func newMetrics(r prometheus.Registerer, c *Consumer) *metrics {
 			Name: "zoho_worker_backlog", Help: "Requests in the stream, in hand or not, when this worker last looked.",
 		}),
 	}
+	refusals := f.NewCounterVec(prometheus.CounterOpts{
+		Name: "zoho_worker_refusals_total", Help: "Calls that Zoho refused with 429, by the limit it was taken for: concurrency, sub_concurrency, credits.",
+	}, []string{"limit"})
+	m.refusals = map[flow.Cause]prometheus.Counter{}
+	for _, cause := range flow.Causes() {
+		m.refusals[cause] = refusals.WithLabelValues(string(cause))
+	}
+	m.moved = f.NewCounter(prometheus.CounterOpts{
+		Name: "zoho_worker_heavy_moved_total", Help: "Heavy requests moved to a lane of their own, so that light ones behind them need not wait.",
+	})
 	waits := f.NewCounterVec(prometheus.CounterOpts{
 		Name: "zoho_worker_waits_total", Help: "Times a request was given back to wait, by reason.",
 	}, []string{"reason"})
@@ -73,17 +86,20 @@ func newMetrics(r prometheus.Registerer, c *Consumer) *metrics {
 		m.waits[reason] = waits.WithLabelValues(string(reason))
 	}
 	f.NewGaugeFunc(prometheus.GaugeOpts{
-		Name: "zoho_worker_in_flight", Help: "Requests in hand of this worker.",
-	}, func() float64 { return float64(c.hand.len()) })
+		Name: "zoho_worker_in_flight", Help: "Requests under way in this worker, each with a place of its org.",
+	}, func() float64 { taken, _ := c.gate.state(); return float64(taken) })
+	f.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "zoho_worker_held", Help: "Requests in hand of this worker that wait for their start.",
+	}, func() float64 { taken, _ := c.gate.state(); return float64(max(0, c.hand.len()-taken)) })
 	f.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "zoho_worker_max_in_flight", Help: "Requests that this worker may have in hand.",
 	}, func() float64 { return float64(c.MaxInFlight) })
 	f.NewGaugeFunc(prometheus.GaugeOpts{
-		Name: "zoho_worker_queues_active", Help: "Queues of orgs that this worker pulls from.",
+		Name: "zoho_worker_queues_active", Help: "Orgs that this worker serves.",
 	}, func() float64 {
 		c.mu.Lock()
 		defer c.mu.Unlock()
-		return float64(len(c.active))
+		return float64(len(c.orgs))
 	})
 	if r != nil {
 		r.MustRegister(&censusMetrics{c})

@@ -25,87 +25,64 @@ import (
 	"zoho-worker/internal/zoho"
 )
 
-// message is a request in the stream, however it came to hand.
-type message struct {
-	subject  string
-	header   nats.Header
-	data     []byte
-	sequence uint64
-	stored   time.Time // by the server's clock
-	again    bool      // handed over before
-	// done takes the request off the stream; later gives it back for the time given.
-	done  func() error
-	later func(time.Duration) error
+// done takes the request off the stream.
+func (c *Consumer) done(e *entry) error {
+	if delivery := c.hand.delivery(e); delivery != nil {
+		return delivery.Ack()
+	}
+	return c.stream.DeleteMsg(c.calling, e.sequence)
 }
 
-// handle carries one request from its delivery to its settlement.
-func (c *Consumer) handle(q *queue, msg jetstream.Msg) {
-	defer c.requests.Done()
-	defer c.places.Release(1)
-	c.hand.take(msg)
-	defer c.hand.leave(msg)
-	meta, err := msg.Metadata()
-	if err != nil {
-		c.Logger.Error("not a JetStream message", "subject", msg.Subject(), "err", err)
-		return
+// later has the server hand the request out again after d; one that was read out
+// of the stream is found there again.
+func (c *Consumer) later(e *entry, d time.Duration) error {
+	if delivery := c.hand.delivery(e); delivery != nil {
+		return delivery.NakWithDelay(d)
 	}
-	if meta.NumDelivered > 1 {
-		c.metrics.redeliveries.Inc()
-	} else {
-		c.metrics.queued.Observe(max(c.Clock.Now().Sub(meta.Timestamp), 0).Seconds())
-	}
-	c.work(q, &message{
-		subject: msg.Subject(), header: msg.Headers(), data: msg.Data(),
-		sequence: meta.Sequence.Stream, stored: meta.Timestamp, again: meta.NumDelivered > 1,
-		done: msg.Ack, later: msg.NakWithDelay,
-	})
+	return nil
 }
 
-// work decodes, relays and settles.
-func (c *Consumer) work(q *queue, m *message) {
+// work relays and settles a request that is decoded; it returns why the request
+// has to wait, nil where it is settled, or comes again by itself.
+func (c *Consumer) work(queue string, e *entry) (wait *relay.Wait) {
 	begun := time.Now()
-	s := &settlement{Consumer: c, queue: q, message: m, connection: connectionOf(m.subject)}
-	s.ctx, s.span = c.Tracer.Receive(c.calling, m.header, s.connection)
+	s := &settlement{Consumer: c, entry: e, queue: queue}
+	s.ctx, s.span = c.Tracer.Receive(c.calling, e.header, e.connection)
 	defer s.span.End()
 	defer func() {
 		if p := recover(); p != nil {
 			c.Logger.Error("a request made the worker panic", "connection", s.connection, "id", s.id(),
 				"panic", p, "stack", string(debug.Stack()))
 			s.refuse(&envelope.Error{Code: envelope.Internal, Message: "the worker failed on this request: whether it was carried out is not known"})
+			wait = nil
 		}
 	}()
-	request, err := c.Decoder.Decode(m.data, m.stored)
-	s.request = request
-	if err != nil {
-		s.refuse(asError(err))
+	if e.refused != nil {
+		s.refuse(e.refused)
 		s.log(begun)
-		return
+		return nil
 	}
 	failpoint.Hit(failpoint.Decoded)
-	s.digest = request.Digest()
 	result := c.Relay.Do(s.ctx, &relay.Delivery{
-		Connection: s.connection, Request: request, Digest: s.digest,
-		ReceivedAt: m.stored, Redelivered: m.again, Stopping: c.pulling.Done(),
+		Connection: e.connection, Request: e.request, Digest: e.digest,
+		ReceivedAt: e.stored, Redelivered: e.again, Stopping: c.pulling.Done(), Observer: e,
+		Waited: e.waited,
 	})
-	if result.Pause > 0 {
-		c.pause(q, s.connection, result.Pause, result.Cause)
-	}
 	switch {
 	case result.Wait != nil:
 		c.metrics.waits[result.Wait.Reason].Inc()
 		s.span.String("zoho.wait", string(result.Wait.Reason))
-		c.Logger.Debug("request waits", "connection", s.connection, "id", request.ID,
-			"reason", result.Wait.Reason, "for", result.Wait.For)
-		if err := m.later(result.Wait.For); err != nil {
-			c.Logger.Debug("request not given back: it comes again after AckWait", "id", request.ID, "err", err)
-		}
-		return
+		c.Logger.Debug("request waits", "connection", s.connection, "queue", queue, "id", s.id(),
+			"reason", result.Wait.Reason, "for", result.Wait.For, "why", result.Wait.Why)
+		e.again = true // what was tried before may have left something
+		return result.Wait
 	case result.Stored != nil:
 		s.repeat(result.Stored)
 	default:
 		s.answer(result.Response)
 	}
 	s.log(begun)
+	return nil
 }
 
 func asError(err error) *envelope.Error {
@@ -119,15 +96,12 @@ func asError(err error) *envelope.Error {
 // settlement is how one request ends.
 type settlement struct {
 	*Consumer
-	ctx        context.Context // Consumer.calling, with the span
-	span       trace.Span
-	queue      *queue
-	message    *message
-	connection string
-	request    *envelope.Request
-	digest     [32]byte
-	response   *envelope.Response
-	outcome    string
+	*entry
+	ctx      context.Context // Consumer.calling, with the span
+	span     trace.Span
+	queue    string
+	response *envelope.Response
+	outcome  string
 }
 
 func (s *settlement) id() string {
@@ -145,7 +119,7 @@ func (s *settlement) refuse(e *envelope.Error) {
 		return
 	}
 	if s.digest == [32]byte{} {
-		s.digest = sha256.Sum256(s.message.data)
+		s.digest = sha256.Sum256(s.data)
 	}
 	// Nobody may send a request of this id against its stored refusal.
 	err := insist(s.calling, func(ctx context.Context) error {
@@ -162,7 +136,7 @@ func (s *settlement) refuse(e *envelope.Error) {
 		return
 	}
 	s.answer(&envelope.Response{
-		ID: s.request.ID, Connection: s.connection, ReceivedAt: s.message.stored, FinishedAt: s.Clock.Now(), Error: e,
+		ID: s.request.ID, Connection: s.connection, ReceivedAt: s.stored, FinishedAt: s.Clock.Now(), Error: e,
 	})
 }
 
@@ -266,7 +240,7 @@ func (s *settlement) reply(data []byte) bool {
 	if err != nil {
 		s.outcome = outcomeNotStored
 		s.Logger.Warn("reply not sent: the request comes again", "connection", s.connection, "id", s.id(), "err", err)
-		if err := s.message.later(time.Second); err != nil {
+		if err := s.later(s.entry, time.Second); err != nil {
 			s.Logger.Debug("request not given back: it comes again after AckWait", "id", s.id(), "err", err)
 		}
 		return false
@@ -276,7 +250,7 @@ func (s *settlement) reply(data []byte) bool {
 }
 
 func (s *settlement) ack() {
-	if err := s.message.done(); err != nil {
+	if err := s.done(s.entry); err != nil {
 		s.Logger.Debug("request not acked: its response will be repeated", "connection", s.connection, "id", s.id(), "err", err)
 	}
 	failpoint.Hit(failpoint.Acked)
@@ -285,8 +259,8 @@ func (s *settlement) ack() {
 // bury keeps the message whole for a person, with the reason.
 func (s *settlement) bury(e *envelope.Error) {
 	s.outcome = outcomeDead
-	msg := &nats.Msg{Subject: "zoho.dead." + s.connection, Data: s.message.data, Header: nats.Header{}}
-	for name, values := range s.message.header {
+	msg := &nats.Msg{Subject: "zoho.dead." + s.connection, Data: s.data, Header: nats.Header{}}
+	for name, values := range s.header {
 		// The server acts on its own headers: kept for reading, not for acting.
 		if strings.HasPrefix(name, "Nats-") {
 			name = dead.OriginalPrefix + name
@@ -295,10 +269,10 @@ func (s *settlement) bury(e *envelope.Error) {
 	}
 	msg.Header.Set(dead.CodeHeader, string(e.Code))
 	msg.Header.Set(dead.ReasonHeader, strings.ToValidUTF8(e.Message, "?"))
-	msg.Header.Set(dead.SubjectHeader, s.message.subject)
-	msg.Header.Set(dead.ReceivedHeader, s.message.stored.UTC().Format(time.RFC3339Nano))
+	msg.Header.Set(dead.SubjectHeader, s.subject)
+	msg.Header.Set(dead.ReceivedHeader, s.stored.UTC().Format(time.RFC3339Nano))
 	// The same message buried twice is one dead letter.
-	id := RequestStream + "." + strconv.FormatUint(s.message.sequence, 10)
+	id := RequestStream + "." + strconv.FormatUint(s.sequence, 10)
 	err := insist(s.calling, func(ctx context.Context) error {
 		_, err := s.JetStream.PublishMsg(ctx, msg, jetstream.WithMsgID(id))
 		return err
@@ -315,7 +289,7 @@ func (s *settlement) bury(e *envelope.Error) {
 // describe says in the span what the wide line says.
 func (s *settlement) describe(method, class string, code envelope.Code, status, attempts int) {
 	s.span.String("zoho.request.id", s.id())
-	s.span.String("zoho.queue", s.queue.name)
+	s.span.String("zoho.queue", s.queue)
 	s.span.String("http.request.method", method)
 	s.span.String("zoho.class", class)
 	s.span.String("zoho.outcome", s.outcome)
@@ -335,7 +309,10 @@ func (s *settlement) log(begun time.Time) {
 	operation, class := none, none
 	if s.request != nil && s.request.Method != "" && s.request.Path != "" {
 		method = s.request.Method
-		op := zoho.OperationOf(method, s.request.Path)
+		op := s.op
+		if op.Name == "" {
+			op = zoho.OperationOf(method, s.request.Path)
+		}
 		operation, class = op.Name, op.Class()
 	}
 	if s.response != nil {
@@ -344,7 +321,7 @@ func (s *settlement) log(begun time.Time) {
 			code = s.response.Error.Code
 		}
 	}
-	waited := begun.Sub(s.message.stored.Add(time.Since(s.Clock.Now())))
+	waited := begun.Sub(s.stored.Add(time.Since(s.Clock.Now())))
 	s.metrics.settled(method, class, s.outcome, code)
 	if s.span.On() {
 		s.describe(method, class, code, status, attempts)
@@ -362,7 +339,7 @@ func (s *settlement) log(begun time.Time) {
 	// handler here shows, for as much as a quarter of the line's price.
 	line := slog.NewRecord(time.Now(), level, "request settled", 0)
 	line.AddAttrs(
-		slog.String("connection", s.connection), slog.String("queue", s.queue.name),
+		slog.String("connection", s.connection), slog.String("queue", s.queue),
 		slog.String("method", method), slog.String("operation", operation), slog.String("id", s.id()),
 		slog.Int("attempts", attempts), slog.String("outcome", s.outcome), slog.String("code", string(code)),
 		slog.Int("status", status), slog.Float64("waited_ms", milliseconds(max(waited, 0))),

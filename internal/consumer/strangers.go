@@ -3,58 +3,81 @@ package consumer
 import (
 	"context"
 	"errors"
-	"fmt"
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
+
+	"zoho-worker/internal/envelope"
 )
 
-// strangersAtOnce bounds how many connections that nobody knows are answered
-// for at a time.
+// strangersAtOnce bounds how many subjects that nobody serves are answered for
+// at a time.
 const strangersAtOnce = 8
 
-// answerStranger answers the requests of a connection that nobody knows, out of
-// the stream and without a consumer: anybody who may publish can name any number
-// of connections, each consumer on the stream makes every ack of every org
-// slower, and the server has a limit to their number. Two workers may do it at a
-// time; the first stored answer stands.
-func (c *Consumer) answerStranger(q *queue, p plan) error {
+// answerFor answers the requests of a subject that nobody serves: its connection
+// isn't known, or there is no such lane.
+func (c *Consumer) answerFor(rest string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.stopped || c.answering[rest] {
+		return
+	}
+	c.answering[rest] = true
+	c.loops.Go(func() {
+		defer func() {
+			c.mu.Lock()
+			delete(c.answering, rest)
+			c.mu.Unlock()
+		}()
+		c.answerStranger(rest)
+	})
+}
+
+// answerStranger answers requests out of the stream and without a consumer:
+// anybody who may publish can name any number of connections, each consumer on
+// the stream makes every ack of every org slower, and the server has a limit to
+// their number. Two workers may do it at a time; the first stored answer stands.
+func (c *Consumer) answerStranger(rest string) {
 	select {
 	case c.strangers <- struct{}{}:
 		defer func() { <-c.strangers }()
 	case <-c.pulling.Done():
-		return nil
+		return
 	}
-	for _, subject := range p.subjects {
-		for last := uint64(0); c.pulling.Err() == nil; {
-			ctx, cancel := context.WithTimeout(c.pulling, 5*time.Second)
-			msg, err := c.stream.GetMsg(ctx, last+1, jetstream.WithGetMsgSubject(subject))
-			cancel()
-			if errors.Is(err, jetstream.ErrMsgNotFound) {
-				break
+	key, known := parseLane(rest)
+	for last := uint64(0); c.pulling.Err() == nil; {
+		ctx, cancel := context.WithTimeout(c.pulling, 5*time.Second)
+		msg, err := c.stream.GetMsg(ctx, last+1, jetstream.WithGetMsgSubject(requestPrefix+rest))
+		cancel()
+		switch {
+		case errors.Is(err, jetstream.ErrMsgNotFound):
+			return
+		case err != nil:
+			if c.pulling.Err() == nil {
+				c.Logger.Warn("requests that nobody serves not read for a moment", "subject", requestPrefix+rest, "err", err)
 			}
-			if err != nil {
-				return fmt.Errorf("read requests of %s: %w", q.name, err)
-			}
-			last = msg.Sequence
-			if c.places.Acquire(c.pulling, 1) != nil {
-				return nil
-			}
-			c.requests.Add(1)
-			c.workOut(q, &message{
-				subject: msg.Subject, header: msg.Header, data: msg.Data, sequence: msg.Sequence, stored: msg.Time,
-				again: true, // it may be answered already, by another worker
-				done:  func() error { return c.stream.DeleteMsg(c.calling, msg.Sequence) },
-				later: func(time.Duration) error { return nil }, // the next look finds it
-			})
+			return
 		}
+		last = msg.Sequence
+		e := &entry{
+			subject: msg.Subject, connection: key.connection, header: msg.Header, data: msg.Data, sequence: msg.Sequence,
+			stored: storedAt(msg.Header, msg.Time),
+			again:  true, // it may be answered already, by another worker
+		}
+		c.decode(e)
+		if !known && e.refused == nil {
+			e.refused = &envelope.Error{
+				Code:    envelope.InvalidRequest,
+				Message: "the subject " + msg.Subject + " names no lane: publish to " + requestPrefix + key.connection + ", or to " + requestPrefix + key.connection + ".bulk",
+			}
+		}
+		if c.directory.queue(key.connection) != "" && known {
+			return // there is such a connection now
+		}
+		c.requests.Add(1)
+		func() {
+			defer c.requests.Done()
+			c.work("unknown/"+rest, e) // what has to wait is found by the next look
+		}()
 	}
-	return nil
-}
-
-// workOut works on a message that has a place and is counted.
-func (c *Consumer) workOut(q *queue, m *message) {
-	defer c.requests.Done()
-	defer c.places.Release(1)
-	c.work(q, m)
 }

@@ -12,6 +12,7 @@ import (
 	"zoho-worker/internal/connection"
 	"zoho-worker/internal/consent"
 	"zoho-worker/internal/dead"
+	"zoho-worker/internal/lease"
 	"zoho-worker/internal/ledger"
 	"zoho-worker/internal/token"
 )
@@ -62,12 +63,12 @@ func (t Topology) Ensure(ctx context.Context, js jetstream.JetStream) error {
 }
 
 func (t Topology) streams() []jetstream.StreamConfig {
-	return []jetstream.StreamConfig{
+	return append([]jetstream.StreamConfig{
 		{
 			Name: RequestStream, Description: "requests until they are answered", Subjects: []string{"zoho.requests.>"},
 			Retention: jetstream.WorkQueuePolicy, Storage: jetstream.FileStorage, Discard: jetstream.DiscardNew,
 			Replicas: t.Replicas, Duplicates: 2 * time.Minute,
-			// One consumer per org that has work. The server's own default of 1,000
+			// One consumer per lane that has work. The server's own default of 1,000
 			// holds for -1 too, and can't be changed once the stream is there.
 			MaxConsumers: 20_000,
 			// Only the headers: this wakes a worker for an org that had no work.
@@ -92,11 +93,11 @@ func (t Topology) streams() []jetstream.StreamConfig {
 		connection.StreamConfig(t.Replicas),
 		token.StreamConfig(t.Replicas),
 		consent.StreamConfig(t.Replicas),
-	}
+	}, lease.StreamConfigs(t.Replicas)...)
 }
 
-// ensureConsumer creates an org's consumer. There being one already, whatever
-// its configuration, is fine: the caller mends it.
+// ensureConsumer creates a lane's consumer. There being one already is fine, as
+// of a version that asked for another AckWait.
 func ensureConsumer(ctx context.Context, js jetstream.JetStream, config jetstream.ConsumerConfig) (jetstream.Consumer, error) {
 	c, err := js.CreateConsumer(ctx, RequestStream, config)
 	if errors.Is(err, jetstream.ErrConsumerExists) {

@@ -268,11 +268,11 @@ func SplitRecords(body []byte) (*Batch, bool) {
 	return b, times == 1 && s.end()
 }
 
-// CountRecords returns how many elements the array data has in the body of a
-// write, 0 where there is none.
-func CountRecords(body []byte) (n int) {
+// CountElements returns how many elements the array that is a member of the
+// object in body has, 0 where there is none.
+func CountElements(body []byte, member string) (n int) {
 	s := scanner{data: body, depth: MaxDepth}
-	eachMember(&s, "data", func() {
+	eachMember(&s, member, func() {
 		if s.peek() != '[' {
 			s.refuse(inSchema, "")
 			return

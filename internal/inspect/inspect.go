@@ -15,8 +15,8 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -26,6 +26,7 @@ import (
 	"zoho-worker/internal/connection"
 	"zoho-worker/internal/consent"
 	"zoho-worker/internal/consumer"
+	"zoho-worker/internal/lease"
 	"zoho-worker/internal/ledger"
 	"zoho-worker/internal/token"
 )
@@ -34,13 +35,19 @@ import (
 type Reader struct {
 	NC *nats.Conn
 	JS jetstream.JetStream
+	// Quiet is for how long no worker may say anything before those that did are
+	// taken for all of them. Default 200 ms.
+	Quiet time.Duration
+
+	blindUntil atomic.Int64 // Unix nanoseconds: the records of connections could not be read
 }
 
 // Streams are the names of the streams a worker needs.
 func Streams() []string {
 	return []string{
 		consumer.RequestStream, consumer.ResponseStream, consumer.DeadStream, consumer.EventStream,
-		ledger.StreamName, connection.StreamName, token.StreamName, consent.StreamName, "OBJ_" + consumer.BodyBucket,
+		ledger.StreamName, connection.StreamName, token.StreamName, consent.StreamName,
+		lease.WorkerStream, lease.QueueStream, "OBJ_" + consumer.BodyBucket,
 	}
 }
 
@@ -51,7 +58,7 @@ type Overview struct {
 	Version  string    `json:"nats_version"`
 	Streams  []Stream  `json:"streams"`
 	Queues   []Queue   `json:"queues"`
-	Unqueued []Waiting `json:"unqueued,omitempty"` // connections whose requests are in no queue
+	Unqueued []Waiting `json:"unqueued,omitempty"` // connections whose requests are in no queue that is known
 	Workers  []Worker  `json:"workers"`
 	// Connections by status, as the workers know them; nil where none answers.
 	Connections map[string]int      `json:"connections"`
@@ -68,25 +75,6 @@ type Stream struct {
 	Err      string        `json:"err,omitempty"`
 }
 
-// Queue is an org's queue.
-type Queue struct {
-	Name        string        `json:"name"`
-	Connections []string      `json:"connections"`
-	Waiting     int           `json:"waiting"`
-	InHand      int           `json:"in_hand"`
-	Places      int           `json:"places"`
-	Paused      time.Duration `json:"paused_ns,omitempty"` // for how long still
-	Cause       string        `json:"cause,omitempty"`     // the answer of Zoho's that it is paused for
-
-	info *jetstream.ConsumerInfo
-}
-
-// Waiting is how many requests of a connection wait.
-type Waiting struct {
-	Connection string `json:"connection"`
-	Requests   uint64 `json:"requests"`
-}
-
 // Worker is a worker as it answers.
 type Worker struct {
 	ID      string    `json:"id"`
@@ -95,8 +83,6 @@ type Worker struct {
 	Calls   int       `json:"calls"` // taken at zoho.call.…
 	consumer.About
 }
-
-const requestPrefix = "zoho.requests."
 
 // Overview looks at everything. Faults of single parts are in it; the error is
 // of a NATS that has no JetStream or doesn't answer.
@@ -111,10 +97,7 @@ func (r *Reader) Overview(ctx context.Context) (*Overview, error) {
 		o.Streams = append(o.Streams, r.stream(ctx, name))
 	}
 	var err error
-	o.Queues, err = r.Queues(ctx)
-	if err == nil {
-		o.Unqueued, err = r.unqueued(ctx, o.Queues)
-	}
+	o.Queues, o.Unqueued, err = r.Queues(ctx)
 	looking.Wait()
 	for _, w := range o.Workers {
 		if o.Connections == nil {
@@ -153,120 +136,8 @@ func now(info *jetstream.StreamInfo) time.Time {
 	return info.TimeStamp
 }
 
-// Queues are the org queues, those with the most waiting first. The error is
-// jetstream.ErrStreamNotFound where no worker ever ran.
-func (r *Reader) Queues(ctx context.Context) ([]Queue, error) {
-	stream, err := r.JS.Stream(ctx, consumer.RequestStream)
-	if err != nil {
-		return nil, err
-	}
-	var queues []Queue
-	list := stream.ListConsumers(ctx)
-	for info := range list.Info() {
-		queues = append(queues, queueOf(info))
-	}
-	if err := list.Err(); err != nil {
-		return nil, fmt.Errorf("list the queues: %w", err)
-	}
-	slices.SortFunc(queues, func(a, b Queue) int {
-		return cmp.Or(cmp.Compare(b.Waiting, a.Waiting), cmp.Compare(b.InHand, a.InHand), strings.Compare(a.Name, b.Name))
-	})
-	for i := range queues {
-		if queues[i].Paused > 0 && i < 50 {
-			queues[i].Cause, _ = r.cause(ctx, queues[i])
-		}
-	}
-	return queues, nil
-}
-
-func queueOf(info *jetstream.ConsumerInfo) Queue {
-	q := Queue{
-		Name: info.Name, Waiting: int(info.NumPending), InHand: info.NumAckPending, Places: info.Config.MaxAckPending, info: info,
-	}
-	if info.Paused {
-		q.Paused = info.PauseRemaining
-	}
-	for _, subject := range q.subjects() {
-		if name, ok := strings.CutPrefix(subject, requestPrefix); ok && !strings.Contains(name, ".") {
-			q.Connections = append(q.Connections, name)
-		}
-	}
-	return q
-}
-
-func (q Queue) subjects() []string {
-	if len(q.info.Config.FilterSubjects) > 0 {
-		return q.info.Config.FilterSubjects
-	}
-	return []string{q.info.Config.FilterSubject}
-}
-
-// paused is the event of a pause, as the consumer publishes it.
-type paused struct {
-	Event string    `json:"event"`
-	Queue string    `json:"queue"`
-	Until time.Time `json:"until"`
-	Cause string    `json:"cause"`
-	At    time.Time `json:"at"`
-}
-
-// cause looks for the answer of Zoho's that the queue is paused for, in the last
-// event of each of its connections, 20 at most.
-func (r *Reader) cause(ctx context.Context, q Queue) (string, bool) {
-	stream, err := r.JS.Stream(ctx, consumer.EventStream)
-	if err != nil {
-		return "", false
-	}
-	var last paused
-	for _, name := range q.Connections[:min(20, len(q.Connections))] {
-		msg, err := stream.GetLastMsgForSubject(ctx, "zoho.events."+name)
-		var event paused
-		if err != nil || json.Unmarshal(msg.Data, &event) != nil || event.Event != "paused" || event.Queue == "" {
-			continue
-		}
-		if event.Until.After(last.Until) {
-			last = event
-		}
-	}
-	return last.Cause, last.Cause != ""
-}
-
-// unqueued are the connections with requests that no queue covers: revoked or
-// unknown ones, or no worker has taken them up yet.
-func (r *Reader) unqueued(ctx context.Context, queues []Queue) ([]Waiting, error) {
-	stream, err := r.JS.Stream(ctx, consumer.RequestStream)
-	if err != nil {
-		return nil, err
-	}
-	info, err := stream.Info(ctx, jetstream.WithSubjectFilter("zoho.requests.>"))
-	if err != nil {
-		return nil, fmt.Errorf("look at stream %s: %w", consumer.RequestStream, err)
-	}
-	covered := map[string]bool{}
-	for _, q := range queues {
-		for _, name := range q.Connections {
-			covered[name] = true
-		}
-	}
-	count := map[string]uint64{}
-	for subject, n := range info.State.Subjects {
-		name, _, _ := strings.Cut(strings.TrimPrefix(subject, requestPrefix), ".")
-		if !covered[name] {
-			count[name] += n
-		}
-	}
-	var waiting []Waiting
-	for name, n := range count {
-		waiting = append(waiting, Waiting{name, n})
-	}
-	slices.SortFunc(waiting, func(a, b Waiting) int {
-		return cmp.Or(cmp.Compare(b.Requests, a.Requests), strings.Compare(a.Connection, b.Connection))
-	})
-	return waiting, nil
-}
-
-// gather is for how long the workers are listened to, and quiet how long nobody
-// may say anything before that is taken for all of them.
+// gather is for how long the workers are listened to, and quiet for how long
+// nobody may say anything before that is taken for all of them.
 const (
 	gather = time.Second
 	quiet  = 200 * time.Millisecond
@@ -275,10 +146,10 @@ const (
 // Workers asks the workers for their stats, through the NATS micro service zoho.
 func (r *Reader) Workers(ctx context.Context) []Worker {
 	var workers []Worker
-	r.ask(ctx, "$SRV.STATS.zoho", nil, func(data []byte) {
+	r.ask(ctx, "$SRV.STATS.zoho", nil, func(data []byte) (enough bool) {
 		var stats micro.Stats
 		if json.Unmarshal(data, &stats) != nil {
-			return
+			return false
 		}
 		w := Worker{ID: stats.ID, Version: stats.Version, Started: stats.Started}
 		for _, endpoint := range stats.Endpoints {
@@ -288,13 +159,15 @@ func (r *Reader) Workers(ctx context.Context) []Worker {
 			}
 		}
 		workers = append(workers, w)
+		return false
 	})
 	slices.SortFunc(workers, func(a, b Worker) int { return a.Started.Compare(b.Started) })
 	return workers
 }
 
-// ask publishes a question and hands over the answers of all who have one.
-func (r *Reader) ask(ctx context.Context, subject string, data []byte, answer func([]byte)) {
+// ask publishes a question and hands over the answers of all who have one, until
+// answer has enough.
+func (r *Reader) ask(ctx context.Context, subject string, data []byte, answer func([]byte) (enough bool)) {
 	inbox := r.NC.NewInbox()
 	sub, err := r.NC.SubscribeSync(inbox)
 	if err != nil {
@@ -304,11 +177,14 @@ func (r *Reader) ask(ctx context.Context, subject string, data []byte, answer fu
 	if r.NC.PublishRequest(subject, inbox, data) != nil {
 		return
 	}
-	for until, wait := time.Now().Add(gather), 2*quiet; time.Now().Before(until) && ctx.Err() == nil; wait = quiet {
+	pause := cmp.Or(r.Quiet, quiet)
+	for until, wait := time.Now().Add(gather), 2*pause; time.Now().Before(until) && ctx.Err() == nil; wait = pause {
 		msg, err := sub.NextMsg(wait)
 		if err != nil || len(msg.Data) == 0 && msg.Header.Get("Status") == "503" {
 			return
 		}
-		answer(msg.Data)
+		if answer(msg.Data) {
+			return
+		}
 	}
 }

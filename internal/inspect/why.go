@@ -1,6 +1,7 @@
 package inspect
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -15,8 +16,11 @@ import (
 	"zoho-worker/internal/connection"
 	"zoho-worker/internal/consumer"
 	"zoho-worker/internal/envelope"
+	"zoho-worker/internal/flow"
 	"zoho-worker/internal/ledger"
 	"zoho-worker/internal/register"
+	"zoho-worker/internal/relay"
+	"zoho-worker/internal/zoho"
 )
 
 // State is what a request waits for. The list is closed.
@@ -27,14 +31,25 @@ const (
 	Answered      State = "answered"
 	Unknown       State = "unknown"       // neither a request nor a response is there
 	Unseen        State = "unseen"        // not found, and not everything was looked at
-	InCall        State = "in_hand"       // a worker has it in hand
-	Returned      State = "returned"      // it was handed out, and comes again
-	Paused        State = "paused"        // the org's queue is paused
+	InCall        State = "in_hand"       // it is under way
+	Returned      State = "returned"      // it was tried or handed out, and comes again
+	Paused        State = "paused"        // the org, or what is heavy of it, is paused
 	Queued        State = "queued"        // others are before it, or the org has no free place
+	Heavy         State = "heavy"         // it is heavy, and as many heavy calls as may be are in flight
+	Credits       State = "credits"       // the credits don't allow it now
+	Ordered       State = "ordered"       // it waits for the one before it
+	Token         State = "token"         // there is no access token now
 	Authorization State = "authorization" // the connection is revoked
 	Stranger      State = "stranger"      // nobody knows the connection
 	NoWorker      State = "no_worker"
 )
+
+// States returns the closed list.
+func States() []State {
+	return []State{
+		Answered, Unknown, Unseen, InCall, Returned, Paused, Queued, Heavy, Credits, Ordered, Token, Authorization, Stranger, NoWorker,
+	}
+}
 
 // Why is why a request is not answered yet, or that it is.
 type Why struct {
@@ -45,12 +60,17 @@ type Why struct {
 	Sequence   uint64    `json:"sequence,omitempty"`
 	StoredAt   time.Time `json:"stored_at,omitzero"`
 	Deadline   time.Time `json:"deadline,omitzero"`
+	Lane       string    `json:"lane,omitempty"`
 	Queue      *Queue    `json:"queue,omitempty"`
-	// Place is how many requests of the org are before it; PlaceAtLeast says that
+	// Place is how many requests of its lane are before it; PlaceAtLeast says that
 	// there may be more.
 	Place        int            `json:"place,omitempty"`
 	PlaceAtLeast bool           `json:"place_at_least,omitempty"`
 	Estimate     *time.Duration `json:"estimate_ns,omitempty"`
+
+	request *envelope.Request // nil where it can't be decoded
+	weight  zoho.Weight
+	rate    float64 // requests of its lane that are settled a second; 0: not known
 }
 
 // Bounds of a search for an id: how many requests are read, and for how long,
@@ -93,7 +113,7 @@ func (r *Reader) Why(ctx context.Context, name, id string) (*Why, error) {
 		}
 		return w.say(Unknown, "there is neither a request %s of %s nor a response to it: it was never published, was answered to an inbox only (a GET), is a dead letter, or its response was kept for its time", id, name), nil
 	}
-	return w, r.explain(ctx, stream, w, found, true)
+	return w, r.explain(ctx, w, found, true)
 }
 
 // At is Why for a request whose sequence is known; quick, it measures no rate.
@@ -110,7 +130,7 @@ func (r *Reader) At(ctx context.Context, name string, sequence uint64) (*Why, er
 	if err != nil {
 		return w, err
 	}
-	return w, r.explain(ctx, stream, w, msg, false)
+	return w, r.explain(ctx, w, msg, false)
 }
 
 func (w *Why) say(state State, format string, args ...any) *Why {
@@ -214,91 +234,181 @@ func idOf(data []byte) string {
 	return doc.ID
 }
 
+// storedHeader is what a request carries that was moved to another lane: when it
+// was first stored.
+const storedHeader = "Zoho-Stored"
+
 // explain says why a request that is in the stream is not answered.
-func (r *Reader) explain(ctx context.Context, stream jetstream.Stream, w *Why, msg *jetstream.RawStreamMsg, measure bool) error {
+func (r *Reader) explain(ctx context.Context, w *Why, msg *jetstream.RawStreamMsg, measure bool) error {
 	w.Sequence, w.StoredAt = msg.Sequence, msg.Time
-	request, err := (&envelope.Decoder{MaxBytes: 64 << 20, ReplyPrefixes: []string{""}}).Decode(msg.Data, msg.Time)
-	if err == nil {
-		w.Deadline = request.Deadline
+	if first, err := time.Parse(time.RFC3339Nano, msg.Header.Get(storedHeader)); err == nil {
+		w.StoredAt = first
 	}
-	queues, err := r.Queues(ctx)
-	if err != nil {
+	_, w.Lane = laneOf(msg.Subject)
+	request, err := (&envelope.Decoder{MaxBytes: 64 << 20, ReplyPrefixes: []string{""}}).Decode(msg.Data, w.StoredAt)
+	if err == nil {
+		w.request, w.Deadline = request, request.Deadline
+		_, w.weight = zoho.Weigh(request)
+	}
+	var hand *consumer.InHand
+	var record *connection.Connection
+	var there *stored
+	var rerr, serr error
+	var asking sync.WaitGroup
+	asking.Go(func() { hand = r.hand(ctx, w) })
+	asking.Go(func() { record, rerr = r.connection(ctx, nil, w.Connection) })
+	asking.Go(func() { there, serr = r.stored(ctx) })
+	asking.Wait()
+	switch {
+	case serr != nil:
+		return serr
+	case hand != nil:
+		q := &Queue{Name: hand.Org.Queue}
+		q.see(hand.Org, there)
+		q.finish()
+		w.Queue, w.Place = q, hand.Before
+		if measure && !hand.Running && q.Paused == 0 {
+			w.rate = r.rate(ctx, there.stream, w)
+		}
+		w.inHand(hand, record, r.claim(ctx, w), there.now)
+		return nil
+	case errors.Is(rerr, ErrNoConnection):
+		w.say(Stranger, "there is no connection %s: the request is about to be answered unknown_connection", w.Connection)
+		return nil
+	case rerr != nil:
+		return rerr
+	case record.Status == connection.Revoked:
+		w.revoked(record)
+		return nil
+	case record.Status != connection.Active:
+		w.say(Authorization, "the record of connection %s can't be read: the request waits for somebody to mend it%s", w.Connection, w.until())
+		return nil
+	}
+	if w.Queue, err = r.queue(ctx, record, there); err != nil {
 		return err
 	}
-	for i := range queues {
-		if contains(queues[i].Connections, w.Connection) {
-			w.Queue = &queues[i]
+	if w.Queue.Owner == "" {
+		w.say(NoWorker, "no worker has taken up the queue %s of %s (is one running?)%s%s", w.Queue.Name, w.Connection, w.Queue.pause("; it is"), w.until())
+		return nil
+	}
+	return r.inStream(ctx, there.stream, w, measure)
+}
+
+// hand asks the workers which of them has the request in hand.
+func (r *Reader) hand(ctx context.Context, w *Why) (hand *consumer.InHand) {
+	r.ask(ctx, "zoho.hand."+w.Connection, strconv.AppendUint(nil, w.Sequence, 10), func(data []byte) (enough bool) {
+		var h consumer.InHand
+		if json.Unmarshal(data, &h) != nil {
+			return false
+		}
+		hand = &h
+		return true
+	})
+	return hand
+}
+
+// revoked is for a request whose connection waits for a person.
+func (w *Why) revoked(record *connection.Connection) {
+	since, reason := "", "Zoho no longer accepts its refresh token"
+	if record != nil {
+		if !record.RevokedAt.IsZero() {
+			since = " since " + clock(record.RevokedAt)
+		}
+		reason = cmp.Or(record.StatusReason, reason)
+	}
+	w.say(Authorization, "connection %s is revoked%s (%s): the request waits for somebody to authorize it again%s", w.Connection, since, reason, w.until())
+}
+
+// inHand is for a request that its org's worker has in hand.
+func (w *Why) inHand(h *consumer.InHand, record *connection.Connection, claim string, now time.Time) {
+	worker := fmt.Sprintf("in hand of worker %s (pid %d) since %s", h.Host, h.PID, clock(h.Since))
+	again := ""
+	if left := h.Until.Sub(now); left > 0 {
+		again = fmt.Sprintf(", looked at again in %s, at %s", ago(left), clock(h.Until))
+	}
+	waits := func(state State, format string, args ...any) {
+		w.say(state, "%s, %s%s%s%s", worker, fmt.Sprintf(format, args...), claim, again, w.until())
+	}
+	if h.Running {
+		w.say(InCall, "under way: %s, for %s%s", worker, ago(now.Sub(h.Since)), claim)
+		return
+	}
+	switch h.Waits {
+	case string(flow.Paused), string(flow.HeavyPaused), string(flow.HeavyFull), string(flow.CreditsOut), string(flow.Reserved), string(flow.BudgetSpent):
+		w.held(flow.Reason(h.Waits), h.Until, now)
+	case "order":
+		what := "its connection is ordered"
+		if w.request != nil && w.request.OrderKey != "" {
+			what = fmt.Sprintf("its order key is %q", w.request.OrderKey)
+		}
+		waits(Ordered, "%s: it starts when the one before it is answered", what)
+	case string(relay.WaitToken):
+		waits(Token, "there is no access token of %s now", w.Connection)
+	case string(relay.WaitRevoked):
+		w.revoked(record)
+	case string(relay.WaitClaim):
+		waits(Returned, "another worker sends it, or did when it died")
+	case string(relay.WaitRetry):
+		waits(Returned, "Zoho failed on it: it is tried again")
+	case string(relay.WaitStorage), string(relay.WaitStopping):
+		waits(Returned, "it could not be tried: it comes again (%s)", h.Waits)
+	default:
+		w.queued()
+	}
+}
+
+// inStream is for a request that no worker has in hand, of an org that is served.
+func (r *Reader) inStream(ctx context.Context, stream jetstream.Stream, w *Why, measure bool) error {
+	q := w.Queue
+	there, err := stream.Consumer(ctx, w.durable())
+	var last uint64
+	switch {
+	case errors.Is(err, jetstream.ErrConsumerNotFound):
+	case err != nil:
+		return err
+	default:
+		last = there.CachedInfo().Delivered.Stream
+	}
+	if last >= w.Sequence && q.PausedUntil.IsZero() {
+		w.say(Returned, "was handed to a worker, and comes again by itself%s: its worker gave it back, or died%s", r.claim(ctx, w), w.until())
+		return nil
+	}
+	w.Place, w.PlaceAtLeast = before(ctx, stream, requestPrefix+w.rest(), last, w.Sequence)
+	for _, l := range q.Lanes {
+		if l.Connection == w.Connection && l.Lane == w.Lane {
+			w.Place += l.Held
 		}
 	}
-	if w.Queue == nil {
-		r.withoutQueue(ctx, w)
+	switch {
+	case q.Paused > 0:
+		w.held(flow.Paused, q.PausedUntil, time.Now())
+		return nil
+	case w.weight.Heavy && q.HeavyPause != nil:
+		w.held(flow.HeavyPaused, q.HeavyPause.Until, time.Now())
+		return nil
+	case q.Blocked == flow.CreditsOut, q.Blocked == flow.Reserved && w.bulk():
+		w.held(q.Blocked, time.Time{}, time.Now())
 		return nil
 	}
-	q := w.Queue
-	if q.info.Delivered.Stream >= msg.Sequence {
-		r.delivered(ctx, w)
-		return nil
+	if measure {
+		w.rate = r.rate(ctx, stream, w)
 	}
-	w.Place, w.PlaceAtLeast = before(ctx, stream, q, msg.Sequence)
-	var rate float64
-	if measure && q.Paused == 0 {
-		rate = r.rate(ctx, stream, q)
-	}
-	w.wait(rate)
+	w.queued()
 	return nil
 }
 
-func contains(list []string, s string) bool {
-	for _, v := range list {
-		if v == s {
-			return true
-		}
+// rest is what follows the prefix in the request's subject.
+func (w *Why) rest() string {
+	if w.Lane == "" {
+		return w.Connection
 	}
-	return false
+	return w.Connection + "." + w.Lane
 }
 
-// withoutQueue is for a request that no queue covers.
-func (r *Reader) withoutQueue(ctx context.Context, w *Why) {
-	var record struct {
-		Status    connection.Status `json:"status"`
-		Reason    string            `json:"status_reason"`
-		RevokedAt time.Time         `json:"revoked_at"`
-	}
-	entry, err := register.New(r.JS, connection.StreamName, 2*time.Second).Get(ctx, "zoho.connections."+w.Connection)
-	if err == nil {
-		err = json.Unmarshal(entry.Data, &record)
-	}
-	switch {
-	case errors.Is(err, register.ErrNotFound), err == nil && record.Status == connection.Removed:
-		w.say(Stranger, "there is no connection %s: the request is about to be answered unknown_connection", w.Connection)
-	case err == nil && record.Status == connection.Revoked:
-		w.say(Authorization, "connection %s is revoked since %s (%s): the request waits for somebody to authorize it again%s",
-			w.Connection, clock(record.RevokedAt), record.Reason, w.until())
-	default:
-		w.say(NoWorker, "no worker has taken up the queue of %s (is one running?)%s", w.Connection, w.until())
-	}
-}
+// durable is the name of the lane's JetStream consumer.
+func (w *Why) durable() string { return strings.ReplaceAll(w.rest(), ".", "~") }
 
-// delivered is for a request that was handed to a worker.
-func (r *Reader) delivered(ctx context.Context, w *Why) {
-	var hand *consumer.InHand
-	r.ask(ctx, "zoho.hand."+w.Connection, strconv.AppendUint(nil, w.Sequence, 10), func(data []byte) {
-		var h consumer.InHand
-		if json.Unmarshal(data, &h) == nil {
-			hand = &h
-		}
-	})
-	claim := r.claim(ctx, w)
-	q := w.Queue
-	switch {
-	case hand != nil:
-		w.say(InCall, "in hand of worker %s (pid %d) since %s, for %s%s", hand.Host, hand.PID, clock(hand.Since), ago(time.Since(hand.Since)), claim)
-	case q.Paused > 0:
-		w.say(Paused, "was handed to a worker and given back%s: the queue %s is paused for another %s%s%s", claim, q.Name, ago(q.Paused), q.because(), w.until())
-	default:
-		w.say(Returned, "was handed to a worker, and comes again by itself%s: it waits for a token, for another attempt, or its worker died%s", claim, w.until())
-	}
-}
+func (w *Why) bulk() bool { return strings.HasPrefix(w.Lane, string(consumer.Bulk)) }
 
 // claim says how the claim of a request stands that is sent once.
 func (r *Reader) claim(ctx context.Context, w *Why) string {
@@ -321,69 +431,133 @@ func (r *Reader) claim(ctx context.Context, w *Why) string {
 	return fmt.Sprintf(" (claimed by a worker at %s, for another %s at most)", clock(entry.Time), ago(left))
 }
 
-// before counts the requests of the queue that are handed out before the one at
+// before counts the requests of the lane that are handed out before the one at
 // sequence, up to a bound; more says that there may be more.
-func before(ctx context.Context, stream jetstream.Stream, q *Queue, sequence uint64) (n int, more bool) {
+func before(ctx context.Context, stream jetstream.Stream, subject string, last, sequence uint64) (n int, more bool) {
 	ctx, cancel := context.WithTimeout(ctx, 3*time.Second)
 	defer cancel()
-	for _, subject := range q.subjects() {
-		for next := q.info.Delivered.Stream + 1; next < sequence; {
-			if n >= countMost {
-				return n, true
-			}
-			msg, err := stream.GetMsg(ctx, next, jetstream.WithGetMsgSubject(subject))
-			if errors.Is(err, jetstream.ErrMsgNotFound) || err == nil && msg.Sequence >= sequence {
-				break
-			}
-			if err != nil {
-				return n, true
-			}
-			n, next = n+1, msg.Sequence+1
+	for next := last + 1; next < sequence; {
+		if n >= countMost {
+			return n, true
 		}
+		msg, err := stream.GetMsg(ctx, next, jetstream.WithGetMsgSubject(subject))
+		if errors.Is(err, jetstream.ErrMsgNotFound) || err == nil && msg.Sequence >= sequence {
+			break
+		}
+		if err != nil {
+			return n, true
+		}
+		n, next = n+1, msg.Sequence+1
 	}
 	return n, false
 }
 
-// rate is how many requests of the queue are handed out a second, as it is now.
-func (r *Reader) rate(ctx context.Context, stream jetstream.Stream, q *Queue) float64 {
+// rate is how many requests of the lane are settled a second, as it is now.
+func (r *Reader) rate(ctx context.Context, stream jetstream.Stream, w *Why) float64 {
+	settled := func() (int64, bool) {
+		there, err := stream.Consumer(ctx, w.durable())
+		if err != nil {
+			return 0, false
+		}
+		info := there.CachedInfo()
+		return int64(info.Delivered.Consumer) - int64(info.NumAckPending), true
+	}
 	begun := time.Now()
+	first, ok := settled()
+	if !ok {
+		return 0
+	}
 	select {
 	case <-time.After(rateMeasure):
 	case <-ctx.Done():
 		return 0
 	}
-	there, err := stream.Consumer(ctx, q.Name)
-	if err != nil {
+	last, ok := settled()
+	if !ok || last < first {
 		return 0
 	}
-	return float64(there.CachedInfo().Delivered.Consumer-q.info.Delivered.Consumer) / time.Since(begun).Seconds()
+	return float64(last-first) / time.Since(begun).Seconds()
 }
 
-// wait says where in its queue a request is.
-func (w *Why) wait(rate float64) {
-	q := w.Queue
-	place := fmt.Sprintf("%d requests are before it", w.Place)
+// place says how many are before it.
+func (w *Why) place() string {
+	lane := ""
+	if w.Lane != "" {
+		lane = " of its lane " + w.Lane
+	}
 	switch {
 	case w.PlaceAtLeast:
-		place = "at least " + place
+		return fmt.Sprintf("at least %d requests%s are before it", w.Place, lane)
 	case w.Place == 0:
-		place = "it is the next"
+		return "it is the next" + lane
 	case w.Place == 1:
-		place = "1 request is before it"
+		return "1 request" + lane + " is before it"
 	}
-	limits := fmt.Sprintf("%d of the org's %d places are taken", q.InHand, q.Places)
+	return fmt.Sprintf("%d requests%s are before it", w.Place, lane)
+}
+
+// limits says what of the org's limits is used.
+func (w *Why) limits() string {
+	q := w.Queue
+	said := fmt.Sprintf("%d of the org's %d places are taken", q.InFlight, q.Places)
+	if q.lowered {
+		said += " (fewer than configured, because Zoho refused more)"
+	}
+	if w.weight.Heavy {
+		said += fmt.Sprintf(", %d of %d for heavy calls", q.Heavy, q.HeavyPlaces)
+	}
+	return said
+}
+
+// queued is for a request that waits for its turn.
+func (w *Why) queued() {
+	turn := ""
+	if w.bulk() {
+		turn = ", interactive requests go before bulk ones"
+	}
 	switch {
-	case q.Paused > 0:
-		w.estimate(q.Paused)
-		w.say(Paused, "in queue %s, which is paused for another %s%s; then %s%s", q.Name, ago(q.Paused), q.because(), place, w.until())
-	case rate > 0:
-		d := time.Duration(float64(w.Place+1) / rate * float64(time.Second))
+	case w.rate > 0:
+		d := time.Duration(float64(w.Place+1) / w.rate * float64(time.Second))
 		w.estimate(d)
-		w.say(Queued, "in queue %s: %s, %s; at %.3g a second its turn comes in about %s%s", q.Name, place, limits, rate, ago(d), w.until())
-	case q.InHand >= q.Places:
-		w.say(Queued, "in queue %s: %s, %s, and no call has ended in the last second%s", q.Name, place, limits, w.until())
+		turn += fmt.Sprintf("; at %.3g a second its turn comes in about %s", w.rate, ago(d))
+	case w.Queue.Blocked == WaitWorker:
+		turn += "; its worker has as many requests under way as it may (--max-in-flight)"
+	case w.Queue.InFlight > 0 && w.Queue.InFlight >= w.Queue.Places:
+		turn += "; it starts when a call ends"
+	}
+	w.say(Queued, "in queue %s: %s, %s%s%s", w.Queue.Name, w.place(), w.limits(), turn, w.until())
+}
+
+// held is for a request whose org may not start it now, until then where that is
+// known.
+func (w *Why) held(reason flow.Reason, until, now time.Time) {
+	q := w.Queue
+	again := ""
+	if left := until.Sub(now); left > 0 {
+		again = fmt.Sprintf("; looked at again in %s, at %s", ago(left), clock(until))
+		w.estimate(left)
+	}
+	switch reason {
+	case flow.Paused:
+		w.say(Paused, "in queue %s%s; then %s%s", q.Name, q.pause(", which is"), w.place(), w.until())
+	case flow.HeavyPaused:
+		said := ""
+		if p := q.HeavyPause; p != nil {
+			said = paused(p.Until.Sub(now), p.Until, p.Cause, p.For)
+		}
+		w.say(Paused, "in queue %s, whose heavy calls are%s; then %s%s", q.Name, said, w.place(), w.until())
+	case flow.HeavyFull:
+		w.say(Heavy, "in queue %s: %s, %s; light requests go past it%s", q.Name, w.place(), w.limits(), w.until())
+	case flow.CreditsOut:
+		w.say(Credits, "in queue %s: the org's credits of 24 hours are used up (%s)%s; then %s%s", q.Name, q.credits(), again, w.place(), w.until())
+	case flow.Reserved:
+		w.say(Credits, "in queue %s: what is left of the org's credits is kept for interactive requests, and this is a bulk one (%s)%s; then %s%s",
+			q.Name, q.credits(), again, w.place(), w.until())
+	case flow.BudgetSpent:
+		w.say(Credits, "in queue %s: connection %s has used its share of the org's credits of 24 hours (%s)%s; then %s%s",
+			q.Name, w.Connection, q.credits(), again, w.place(), w.until())
 	default:
-		w.say(Queued, "in queue %s: %s, %s%s", q.Name, place, limits, w.until())
+		w.queued()
 	}
 }
 
@@ -392,14 +566,46 @@ const ByHand = "by hand"
 
 func (w *Why) estimate(d time.Duration) { w.Estimate = &d }
 
-func (q *Queue) because() string {
-	if q.Cause == "" {
+// credits says how the credits stand.
+func (q *Queue) credits() string {
+	if q.Credits == nil {
+		return "how many is not known"
+	}
+	said := fmt.Sprintf("%d used by this client", q.Credits.Used)
+	if q.Credits.Remaining != nil {
+		said = fmt.Sprintf("%d are left, ", *q.Credits.Remaining) + said
+	}
+	return said
+}
+
+// pause says until when the queue is paused and for what, behind these words; ""
+// where it isn't.
+func (q *Queue) pause(words string) string {
+	if q.Paused <= 0 {
 		return ""
 	}
-	if strings.HasPrefix(q.Cause, ByHand) {
-		return ", " + q.Cause
+	return words + paused(q.Paused, q.PausedUntil, q.Cause, q.For)
+}
+
+// paused says for how long, and why.
+func paused(d time.Duration, until time.Time, cause string, limit flow.Cause) string {
+	said := fmt.Sprintf(" paused for another %s, until %s", ago(d), clock(until))
+	switch {
+	case cause == "":
+		return said
+	case strings.HasPrefix(cause, ByHand):
+		return said + ", " + cause
 	}
-	return " because Zoho answered " + q.Cause
+	said += ", because Zoho answered " + cause
+	switch limit {
+	case flow.Concurrency:
+		said += " (taken for its limit of calls in flight)"
+	case flow.SubConcurrency:
+		said += " (taken for its limit of heavy calls)"
+	case flow.Credits:
+		said += " (taken for its credits of 24 hours)"
+	}
+	return said
 }
 
 // until says when the deadline ends the wait.

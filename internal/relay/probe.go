@@ -39,7 +39,7 @@ func (j *job) settle(ctx context.Context) (Result, bool) {
 				return j.withoutToken(err), false
 			}
 		case hold:
-			return j.hold(answer), false
+			return j.wait(WaitPause, 0), false
 		case repeat:
 			return j.wait(WaitProbe, max(answer.RetryAfter, storagePause())), false
 		case deliver, lost:

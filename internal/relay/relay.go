@@ -46,6 +46,20 @@ type Delivery struct {
 	Redelivered bool
 	// Stopping is closed when the worker stops: pauses end, calls go on.
 	Stopping <-chan struct{}
+	// Waited is what the request has waited for since it was tried last, "" where
+	// it was not tried before.
+	Waited string
+	// Observer, if set, is told of each attempt.
+	Observer Observer
+}
+
+// Observer keeps the limits of the org that a request belongs to.
+type Observer interface {
+	// Attempted takes in what became of a call that began at the instant began, and
+	// what it cost of the org's credits.
+	Attempted(answer *zoho.Answer, began time.Time, credits int)
+	// Remaining are the credits that the org has left, as far as is known.
+	Remaining() (credits int64, known bool)
 }
 
 // Result is what became of a request: exactly one of Response, Stored and Wait is set.
@@ -56,16 +70,14 @@ type Result struct {
 	Stored []byte
 	// Wait says that the request has to come again.
 	Wait *Wait
-	// Pause, where it is positive, is for how long no request of the org may be
-	// started by any worker, and Cause is the answer of Zoho's that it is for.
-	Pause time.Duration
-	Cause string
 }
 
 // Wait is why and for how long a request waits; it has used up nothing.
 type Wait struct {
 	For    time.Duration
 	Reason Reason
+	// Why is the reason in words, where there is more to say.
+	Why string
 }
 
 // Reason is a closed list: it is a metric label.
@@ -146,7 +158,6 @@ type Options struct {
 // Relay carries out requests.
 type Relay struct {
 	Options
-	pauses  pauses
 	metrics metrics
 }
 
@@ -179,6 +190,9 @@ func (j *job) do(ctx context.Context) Result {
 	}
 	j.connection = c
 	if j.left() <= 0 && j.lost == nil {
+		if j.Waited != "" {
+			return j.expired("while the request waited: " + j.Waited)
+		}
 		return j.expired("before it was sent to Zoho")
 	}
 	if result, ok := j.load(ctx); !ok {
@@ -284,7 +298,8 @@ func (j *job) send(ctx context.Context) Result {
 		case v.action == deliver, v.action == lost:
 			return j.conclude(v)
 		case v.action == hold && !j.alone():
-			return j.hold(answer)
+			// For how long is for whoever keeps the org's limits to say: it was told.
+			return j.wait(WaitPause, 0)
 		case v.action == renew:
 			j.renewed = true
 			renewing, span := trace.Begin(ctx, "token")
@@ -365,16 +380,18 @@ func carriedOut(a *zoho.Answer) bool { return !a.Unsent && a.Status != 401 && a.
 func (j *job) exchange(ctx context.Context, call *zoho.Call, credits int) *zoho.Answer {
 	call.Location, call.Environment = j.connection.Location, zoho.Environment(j.connection.Environment)
 	call.Token = j.access.Access
+	began := time.Now()
 	answer := j.Zoho.Do(ctx, call)
-	if carriedOut(answer) {
-		j.credits.Used += credits
+	if !carriedOut(answer) {
+		credits = 0
 	}
-	if answer.CreditsRemaining >= 0 {
-		j.credits.Remaining, j.credits.Known = int64(answer.CreditsRemaining), true
-	}
+	j.credits.Used += credits
 	j.metrics.attempt(call.Method, j.connection.Queue(), answer)
-	if answer.Status > 0 && answer.Status < 500 && answer.Status != 429 {
-		j.pauses.reset(j.connection.Queue())
+	if j.Observer != nil {
+		j.Observer.Attempted(answer, began, credits)
+		j.credits.Remaining, j.credits.Known = j.Observer.Remaining()
+	} else if answer.CreditsRemaining >= 0 {
+		j.credits.Remaining, j.credits.Known = int64(answer.CreditsRemaining), true
 	}
 	return answer
 }
@@ -391,17 +408,6 @@ func contentType(k envelope.BodyKind) string {
 	return ""
 }
 
-// hold makes the request and its org wait after a 429.
-func (j *job) hold(answer *zoho.Answer) Result {
-	d := j.pauses.next(j.connection.Queue(), answer.RetryAfter)
-	result := j.wait(WaitPause, d)
-	if d >= j.left() {
-		result = j.expired("while Zoho refuses more calls of the org (429)")
-	}
-	result.Pause, result.Cause = d, strings.TrimSpace(fmt.Sprint(answer.Status, " ", answer.Code))
-	return result
-}
-
 // withoutToken makes the request wait for a token, or for re-authorization.
 func (j *job) withoutToken(err error) Result {
 	var u *token.Unavailable
@@ -410,11 +416,11 @@ func (j *job) withoutToken(err error) Result {
 	}
 	if u.Reason == token.Revoked {
 		// Re-authorization brings the request back at once, by way of its queue,
-		// unless it comes before the queue is parked.
-		return j.wait(WaitRevoked, maxTokenWait)
+		// unless it comes before this worker has heard of the revocation.
+		return j.wait(WaitRevoked, maxTokenWait).because(u.Error())
 	}
 	// Spread those that wait for the same instant.
-	return j.wait(WaitToken, min(max(time.Until(u.Until), 0), maxTokenWait)+rand.N(500*time.Millisecond))
+	return j.wait(WaitToken, min(max(time.Until(u.Until), 0), maxTokenWait)+rand.N(500*time.Millisecond)).because(u.Error())
 }
 
 // maxTokenWait is for how long a request without a token is given back at most,
@@ -516,6 +522,12 @@ func (j *job) wait(reason Reason, d time.Duration) Result {
 		return j.unsettled("the deadline passed before it could be looked up")
 	}
 	return Result{Wait: &Wait{Reason: reason, For: max(0, d)}}
+}
+
+// because says in words why the request waits.
+func (r Result) because(why string) Result {
+	r.Wait.Why = why
+	return r
 }
 
 // left is the time until the deadline.

@@ -303,21 +303,3 @@ func Duplicate(record json.RawMessage, field string) (id string, ok bool) {
 	}
 	return id, true
 }
-
-// Cost returns the API credits that a call costs by Zoho's price list
-// (zoho-facts 3.2): the operation's least, and more for many records. What the
-// list leaves open, and the price of each part of a composite, isn't in it.
-func Cost(r *envelope.Request, body []byte) int {
-	op := OperationOf(r.Method, r.Path)
-	switch op.Name {
-	case "records.insert", "records.update", "records.upsert":
-		if r.Body.Kind == envelope.JSONBody {
-			return max(1, (envelope.CountRecords(body)+9)/10)
-		}
-	case "records.list":
-		if strings.Contains(r.RawQuery, "cvid=") {
-			return 3
-		}
-	}
-	return op.Credits
-}

@@ -61,7 +61,7 @@ var matrix = []row{
 	{"Redis out of memory, read-only, of another type", "goes on without", []string{"TestUnavailable"}, ""},
 	{"lock holder killed during a refresh", "two refreshes at most", []string{"TestOneMoreAfterACrash"}, ""},
 	{"many requests at the instant of expiry, 16 workers", "one refresh", []string{"TestOneRefreshInPeace", "TestOneRefreshPerExpiry"}, ""},
-	{"token endpoint: Access Denied", "backs off, for all workers; never marked revoked", []string{"TestBlocksAreShared", "TestThrottledConnectionIsParked", one, cluster}, ""},
+	{"token endpoint: Access Denied", "backs off, for all workers; never marked revoked", []string{"TestBlocksAreShared", "TestThrottledConnectionTakesNoPlaces", one, cluster}, ""},
 	{"refresh token revoked", "requests wait for re-authorization; others go on", []string{"TestRevokedAndReauthorized", "TestRevoked", "TestConsoleReauthorize", one, cluster}, ""},
 	{"all access tokens invalid at once", "one refresh per connection", []string{"TestStormOfInvalidTokens", "TestOneRefreshPerExpiry"}, ""},
 	{"429, with and without Retry-After", "no loss; no tight loop; other orgs unaffected", []string{"TestThrottle", "TestPauseSchedule", "TestPauseOneStrike", "TestThrottledNeighbourIsNotSeen", one, cluster}, "the other orgs' median is judged, their 99th percentile printed: a machine that runs tests is too busy for more"},

@@ -152,9 +152,9 @@ func TestPermissionsOfCaller(t *testing.T) {
 
 	// What it may not.
 	for _, subject := range []string{
-		"zoho.requests.other", "zoho.requests.acme2", "zoho.requests.>", "zoho.requests.acme.lane", "zoho.call.other", "zoho.responses.acme.a", "zoho.responses.other.x",
+		"zoho.requests.other", "zoho.requests.acme2", "zoho.requests.>", "zoho.requests.acme.lane", "zoho.requests.acme.heavy", "zoho.call.other", "zoho.responses.acme.a", "zoho.responses.other.x",
 		"zoho.claims.acme.a", "zoho.tokens.acme", "zoho.connections.acme", "zoho.events.acme", "zoho.dead.acme", "zoho.consents.a.b",
-		"zoho.hand.acme", "zoho.activity.acme", "_INBOX.zoho-worker.x", "_INBOX.other.x", "_INBOX.acme.x",
+		"zoho.hand.acme", "zoho.activity.acme", "zoho.orgs", "zoho.wake.acme", "zoho.workers.x", "zoho.queues.x", "_INBOX.zoho-worker.x", "_INBOX.other.x", "_INBOX.acme.x",
 		"$JS.API.INFO", "$JS.API.STREAM.NAMES", "$JS.API.STREAM.INFO.ZOHO_REQUESTS", "$JS.API.STREAM.DELETE.ZOHO_REQUESTS", "$JS.API.STREAM.PURGE.ZOHO_CLAIMS",
 		"$JS.API.STREAM.MSG.GET.ZOHO_RESPONSES", "$JS.API.STREAM.MSG.GET.ZOHO_CONNECTIONS", "$JS.API.DIRECT.GET.ZOHO_RESPONSES", "$JS.API.STREAM.MSG.DELETE.ZOHO_REQUESTS",
 		"$JS.API.CONSUMER.CREATE.ZOHO_REQUESTS.x.zoho.requests.acme", "$JS.API.CONSUMER.MSG.NEXT.ZOHO_REQUESTS.x", "$JS.API.CONSUMER.DELETE.ZOHO_REQUESTS.x",
@@ -166,7 +166,7 @@ func TestPermissionsOfCaller(t *testing.T) {
 	}
 	for _, subject := range []string{
 		">", "*", "zoho.>", "zoho.requests.>", "zoho.requests.acme", "zoho.requests.other", "zoho.responses.>", "zoho.responses.other.*", "zoho.responses.*.a", "zoho.responses.*.>",
-		"zoho.tokens.*", "zoho.connections.acme", "zoho.claims.acme.*", "zoho.events.acme", "zoho.activity.>", "zoho.call.*", "zoho.call.acme", "zoho.hand.*",
+		"zoho.tokens.*", "zoho.connections.acme", "zoho.claims.acme.*", "zoho.events.acme", "zoho.activity.>", "zoho.call.*", "zoho.call.acme", "zoho.hand.*", "zoho.orgs", "zoho.wake.>", "zoho.wake.acme", "zoho.workers.*", "zoho.queues.*",
 		"_INBOX.>", "_INBOX.*.*", "_INBOX.zoho-worker.>", "_INBOX.other.>", "$JS.>", "$JS.API.>", "$JS.EVENT.>", "$JS.ACK.>", "$SRV.>", "$SRV.PING", "$SYS.>", "$O.>",
 	} {
 		sub, err := nc.SubscribeSync(subject)
@@ -253,7 +253,7 @@ func TestPermissionsOfObserver(t *testing.T) {
 	}
 	for _, subject := range []string{
 		"$JS.API.STREAM.MSG.GET.ZOHO_RESPONSES", "$JS.API.STREAM.MSG.GET.ZOHO_CONNECTIONS", "$JS.API.STREAM.MSG.GET.ZOHO_TOKENS",
-		"$JS.API.CONSUMER.CREATE.ZOHO_RESPONSES", "$JS.API.STREAM.DELETE.ZOHO_DEAD", "zoho.requests.demo",
+		"$JS.API.CONSUMER.CREATE.ZOHO_RESPONSES", "$JS.API.STREAM.DELETE.ZOHO_DEAD", "zoho.requests.demo", "zoho.hand.demo", "zoho.queues.x",
 	} {
 		if _, err := nc.Request(subject, []byte(`{"last_by_subj":"zoho.responses.demo.one"}`), 300*time.Millisecond); err == nil {
 			t.Errorf("an observer may ask %s", subject)

@@ -239,11 +239,10 @@ func TestProduction(t *testing.T) {
 		t.Errorf("outcomes unknown after a clean roll-over: %v", o.unknown)
 	}
 
-	// Both that are left have served, and say so.
+	// What is left has served, and says so: an org is served by one worker at a time.
+	served := 0.0
 	for _, address := range addresses[2:] {
-		if got := metric(t, address, "zoho_worker_requests_total", "outcome=answered"); got == 0 {
-			t.Errorf("the worker at %s answered nothing", address)
-		}
+		served += metric(t, address, "zoho_worker_requests_total", "outcome=answered")
 		for name, want := range map[string]float64{
 			"zoho_worker_ready": 1, "zoho_worker_nats_connected": 1, "zoho_worker_redis_up": 1, "zoho_worker_build_info": 1,
 			"zoho_worker_unknown_outcomes_total": 0, "zoho_worker_connections": 1, "zoho_worker_max_in_flight": 256,
@@ -255,6 +254,9 @@ func TestProduction(t *testing.T) {
 		if failed := metric(t, address, "zoho_worker_jetstream_publishes_total", "result=failed"); failed != 0 {
 			t.Errorf("%v publishes failed", failed)
 		}
+	}
+	if served == 0 {
+		t.Error("the workers that are left answered nothing")
 	}
 	if seen := s.violations.of("worker.zoho-worker"); len(seen) > 0 {
 		t.Errorf("the workers wanted what they may not:\n%s", strings.Join(seen, "\n"))

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"zoho-worker/internal/devbox"
+	"zoho-worker/internal/flow"
 	"zoho-worker/internal/inspect"
 	"zoho-worker/internal/zoho/zohotest"
 )
@@ -93,7 +94,7 @@ func TestWhy(t *testing.T) {
 	}
 	var paused, unqueued bool
 	for _, q := range overview.Queues {
-		paused = paused || q.Paused > 0 && q.Cause == "429 TOO_MANY_REQUESTS" && q.Places == 5
+		paused = paused || q.Paused > 0 && q.Cause == "429 TOO_MANY_REQUESTS" && q.For == flow.Concurrency && q.Places < 5
 	}
 	for _, u := range overview.Unqueued {
 		unqueued = unqueued || u.Connection == "gone" && u.Requests == 1
@@ -125,6 +126,7 @@ func TestLimitAndPauseChangeAtOnce(t *testing.T) {
 		}
 		return string(out)
 	}
+	binary(t, failpointBuild) // the time to build it is not that of the requests
 	r.Zoho.Inject(zohotest.DelayBefore(time.Second).On("GET", "/crm/v8/Contacts").Repeat(-1))
 	for i := range 40 {
 		r.publish("demo", doc{"id": fmt.Sprintf("c%d", i), "method": "GET", "url": "/v8/Contacts", "query": doc{"fields": "Last_Name"}})
@@ -133,8 +135,8 @@ func TestLimitAndPauseChangeAtOnce(t *testing.T) {
 	command("connections", "limit", "demo", "7")
 	r.wantWhy("demo", "c39", inspect.Queued)
 	eventually(t, "the limit is 7", func() bool {
-		queues, err := (&inspect.Reader{NC: r.nc, JS: r.js}).Queues(t.Context())
-		return err == nil && len(queues) == 1 && queues[0].Places == 7 && queues[0].InHand == 7
+		queues, _, err := (&inspect.Reader{NC: r.nc, JS: r.js}).Queues(t.Context())
+		return err == nil && len(queues) == 1 && queues[0].Places == 7 && queues[0].InFlight == 7
 	})
 	command("queues", "pause", "demo", "1h", "--reason", "migration")
 	r.wantWhy("demo", "c39", inspect.Paused, "is paused for another", "by hand: migration")

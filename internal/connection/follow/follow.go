@@ -112,6 +112,9 @@ func Start(ctx context.Context, js jetstream.JetStream, options Options) (*Follo
 // pairs it with the revision it was given.
 func (f *Follower) Epoch() uint64 { return f.epoch.Load() }
 
+// Stream is the name of the stream that is followed.
+func (f *Follower) Stream() string { return f.options.Stream }
+
 // Close stops following and waits until nothing is handed over any more. It may
 // be called more than once, but not from Apply.
 func (f *Follower) Close() {
@@ -215,6 +218,7 @@ func (f *Follower) follow(ctx context.Context, created *time.Time, loaded func()
 			loaded()
 			complete = nil
 		case <-tick.C:
+			reached := f.seen() // before the look, or what comes meanwhile seems to be more than there is
 			info, err := f.info(ctx)
 			if errors.Is(err, jetstream.ErrStreamNotFound) {
 				return err
@@ -222,7 +226,6 @@ func (f *Follower) follow(ctx context.Context, created *time.Time, loaded func()
 			if err != nil {
 				continue // the server is away: the consumer comes back with it
 			}
-			reached := f.seen()
 			if !info.Created.Equal(*created) || info.State.LastSeq < reached {
 				return errors.New("the stream is another one")
 			}

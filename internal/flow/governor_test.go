@@ -1,0 +1,466 @@
+package flow
+
+import (
+	"encoding/json"
+	"math"
+	"reflect"
+	"strconv"
+	"testing"
+	"time"
+)
+
+var (
+	start = time.Date(2026, 3, 1, 10, 7, 0, 0, time.UTC)
+	light = Ask{Connection: "demo", Credits: 1}
+	heavy = Ask{Connection: "demo", Heavy: true, Credits: 1}
+	bulk  = Ask{Connection: "demo", Bulk: true, Credits: 1}
+)
+
+// may fails unless the reason is the one wanted; it returns until when.
+func may(t *testing.T, g *Governor, now time.Time, a Ask, want Reason) time.Time {
+	t.Helper()
+	got, until := g.May(now, a)
+	if got != want {
+		t.Fatalf("at %s: %q until %s, want %q", now.Format(time.TimeOnly), got, until, want)
+	}
+	return until
+}
+
+// run has n calls in flight.
+func run(g *Governor, n int, a Ask) {
+	for range n {
+		g.Start(a)
+	}
+}
+
+func refusal(message string) Refusal {
+	return Refusal{Began: start, Code: "TOO_MANY_REQUESTS", Message: message, Remaining: -1}
+}
+
+// The three causes of a 429, by Zoho's words, by the credits, by what is in flight.
+func TestCause(t *testing.T) {
+	t.Parallel()
+	const both = "Number of API requests for the 24 hour period is exceeded or the concurrency limit of the user for the app is exceeded."
+	for _, row := range []struct {
+		name          string
+		ask           Ask
+		message       string
+		remaining     int64 // in the header
+		known         int64 // before; -1: not
+		light, heavy  int   // in flight
+		lowered, sub  int   // limits that were lowered before
+		strikes       int
+		want, pausing Cause
+	}{
+		{name: "says concurrency", ask: light, message: "You have exceeded the concurrency limit", remaining: -1, known: -1, want: Concurrency},
+		{name: "says concurrent", ask: heavy, message: "Too many concurrent requests", remaining: -1, known: 0, heavy: 10, want: Concurrency},
+		{name: "says sub-concurrency", ask: heavy, message: "SUB-CONCURRENCY limit exceeded", remaining: -1, known: -1, want: SubConcurrency},
+		{name: "says sub concurrency", ask: heavy, message: "sub concurrency", remaining: -1, known: -1, want: SubConcurrency},
+		{name: "says it of a light call", ask: light, message: "sub-concurrency", remaining: -1, known: -1, want: SubConcurrency, pausing: Concurrency},
+		{name: "says 24 hours", ask: light, message: "Many requests fired than the allowed limit for the past 24 hours.", remaining: -1, known: -1, want: Credits},
+		{name: "says credits", ask: heavy, message: "API credits exceeded", remaining: -1, known: 1000, heavy: 10, want: Credits},
+		{name: "names both, nothing known", ask: light, message: both, remaining: -1, known: -1, want: Concurrency},
+		{name: "names both, no credits", ask: light, message: both, remaining: 0, known: -1, want: Credits},
+		{name: "bare, nothing known", ask: light, remaining: -1, known: -1, light: 1, want: Concurrency},
+		{name: "bare, no credits known", ask: light, remaining: -1, known: 0, light: 1, want: Credits},
+		{name: "bare, too few credits for it", ask: Ask{Credits: 50}, remaining: 49, known: 1000, want: Credits},
+		{name: "bare, the header is newer", ask: light, remaining: 7, known: 0, want: Concurrency},
+		{name: "bare, many heavy in flight", ask: heavy, remaining: -1, known: -1, light: 4, heavy: 9, want: SubConcurrency},
+		{name: "bare, light, many heavy in flight", ask: light, remaining: -1, known: -1, light: 4, heavy: 9, want: Concurrency},
+		{name: "bare, many light in flight", ask: heavy, remaining: -1, known: -1, light: 17, heavy: 3, want: Concurrency},
+		{name: "bare, a heavy one alone", ask: heavy, remaining: -1, known: -1, heavy: 1, want: Concurrency},
+		{name: "bare, heavy ones fill a small org", ask: heavy, remaining: -1, known: -1, heavy: 5, lowered: 5, want: Concurrency},
+		{name: "bare, heavy ones at their lowered limit", ask: heavy, remaining: -1, known: -1, heavy: 3, sub: 3, want: SubConcurrency},
+		{name: "bare, again and again", ask: light, remaining: -1, known: -1, strikes: escalate, want: Credits},
+		{name: "bare, again and again, heavy", ask: heavy, remaining: -1, known: -1, heavy: 2, strikes: escalate, want: Credits},
+		{name: "bare, not yet again and again", ask: light, remaining: -1, known: -1, strikes: escalate - 1, want: Concurrency},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			t.Parallel()
+			g := New(Limits{Places: 20}, State{Limit: row.lowered, HeavyLimit: row.sub})
+			if row.known >= 0 {
+				g.Spent(start, start, "demo", 0, row.known)
+			}
+			now := start
+			for range row.strikes {
+				run(g, 1, row.ask)
+				_, p, _ := g.Refused(now, row.ask, Refusal{Began: now, Remaining: -1})
+				g.End(row.ask)
+				now = p.Until
+			}
+			run(g, row.light, light)
+			run(g, row.heavy, heavy)
+			r := refusal(row.message)
+			r.Began, r.Remaining = now, row.remaining
+			cause, pause, again := g.Refused(now, row.ask, r)
+			if cause != row.want || again || pause.Cause != "429 TOO_MANY_REQUESTS" || !pause.Until.After(now) {
+				t.Fatalf("%s, pause %v, again %v; want %s", cause, pause, again, row.want)
+			}
+			if row.pausing == "" {
+				row.pausing = row.want
+			}
+			reason := map[Cause]Reason{Concurrency: Paused, Credits: Paused, SubConcurrency: HeavyPaused}[row.pausing]
+			if until := may(t, g, now, row.ask, reason); !until.Equal(pause.Until) {
+				t.Errorf("until %s, the pause is %s", until, pause)
+			}
+			if row.pausing == SubConcurrency {
+				if reason, _ := g.May(now, light); reason == Paused {
+					t.Error("light calls are paused, too")
+				}
+			}
+		})
+	}
+}
+
+// Calls in flight together are refused once; what follows is refused anew.
+func TestRefusedTogether(t *testing.T) {
+	t.Parallel()
+	for _, a := range []Ask{light, heavy} {
+		message := map[bool]string{true: "sub-concurrency", false: "concurrency"}[a.Heavy]
+		g := New(Limits{Places: 20}, State{})
+		run(g, 10, a)
+		now := start.Add(time.Second)
+		_, first, again := g.Refused(now, a, refusal(message))
+		if again {
+			t.Fatal("the first is no repetition")
+		}
+		limit := []int{g.limit(), g.heavyLimit()}
+		for i := range 9 {
+			now = now.Add(time.Duration(i) * 100 * time.Millisecond) // past the pause's end, too
+			_, p, again := g.Refused(now, a, refusal(message))
+			if !again || p != first {
+				t.Fatalf("refused together: %v, %v", p, again)
+			}
+		}
+		if got := []int{g.limit(), g.heavyLimit()}; !reflect.DeepEqual(got, limit) {
+			t.Errorf("limits %v, were %v: lowered more than once", got, limit)
+		}
+		// One of them says when to come back.
+		r := refusal(message)
+		r.RetryAfter = time.Minute
+		if _, p, again := g.Refused(now, a, r); !again || !p.Until.Equal(now.Add(time.Minute)) {
+			t.Errorf("Retry-After of a later answer: %v", p)
+		}
+		r = refusal(message)
+		r.Began = now
+		if _, _, again := g.Refused(now, a, r); again {
+			t.Error("one that began after the pause is news")
+		}
+	}
+}
+
+// The limit falls with refusals and climbs back a step at a time, the longer the
+// oftener a step was one too far.
+func TestLimitClimbs(t *testing.T) {
+	t.Parallel()
+	g := New(Limits{Places: 20}, State{})
+	now := start
+	refuse := func() {
+		t.Helper()
+		r := refusal("concurrency")
+		r.Began = now
+		if _, _, again := g.Refused(now, light, r); again {
+			t.Fatal("again")
+		}
+		now = now.Add(2 * pauseLongest)
+	}
+	fill := func() { run(g, g.limit()-g.running, light) }
+	fill()
+	for _, want := range []int{15, 11, 8, 6, 4, 3, 2, 1, 1} {
+		for g.running > g.limit() {
+			g.End(light)
+		}
+		if refuse(); g.limit() != want {
+			t.Fatalf("limit %d, want %d", g.limit(), want)
+		}
+	}
+	climb := func(answers int, each time.Duration) {
+		for range answers {
+			g.Answered(now, light)
+			now = now.Add(each)
+		}
+	}
+	climb(climbAnswers, 0)
+	if g.limit() != 2 {
+		t.Fatalf("limit %d after %d answers", g.limit(), climbAnswers)
+	}
+	if climb(1000, 0); g.limit() != 2 {
+		t.Fatalf("limit %d: raised again at once", g.limit())
+	}
+	now = now.Add(climbFirst)
+	if climb(1, 0); g.limit() != 3 {
+		t.Fatalf("limit %d, want 3", g.limit())
+	}
+	// One too far: back by that step, and the next one waits twice as long.
+	now = now.Add(time.Second)
+	if refuse(); g.limit() != 2 {
+		t.Fatalf("limit %d, want 2", g.limit())
+	}
+	if g.lowered.wait != 2*climbFirst {
+		t.Errorf("waits %s", g.lowered.wait)
+	}
+	for range 1000 {
+		climb(climbAnswers, 0)
+		now = now.Add(climbLongest)
+		if g.limit() > 20 {
+			t.Fatalf("limit %d", g.limit())
+		}
+	}
+	if g.limit() != 20 || g.State().Limit != 0 {
+		t.Errorf("limit %d, state %+v", g.limit(), g.State())
+	}
+	g.Configure(Limits{Places: 3})
+	if g.Limit() != 3 || g.Places() != 3 {
+		t.Error("configured anew")
+	}
+	g.Configure(Limits{})
+	if g.Limit() != 1 {
+		t.Error("no limit is one place")
+	}
+}
+
+// After a pause one call is tried, then two, then four.
+func TestRamp(t *testing.T) {
+	t.Parallel()
+	g := New(Limits{Places: 20}, State{})
+	run(g, 20, light)
+	_, p, _ := g.Refused(start, light, refusal("24 hours"))
+	for range 20 {
+		g.End(light)
+	}
+	g.Answered(start, light) // during the pause: it began before
+	if g.Places() != 1 {
+		t.Fatalf("%d places", g.Places())
+	}
+	now := p.Until
+	g.Spent(now, now, "demo", 1, 1000)
+	for _, want := range []int{2, 4, 8, 16, 20, 20} {
+		if g.Answered(now, light); g.Places() != want {
+			t.Fatalf("%d places, want %d", g.Places(), want)
+		}
+	}
+	if again := New(Limits{Places: 20}, g.State()); again.Places() != 1 {
+		t.Error("the next owner begins carefully")
+	}
+}
+
+// Zoho's own word on when to come back is heeded, within bounds.
+func TestRetryAfter(t *testing.T) {
+	t.Parallel()
+	for message, a := range map[string]Ask{"concurrency": light, "sub-concurrency": heavy, "24 hours": light} {
+		for said, want := range map[time.Duration]time.Duration{
+			time.Nanosecond: pauseShortest, 7 * time.Second: 7 * time.Second, 24 * time.Hour: retryLongest,
+		} {
+			g := New(Limits{Places: 20}, State{})
+			r := refusal(message)
+			r.RetryAfter = said
+			_, p, _ := g.Refused(start, a, r)
+			if got := p.Until.Sub(start); got != want {
+				t.Errorf("%s: Retry-After %s: pause %s, want %s", message, said, got, want)
+			}
+			if until := p.Until; message != "concurrency" || want != retryLongest {
+				g.End(Ask{})
+				g.Start(Ask{})
+				may(t, g, until, a, "")
+			}
+		}
+	}
+	// Without one, pauses grow, and stay within bounds.
+	g := New(Limits{Places: 20}, State{})
+	now := start
+	for i := range 30 {
+		r := refusal("concurrency")
+		r.Began = now
+		_, p, _ := g.Refused(now, light, r)
+		d := p.Until.Sub(now)
+		if upper := min(pauseFirst<<min(i, 10), pauseLongest); d < pauseShortest || d > upper {
+			t.Errorf("pause %d is %s, at most %s", i, d, upper)
+		}
+		now = p.Until
+	}
+}
+
+// Heavy calls have their own places, and those of the worker before count.
+func TestPlaces(t *testing.T) {
+	t.Parallel()
+	g := New(Limits{Places: 25}, State{})
+	run(g, HeavyPlaces, heavy)
+	may(t, g, start, heavy, HeavyFull)
+	may(t, g, start, light, "")
+	run(g, 15, light)
+	may(t, g, start, light, Full)
+	if all, heavies := g.Running(); all != 25 || heavies != HeavyPlaces {
+		t.Error(all, heavies)
+	}
+	for range HeavyPlaces {
+		g.End(heavy)
+	}
+	g.Foreign(9)
+	run(g, 1, heavy)
+	may(t, g, start, heavy, Full)
+	for range 10 {
+		g.End(light)
+	}
+	may(t, g, start, heavy, HeavyFull)
+	may(t, g, start, light, "")
+	g.Foreign(30)
+	if g.Places() != 0 {
+		t.Error("less than none")
+	}
+	g.Foreign(-1)
+	may(t, g, start, heavy, "")
+}
+
+// A pause that a person made, and the end of all pauses that a person makes.
+func TestHand(t *testing.T) {
+	t.Parallel()
+	g := New(Limits{Places: 20}, State{})
+	g.SetHand(&Pause{Until: start.Add(100 * time.Hour), Cause: "holidays"})
+	may(t, g, start, light, Paused)
+	may(t, g, start.Add(100*time.Hour), light, "")
+	g.SetHand(nil)
+	may(t, g, start, light, "")
+
+	g.SetHand(&Pause{Until: start.Add(time.Hour)})
+	run(g, 10, heavy)
+	g.Refused(start, heavy, refusal("24 hours"))
+	g.Refused(start, heavy, refusal("sub-concurrency"))
+	g.Changed()
+	g.Resume()
+	for range 10 {
+		g.End(heavy)
+	}
+	may(t, g, start, heavy, "")
+	if g.Places() != 20 || !g.Changed() || g.Changed() {
+		t.Error("resumed, but not wholly")
+	}
+	// What was in flight together says nothing new after it, unless it is about credits.
+	now := start.Add(time.Millisecond)
+	g.Refused(now, light, Refusal{Began: now, Message: "concurrency"})
+	g.Resume()
+	if _, p, again := g.Refused(now, light, refusal("concurrency")); !again || p.Until.After(now) {
+		t.Error("paused again")
+	}
+	may(t, g, now, light, "")
+}
+
+// A state is saved and read without loss; what is handed out doesn't change.
+func TestStateRoundTrip(t *testing.T) {
+	t.Parallel()
+	limits := Limits{Places: 20, Budgets: map[string]int{"demo": 100}}
+	g := New(limits, State{})
+	if data, err := json.Marshal(g.State()); err != nil || string(data) != `{"used":{"first":0}}` {
+		t.Errorf("%s, %v", data, err)
+	}
+	run(g, 20, heavy)
+	g.Spent(start, start, "demo", 90, 1000)
+	g.Refused(start.Add(time.Minute), heavy, refusal("concurrency"))
+	g.Refused(start.Add(time.Minute), heavy, refusal("sub-concurrency"))
+	g.SetHand(&Pause{Until: start.Add(time.Hour), Cause: "by hand"})
+	data, err := json.Marshal(g.State())
+	if err != nil {
+		t.Fatal(err)
+	}
+	var read State
+	if err := json.Unmarshal(data, &read); err != nil {
+		t.Fatal(err)
+	}
+	next := New(limits, read)
+	if again, _ := json.Marshal(next.State()); string(again) != string(data) {
+		t.Errorf("%s\nwas %s", again, data)
+	}
+	if n, known := next.Remaining(start); n != 1000 || !known {
+		t.Error(n, known)
+	}
+	next.SetHand(nil)
+	may(t, next, start.Add(time.Hour), Ask{Connection: "demo", Credits: 11}, BudgetSpent)
+	taken := g.State()
+	before, _ := json.Marshal(taken)
+	for i := range 200 {
+		g.Spent(start.Add(time.Duration(i)*time.Hour), start, "demo", 1, 5)
+		g.Refused(start.Add(time.Minute), heavy, Refusal{Began: start, RetryAfter: time.Hour, Remaining: -1, Message: "sub-concurrency"})
+	}
+	if after, _ := json.Marshal(taken); string(after) != string(before) {
+		t.Errorf("a state that was handed out changed: %s\nwas %s", after, before)
+	}
+}
+
+// A state that can't be true keeps nobody from working.
+func TestOddStates(t *testing.T) {
+	t.Parallel()
+	huge := strconv.Itoa(math.MaxInt64)
+	slot := strconv.FormatInt(number(start), 10)
+	for _, data := range []string{
+		`{}`, `{"used":{}}`, `{"callers":null}`, `{"callers":{"demo":null}}`,
+		`{"limit":-1,"heavy_limit":-5,"left":-7}`, `{"limit":` + huge + `,"heavy_limit":` + huge + `}`,
+		`{"used":{"first":-1,"counts":[1,2]}}`, `{"used":{"first":` + huge + `,"counts":[1]}}`, `{"used":{"first":-` + huge + `,"counts":[1]}}`,
+		`{"used":{"first":` + slot + `,"counts":[-5,` + huge + `,` + huge + `]},"callers":{"demo":{"first":` + slot + `,"counts":[-100,` + huge + `]}}}`,
+		`{"used":{"first":9000000,"counts":[5]},"callers":{"demo":{"first":9000000,"counts":[500]}}}`,
+		`{"left":` + huge + `,"known":"2026-03-01T10:00:00Z"}`,
+		`{"known":"9999-01-01T00:00:00Z","left":0}`, `{"known":"0001-01-01T00:00:01Z"}`,
+		`{"pause":{"until":"9999-01-01T00:00:00Z"},"heavy_pause":{"until":"9999-01-01T00:00:00Z","for":"nonsense"}}`,
+		`{"pause":{"until":"9999-01-01T00:00:00Z","for":"credits"},"known":"2026-03-01T10:06:00Z"}`,
+		`{"pause":{},"heavy_pause":{},"hand":{}}`,
+	} {
+		var s State
+		if err := json.Unmarshal([]byte(data), &s); err != nil {
+			t.Fatalf("%s: %v", data, err)
+		}
+		s.Forecast(start)
+		g := New(Limits{Places: 5, Reserve: 0.1, Budgets: map[string]int{"demo": 100}}, s)
+		now, done := start, 0
+		for ; done < 50 && now.Before(start.Add(26*time.Hour)); now = now.Add(time.Minute) {
+			if reason, _ := g.May(now, heavy); reason != "" {
+				continue
+			}
+			g.Start(heavy)
+			g.Spent(now, now, "demo", 1, -1)
+			g.Answered(now, heavy)
+			g.End(heavy)
+			done++
+		}
+		if done < 50 {
+			t.Errorf("%s: %d calls in a day", data, done)
+		}
+		if g.pending != 0 || g.running != 0 || len(g.spending) != 0 || g.limit() > 5 {
+			t.Errorf("%s: %+v", data, g)
+		}
+		if left, known := g.Remaining(now); known && left < 0 {
+			t.Errorf("%s: %d left", data, left)
+		}
+	}
+}
+
+// A clock that goes back for a while stops nothing for long.
+func TestClockGoesBack(t *testing.T) {
+	t.Parallel()
+	g := New(Limits{Places: 20}, State{})
+	ahead := start.Add(1000 * time.Hour)
+	run(g, 5, light)
+	g.Spent(ahead, ahead, "demo", 1, 0)
+	g.Refused(ahead, light, Refusal{Began: ahead, Message: "concurrency", Remaining: -1})
+	g.End(light)
+	if reason, _ := g.May(start, light); reason != Full { // the ramp's one place is taken
+		t.Errorf("%q: what is of the future holds it back", reason)
+	}
+	if _, _, again := g.Refused(start, light, refusal("concurrency")); again {
+		t.Error("a pause of the future holds nothing back")
+	}
+}
+
+// May is asked for every request that waits, and again for each that ends.
+func BenchmarkMay(b *testing.B) {
+	g := New(Limits{Places: 25, Reserve: 0.1, Budgets: map[string]int{"demo": 1 << 30}}, State{})
+	now := start
+	for range 96 {
+		now = now.Add(slice)
+		g.Spent(now, now, "demo", 10, 100_000)
+	}
+	run(g, 10, bulk)
+	b.ReportAllocs()
+	for b.Loop() {
+		if reason, _ := g.May(now, bulk); reason != "" {
+			b.Fatal(reason)
+		}
+	}
+}

@@ -1,0 +1,232 @@
+package inspect
+
+import (
+	"encoding/json"
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go"
+
+	"zoho-worker/internal/connection"
+	"zoho-worker/internal/connection/natstest"
+	"zoho-worker/internal/consumer"
+	"zoho-worker/internal/flow"
+	"zoho-worker/internal/lease"
+)
+
+// stage is a server with the streams, and workers played by the test.
+type stage struct {
+	*Reader
+	t *testing.T
+}
+
+func newStage(t *testing.T) *stage {
+	t.Helper()
+	js := natstest.Start(t).JetStream()
+	if err := (consumer.Topology{Replicas: 1, Retention: time.Hour}).Ensure(t.Context(), js); err != nil {
+		t.Fatal(err)
+	}
+	return &stage{t: t, Reader: &Reader{NC: js.Conn(), JS: js, Quiet: 500 * time.Millisecond}}
+}
+
+func (s *stage) put(subject string, v any) uint64 {
+	s.t.Helper()
+	data, err := json.Marshal(v)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	ack, err := s.JS.Publish(s.t.Context(), subject, data)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return ack.Sequence
+}
+
+func (s *stage) connection(name string, status connection.Status) {
+	s.put("zoho.connections."+name, &connection.Connection{
+		Name: name, Location: "eu", Environment: connection.Production, OrgID: "1", Edition: "enterprise", Status: status,
+		StatusReason: "invalid_code", RevokedAt: time.Now(),
+	})
+}
+
+func (s *stage) request(lane, id string) uint64 {
+	return s.put("zoho.requests."+lane, map[string]any{"id": id, "method": "GET", "url": "/v8/Leads?fields=Last_Name"})
+}
+
+// serve answers as the worker of an org does.
+func (s *stage) serve(sight consumer.Sight) {
+	s.t.Helper()
+	sub, err := s.NC.Subscribe("zoho.orgs", func(m *nats.Msg) {
+		if wanted := string(m.Data); wanted == "" || wanted == sight.Queue {
+			data, _ := json.Marshal([]consumer.Sight{sight})
+			_ = m.Respond(data)
+		}
+	})
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	s.t.Cleanup(func() { _ = sub.Unsubscribe() })
+}
+
+// hold answers for the request of that sequence.
+func (s *stage) hold(sequence uint64, h consumer.InHand) {
+	s.t.Helper()
+	sub, err := s.NC.Subscribe("zoho.hand.*", func(m *nats.Msg) {
+		if string(m.Data) == fmt.Sprint(sequence) {
+			data, _ := json.Marshal(h)
+			_ = m.Respond(data)
+		}
+	})
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	s.t.Cleanup(func() { _ = sub.Unsubscribe() })
+}
+
+const queue = "org-eu-production-1"
+
+// Without any worker, the records and the stream still say what they know.
+func TestQueuesWithoutWorker(t *testing.T) {
+	t.Parallel()
+	s := newStage(t)
+	s.connection("acme", connection.Active)
+	s.connection("gone", connection.Revoked)
+	for i := range 3 {
+		s.request("acme", fmt.Sprint("a", i))
+	}
+	s.request("acme.bulk", "b")
+	s.request("gone", "g")
+	s.request("nobody", "n")
+	until := time.Now().Add(time.Hour)
+	if err := lease.Update(t.Context(), s.JS, queue, consumer.SetPause(&flow.Pause{Until: until, Cause: ByHand + ": lunch"}, time.Now())); err != nil {
+		t.Fatal(err)
+	}
+	queues, unqueued, err := s.Queues(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(queues) != 1 || queues[0].Name != queue || queues[0].Waiting != 4 || queues[0].Places != 20 || queues[0].Owner != "" ||
+		queues[0].Paused <= 0 || queues[0].Cause != "by hand: lunch" {
+		t.Errorf("queues %+v", queues)
+	}
+	if len(queues[0].Lanes) != 2 || queues[0].Lanes[1] != (Lane{Connection: "acme", Lane: "bulk", Waiting: 1}) {
+		t.Errorf("lanes %+v", queues[0].Lanes)
+	}
+	want := []Waiting{{Connection: "gone", Requests: 1, State: Authorization}, {Connection: "nobody", Requests: 1, State: Stranger}}
+	if !slices.Equal(unqueued, want) {
+		t.Errorf("without a queue %+v, want %+v", unqueued, want)
+	}
+}
+
+// What a worker says of its org is what is shown of it.
+func TestQueuesOfWorker(t *testing.T) {
+	t.Parallel()
+	s := newStage(t)
+	s.connection("acme", connection.Active)
+	for i := range 5 {
+		s.request("acme.bulk", fmt.Sprint("b", i))
+	}
+	s.serve(consumer.Sight{
+		Queue: queue, Owner: "w1", Places: 3, Running: 2, Heavy: 1, Held: 1, Blocked: flow.Full, State: flow.State{Limit: 3},
+		Lanes: []consumer.LaneSight{{Connection: "acme", Lane: consumer.Bulk, Running: 2, Held: 1}},
+	})
+	queues, unqueued, err := s.Queues(t.Context())
+	if err != nil || len(unqueued) > 0 || len(queues) != 1 {
+		t.Fatalf("queues %+v, without %+v, %v", queues, unqueued, err)
+	}
+	q := queues[0]
+	if q.Owner != "w1" || q.Waiting != 3 || q.InFlight != 2 || q.Places != 3 || q.Heavy != 1 || q.HeavyPlaces != 3 || len(q.Lanes) != 1 || q.Lanes[0].Held != 1 {
+		t.Errorf("queue %+v", q)
+	}
+	w, err := s.Why(t.Context(), "acme", "b4")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, says := range []string{"2 of the org's 3 places are taken (fewer than configured", "of its lane bulk are before it", "interactive requests go before bulk ones"} {
+		if w.State != Queued || !strings.Contains(w.Sentence, says) {
+			t.Errorf("%s: %q does not say %q", w.State, w.Sentence, says)
+		}
+	}
+}
+
+// Each thing that a request in hand may wait for has its state and its sentence.
+func TestWhyInHand(t *testing.T) {
+	t.Parallel()
+	s := newStage(t)
+	s.connection("acme", connection.Active)
+	now := time.Now()
+	soon := now.Add(30 * time.Second)
+	pause := &flow.Pause{Until: now.Add(time.Minute), Cause: "429 TOO_MANY_REQUESTS", For: flow.Concurrency}
+	for i, row := range []struct {
+		waits string
+		state flow.State
+		want  State
+		says  string
+	}{
+		{"", flow.State{}, Queued, "it is the next, 1 of the org's 5 places are taken"},
+		{"place", flow.State{Limit: 5}, Queued, "(fewer than configured, because Zoho refused more)"},
+		{"pause", flow.State{Pause: pause}, Paused, "because Zoho answered 429 TOO_MANY_REQUESTS (taken for its limit of calls in flight)"},
+		{"pause", flow.State{Hand: &flow.Pause{Until: soon, Cause: ByHand + ": lunch"}}, Paused, "by hand: lunch"},
+		{"heavy_pause", flow.State{HeavyPause: pause}, Paused, "whose heavy calls are paused for another"},
+		{"heavy_place", flow.State{}, Heavy, "light requests go past it"},
+		{"credits", flow.State{Left: 7, Known: now}, Credits, "used up (7 are left, 0 used by this client); looked at again in"},
+		{"reserve", flow.State{Left: 7, Known: now}, Credits, "kept for interactive requests"},
+		{"budget", flow.State{}, Credits, "connection acme has used its share"},
+		{"order", flow.State{}, Ordered, "it starts when the one before it is answered"},
+		{"token", flow.State{}, Token, "there is no access token of acme now, looked at again in"},
+		{"revoked", flow.State{}, Authorization, "acme is revoked"},
+		{"claim", flow.State{}, Returned, "another worker sends it"},
+		{"retry", flow.State{}, Returned, "it is tried again"},
+		{"storage", flow.State{}, Returned, "it comes again (storage)"},
+	} {
+		id := fmt.Sprint("r", i)
+		sequence := s.request("acme", id)
+		s.hold(sequence, consumer.InHand{
+			Host: "w1", PID: 7, Since: now, Waits: row.waits, Until: soon,
+			Org: consumer.Sight{Queue: queue, Owner: "w1", Places: 5, Running: 1, State: row.state},
+		})
+		w, err := s.At(t.Context(), "acme", sequence)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if w.State != row.want || !strings.Contains(w.Sentence, row.says) || !strings.Contains(w.Sentence, "until its deadline at") {
+			t.Errorf("%s: %s, %q; want %s, %q", row.waits, w.State, w.Sentence, row.want, row.says)
+		}
+		if !slices.Contains(States(), w.State) {
+			t.Errorf("%s is not in the list", w.State)
+		}
+	}
+	sequence := s.request("acme", "running")
+	s.hold(sequence, consumer.InHand{Host: "w1", PID: 7, Since: now, Running: true, Org: consumer.Sight{Queue: queue, Places: 5}})
+	if w, err := s.At(t.Context(), "acme", sequence); err != nil || w.State != InCall || !strings.Contains(w.Sentence, "in hand of worker w1 (pid 7) since") {
+		t.Errorf("%+v, %v", w, err)
+	}
+}
+
+// A request that nobody has in hand.
+func TestWhyInStream(t *testing.T) {
+	t.Parallel()
+	s := newStage(t)
+	s.connection("acme", connection.Active)
+	s.connection("gone", connection.Revoked)
+	want := func(lane string, state State, says string) {
+		t.Helper()
+		name, _, _ := strings.Cut(lane, ".")
+		sequence := s.request(lane, fmt.Sprint(state, len(says)))
+		w, err := s.At(t.Context(), name, sequence)
+		if err != nil || w.State != state || !strings.Contains(w.Sentence, says) {
+			t.Errorf("%s: %v %q, %v; want %s, %q", lane, w.State, w.Sentence, err, state, says)
+		}
+	}
+	want("nobody", Stranger, "there is no connection nobody")
+	want("gone", Authorization, "gone is revoked since")
+	want("acme", NoWorker, "is one running?")
+	s.serve(consumer.Sight{Queue: queue, Owner: "w1", Places: 5, Running: 5, Blocked: flow.Full})
+	want("acme", Queued, "1 request is before it, 5 of the org's 5 places are taken; it starts when a call ends")
+	if w, err := s.Why(t.Context(), "acme", "none"); err != nil || w.State != Unknown {
+		t.Errorf("%+v, %v", w, err)
+	}
+}

@@ -1,0 +1,395 @@
+package integration
+
+import (
+	"encoding/json"
+	"fmt"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+
+	"zoho-worker/internal/connection"
+	"zoho-worker/internal/consumer"
+	"zoho-worker/internal/devbox"
+	"zoho-worker/internal/envelope"
+	"zoho-worker/internal/lease"
+	"zoho-worker/internal/zoho/zohotest"
+)
+
+// limited adds an org with these limits and the connection demo to it.
+func (r *rig) limited(l zohotest.Limits) {
+	r.t.Helper()
+	r.demo(l.Concurrency)
+	r.Zoho.SetLimits(devbox.OrgID, l)
+}
+
+func coql(id string) doc {
+	return doc{"id": id, "method": "POST", "url": "/v8/coql", "body": doc{"select_query": "select id from Leads where Last_Name = 'Seed' limit 1"}}
+}
+
+// unanswered is how many requests of the subject are in the stream.
+func (r *rig) unanswered(subject string) int {
+	r.t.Helper()
+	stream, err := r.js.Stream(r.t.Context(), consumer.RequestStream)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	info, err := stream.Info(r.t.Context(), jetstream.WithSubjectFilter(subject))
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	n := 0
+	for _, count := range info.State.Subjects {
+		n += int(count)
+	}
+	return n
+}
+
+// judged fails where Zoho refused a call for a limit.
+func (r *rig) judged(places, heavy int) {
+	r.t.Helper()
+	c := r.Zoho.Counts(devbox.OrgID)
+	if c.Refused.Sum() != 0 || c.HighestInFlight > places || c.HighestHeavy > heavy {
+		r.t.Errorf("%d calls were in flight, %d of them heavy; refused: %+v", c.HighestInFlight, c.HighestHeavy, c.Refused)
+	}
+}
+
+// Heavy operations keep their own limit, across workers, and light ones behind a
+// long row of them don't wait for it.
+func TestHeavyRequests(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, zohotest.Options{})
+	r.limited(zohotest.Limits{Concurrency: 20, SubConcurrency: 10})
+	r.Zoho.SetLatency(200 * time.Millisecond) // slow, so that the test sees the order on a slow machine
+	const heavy, light = 200, 40
+	for i := range heavy {
+		r.publish("demo", coql(fmt.Sprint("heavy-", i)))
+	}
+	for i := range light {
+		r.publish("demo", list(fmt.Sprint("light-", i)))
+	}
+	for range 3 {
+		r.worker()
+	}
+	left := 0
+	answered := r.awaitEach("demo", heavy+light, func(id string, _ *envelope.Response) {
+		if strings.HasPrefix(id, "light-") {
+			left = r.unanswered("zoho.requests.demo.>") + r.unanswered("zoho.requests.demo")
+		}
+	})
+	for id, response := range answered {
+		if response.Status != 200 || response.Error != nil {
+			t.Fatalf("%s is %s", id, response.AppendJSON(nil))
+		}
+	}
+	if left < heavy/4 {
+		t.Errorf("%d heavy requests were left when the last light one was answered", left)
+	}
+	r.judged(20, 10)
+}
+
+// Interactive requests go before bulk ones, which have a place all the same.
+func TestLanes(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, zohotest.Options{})
+	r.limited(zohotest.Limits{Concurrency: 5, SubConcurrency: 10})
+	r.Zoho.SetLatency(20 * time.Millisecond)
+	const n = 150
+	for i := range n {
+		r.publish("demo.bulk", list(fmt.Sprint("bulk-", i)))
+	}
+	for i := range n {
+		r.publish("demo", list(fmt.Sprint("now-", i)))
+	}
+	r.worker()
+	r.worker()
+	bulk, last := 0, 0 // bulk answers before the last interactive one
+	r.awaitEach("demo", 2*n, func(id string, response *envelope.Response) {
+		if response.Status != 200 {
+			t.Errorf("%s is %s", id, response.AppendJSON(nil))
+		}
+		if strings.HasPrefix(id, "bulk-") {
+			bulk++
+		} else {
+			last = bulk
+		}
+	})
+	// One place of five is theirs: a quarter of the four others'.
+	if last < n/10 || last > n*2/3 {
+		t.Errorf("%d of %d bulk requests were answered before the last interactive one", last, n)
+	}
+	r.judged(5, 0)
+}
+
+// Requests with one order key are carried out one after the other in the order
+// they came in, those of an ordered connection too, whatever becomes of the
+// workers; different keys go side by side.
+func TestOrder(t *testing.T) {
+	t.Parallel()
+	order := func(c zohotest.Call) (string, int64) {
+		key, place, ok := strings.Cut(strings.TrimPrefix(c.RawQuery, "at="), "-")
+		n, err := strconv.ParseInt(place, 10, 64)
+		if !ok || err != nil {
+			return "", 0
+		}
+		return key, n
+	}
+	inTurn := func(key string, i int) doc {
+		d := insert(fmt.Sprint(key, "-", i), fmt.Sprint(key, "-", i))
+		d["query"] = doc{"at": fmt.Sprint(key, "-", i)}
+		return d
+	}
+	r := newRig(t, zohotest.Options{Order: order})
+	r.limited(zohotest.Limits{Concurrency: 10, SubConcurrency: 10})
+	r.connect("strict", devbox.OrgID, 10)
+	if _, err := r.store.Update(t.Context(), "strict", func(c *connection.Connection) error {
+		c.Ordered = true
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	r.Zoho.SetLatency(10 * time.Millisecond)
+	r.Zoho.Inject(zohotest.TooManyRequests(zohotest.Concurrency).On("POST", "").After(20))
+	const n = 60
+	first := r.worker()
+	for i := range n {
+		for _, key := range []string{"A", "B", "C"} {
+			d := inTurn(key, i)
+			d["order_key"] = key
+			r.publish("demo", d)
+		}
+		r.publish("strict", inTurn("S", i))
+	}
+	r.worker()
+	eventually(t, "half of them are sent", func() bool { return r.Zoho.Count(zohotest.Match{Method: "POST"}) > 2*n })
+	stop(first)
+	for _, response := range r.awaitAll("demo", 3*n) {
+		wantStatus(t, response, 201)
+	}
+	r.awaitAll("strict", n)
+	orders := r.Zoho.Orders()
+	for _, key := range []string{"A", "B", "C", "S"} {
+		if o := orders[key]; o.Disorder != 0 || o.Overlaps != 0 || o.Calls < n {
+			t.Errorf("%s: %+v", key, o)
+		}
+	}
+	if most := r.Zoho.Counts(devbox.OrgID).HighestInFlight; most < 2 {
+		t.Errorf("different keys did not go side by side: %d in flight at most", most)
+	}
+}
+
+// A connection with a long backlog doesn't hold up another of the same org.
+func TestFairBetweenConnections(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, zohotest.Options{})
+	r.limited(zohotest.Limits{Concurrency: 4, SubConcurrency: 10})
+	r.connect("small", devbox.OrgID, 4)
+	r.Zoho.SetLatency(20 * time.Millisecond)
+	const backlog, few = 300, 30
+	for i := range backlog {
+		r.publish("demo", list(fmt.Sprint("long-", i)))
+	}
+	for i := range few {
+		r.publish("small", list(fmt.Sprint("few-", i)))
+	}
+	r.worker()
+	r.worker()
+	r.awaitAll("small", few)
+	if left := r.unanswered("zoho.requests.demo"); left < backlog/2 {
+		t.Errorf("%d of %d requests of the long backlog were left when the short one was done", left, backlog)
+	}
+	r.awaitAll("demo", backlog)
+	r.judged(4, 0)
+}
+
+// Credits: bulk work stops at the reserve, interactive work when nothing is left;
+// both wait, and are answered when credits are free again. Responses say what is left.
+func TestCredits(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, zohotest.Options{})
+	r.limited(zohotest.Limits{Concurrency: 5, SubConcurrency: 10, Credits: 200})
+	r.Zoho.SpendCredits(devbox.OrgID, 150, time.Hour)
+	r.worker()
+	r.worker()
+	got := r.call("demo", list("first"))
+	wantStatus(t, got, 200)
+	if got.Credits == nil || got.Credits.Used != 1 || !got.Credits.Known || got.Credits.Remaining != 49 {
+		t.Fatalf("credits are %+v", got.Credits)
+	}
+	const n = 60
+	for i := range n {
+		r.publish("demo.bulk", list(fmt.Sprint("bulk-", i)))
+	}
+	blocked := func(want string) {
+		t.Helper()
+		eventually(t, "the org waits for "+want, func() bool {
+			s := r.sight()
+			return s != nil && string(s.Blocked) == want
+		})
+	}
+	blocked("reserve")
+	used := r.Zoho.CreditsUsed(devbox.OrgID)
+	if used < 190 || used > 196 { // the reserve is a tenth of what is left and what we used
+		t.Errorf("%d credits are used", used)
+	}
+	for i := range n {
+		r.publish("demo", list(fmt.Sprint("now-", i)))
+	}
+	blocked("credits")
+	if used := r.Zoho.CreditsUsed(devbox.OrgID); used != 200 {
+		t.Errorf("%d credits are used", used)
+	}
+	if c := r.Zoho.Counts(devbox.OrgID); c.Refused.Sum() != 0 {
+		t.Errorf("refused: %+v", c.Refused)
+	}
+	short := list("short")
+	short["deadline"] = time.Now().Add(time.Second).UTC().Format(time.RFC3339Nano)
+	wantCode(t, r.call("demo", short), envelope.DeadlineExceeded, "credits")
+}
+
+// An org whose limits fall without notice: no request fails for it, and the
+// worker finds the new limit.
+func TestLimitsFall(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, zohotest.Options{})
+	r.limited(zohotest.Limits{Concurrency: 20, SubConcurrency: 10})
+	r.Zoho.SetLatency(10 * time.Millisecond)
+	r.worker()
+	r.worker()
+	const n = 600
+	for i := range n {
+		r.publish("demo", list(fmt.Sprint("r-", i)))
+		if i == n/4 {
+			r.Zoho.SetLimits(devbox.OrgID, zohotest.Limits{Concurrency: 6, SubConcurrency: 10})
+		}
+	}
+	for id, response := range r.awaitAll("demo", n) {
+		if response.Status != 200 || response.Error != nil {
+			t.Fatalf("%s is %s", id, response.AppendJSON(nil))
+		}
+	}
+	if refused := r.Zoho.Counts(devbox.OrgID).Refused.Concurrency; refused == 0 || refused > 60 {
+		t.Errorf("%d calls were refused", refused)
+	}
+	record, err := lease.Read(t.Context(), r.js, "org-us-production-"+devbox.OrgID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if limit := consumer.DecodeState(record.State).Limit; limit == 0 || limit > 7 {
+		t.Errorf("the limit found is %d", limit)
+	}
+}
+
+// Orgs are shared among the workers, also with one that comes later.
+func TestOrgsAreShared(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, zohotest.Options{})
+	r.Zoho.SetLatency(20 * time.Millisecond)
+	const orgs, n = 12, 400
+	for i := range orgs {
+		id := fmt.Sprint(880_000 + i)
+		r.Zoho.AddOrg(zohotest.Org{ID: id, Name: id, Concurrency: 5})
+		r.Zoho.Seed(id, "Leads", map[string]any{"Last_Name": "Seed"})
+		r.connect(fmt.Sprint("c", i), id, 5)
+	}
+	r.worker()
+	for i := range orgs {
+		for k := range n {
+			r.publish(fmt.Sprint("c", i), list(fmt.Sprint("r-", k)))
+		}
+	}
+	r.worker()
+	eventually(t, "the second worker has some of the orgs", func() bool {
+		owners := map[string]int{}
+		for i := range orgs {
+			record, err := lease.Read(t.Context(), r.js, fmt.Sprint("org-us-production-", 880_000+i))
+			if err == nil {
+				owners[record.Owner]++
+			}
+		}
+		return len(owners) > 1
+	})
+	for i := range orgs {
+		r.awaitAll(fmt.Sprint("c", i), n)
+		if c := r.Zoho.Counts(fmt.Sprint(880_000 + i)); c.Refused.Sum() != 0 {
+			t.Errorf("org %d: %+v", i, c.Refused)
+		}
+	}
+}
+
+// A lane that there is not is refused by name.
+func TestNoSuchLane(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, zohotest.Options{})
+	r.demo(5)
+	r.worker()
+	d := list("lost")
+	inbox := r.nc.NewInbox()
+	d["reply_to"] = inbox
+	sub, err := r.nc.SubscribeSync(inbox)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.publish("demo.slow", d)
+	msg, err := sub.NextMsg(patience)
+	if err != nil {
+		t.Fatal(err)
+	}
+	response, err := envelope.DecodeResponse(msg.Data)
+	if err != nil {
+		t.Fatal(err)
+	}
+	wantCode(t, response, envelope.InvalidRequest, "zoho.requests.demo.bulk")
+	r.drained()
+}
+
+// sight is what the worker that serves the demo org says of it, nil if none does.
+func (r *rig) sight() *consumer.Sight {
+	r.t.Helper()
+	sub, err := r.nc.SubscribeSync(r.nc.NewInbox())
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	defer func() { _ = sub.Unsubscribe() }()
+	if err := r.nc.PublishRequest("zoho.orgs", sub.Subject, []byte("org-us-production-"+devbox.OrgID)); err != nil {
+		r.t.Fatal(err)
+	}
+	msg, err := sub.NextMsg(time.Second)
+	if err != nil {
+		return nil
+	}
+	var sights []consumer.Sight
+	if err := json.Unmarshal(msg.Data, &sights); err != nil || len(sights) != 1 {
+		r.t.Fatalf("%s: %v", msg.Data, err)
+	}
+	return &sights[0]
+}
+
+// awaitEach is awaitAll, and hands over each response as it comes.
+func (r *rig) awaitEach(name string, n int, each func(id string, response *envelope.Response)) map[string]*envelope.Response {
+	r.t.Helper()
+	messages, err := r.follow("zoho.responses." + name + ".*").Messages()
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	defer messages.Stop()
+	got := map[string]*envelope.Response{}
+	for len(got) < n {
+		msg, err := messages.Next(jetstream.NextMaxWait(patience))
+		if err != nil {
+			r.t.Fatalf("%d of %d responses of %s: %v", len(got), n, name, err)
+		}
+		response, err := envelope.DecodeResponse(msg.Data())
+		if err != nil {
+			r.t.Fatalf("response %s: %v", msg.Subject(), err)
+		}
+		if got[response.ID] != nil {
+			r.t.Fatalf("two responses to %s", response.ID)
+		}
+		got[response.ID] = response
+		each(response.ID, response)
+	}
+	return got
+}
