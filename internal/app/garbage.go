@@ -33,7 +33,7 @@ type beacon struct{ percent int }
 func adjust(b *beacon) {
 	live := []metrics.Sample{{Name: "/gc/heap/live:bytes"}}
 	metrics.Read(live)
-	percent := 800
+	percent := mostPercent
 	if live[0].Value.Kind() == metrics.KindUint64 {
 		percent = percentFor(live[0].Value.Uint64())
 	}
@@ -45,10 +45,13 @@ func adjust(b *beacon) {
 	runtime.SetFinalizer(b, adjust)
 }
 
+// mostPercent makes the least heap that Go collects, 4 MiB at 100 %, a small one.
+const mostPercent = smallHeap / (4 << 20) * 100
+
 // percentFor is by how much the heap may grow over what is alive.
 func percentFor(live uint64) int {
 	if live == 0 {
 		live = 1 << 20
 	}
-	return int(min(max(smallHeap*100/live, 200)-100, 800))
+	return int(min(max(smallHeap*100/live, 200)-100, mostPercent))
 }
