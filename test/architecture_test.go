@@ -36,7 +36,7 @@ var arrows = map[string][]string{
 	"internal/inspect":             {"internal/connection", "internal/consent", "internal/consumer", "internal/envelope", "internal/flow", "internal/lease", "internal/ledger", "internal/register", "internal/relay", "internal/token", "internal/zoho"},
 	"internal/trace":               {},
 	"internal/devbox":              {"internal/zoho/zohotest"},
-	"internal/console":             {"internal/connection", "internal/consent", "internal/dead", "internal/consumer", "internal/envelope", "internal/inspect", "internal/ledger", "internal/register", "internal/secret", "internal/token", "internal/zoho"},
+	"internal/console":             {"internal/connection", "internal/consent", "internal/dead", "internal/consumer", "internal/envelope", "internal/flow", "internal/inspect", "internal/ledger", "internal/register", "internal/secret", "internal/token", "internal/zoho"},
 	"internal/app":                 {"internal/connection", "internal/consent", "internal/dead", "internal/event", "internal/console", "internal/consumer", "internal/envelope", "internal/inspect", "internal/ledger", "internal/lock", "internal/register", "internal/relay", "internal/secret", "internal/token", "internal/trace", "internal/zoho"},
 	"bench":                        {"internal/connection", "internal/consumer", "internal/secret"},
 	"bench/baseline":               {},

@@ -52,6 +52,7 @@ type board struct {
 	mu     sync.Mutex
 	at     time.Time
 	queues map[string]queueState
+	found  []inspect.Queue
 	known  bool
 	uses   map[string]use
 }
@@ -65,18 +66,41 @@ func (b *board) look(ctx context.Context) (queues map[string]queueState, known b
 	}
 	ctx, cancel := context.WithTimeout(ctx, boardPatience)
 	defer cancel()
-	queues, err := b.read(ctx)
+	queues, found, err := b.read(ctx)
 	if err != nil {
 		b.logger.Debug("console: queues can't be read", "err", err)
 	}
-	b.at, b.queues, b.known = b.now(), queues, err == nil
+	b.at, b.queues, b.found, b.known = b.now(), queues, found, err == nil
 	return b.queues, b.known
 }
 
-func (b *board) read(ctx context.Context) (map[string]queueState, error) {
-	found, unqueued, err := (&inspect.Reader{NC: b.js.Conn(), JS: b.js, Quiet: workersQuiet}).Queues(ctx)
+// orgs are the queues that the last look found.
+func (b *board) orgs() (found []inspect.Queue, known bool) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.found, b.known
+}
+
+// queue is the queue of one connection, nil where JetStream did not say.
+func (b *board) queue(ctx context.Context, name string) *inspect.Queue {
+	ctx, cancel := context.WithTimeout(ctx, boardPatience)
+	defer cancel()
+	q, err := b.reader().Queue(ctx, name)
 	if err != nil {
-		return nil, err
+		b.logger.Debug("console: a queue can't be read", "connection", name, "err", err)
+		return nil
+	}
+	return q
+}
+
+func (b *board) reader() *inspect.Reader {
+	return &inspect.Reader{NC: b.js.Conn(), JS: b.js, Quiet: workersQuiet}
+}
+
+func (b *board) read(ctx context.Context) (map[string]queueState, []inspect.Queue, error) {
+	found, unqueued, err := b.reader().Queues(ctx)
+	if err != nil {
+		return nil, nil, err
 	}
 	queues := map[string]queueState{}
 	for _, q := range found {
@@ -92,7 +116,7 @@ func (b *board) read(ctx context.Context) (map[string]queueState, error) {
 	for _, w := range unqueued {
 		queues[w.Connection] = queueState{Waiting: w.Requests}
 	}
-	return queues, nil
+	return queues, found, nil
 }
 
 // lastUses returns when the connections were last answered, and how.

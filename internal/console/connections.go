@@ -183,6 +183,7 @@ func (c *Console) named(w http.ResponseWriter, r *http.Request) (*connection.Con
 // showData is the page of one connection.
 type showData struct {
 	Row     row
+	Flow    *orgRow
 	Grants  int
 	Warning string
 	Test    *testResult
@@ -197,7 +198,7 @@ func (c *Console) show(w http.ResponseWriter, r *http.Request) {
 func (c *Console) showWith(w http.ResponseWriter, r *http.Request, conn *connection.Connection, test *testResult) {
 	queues, known := c.board.look(r.Context())
 	uses := c.board.lastUses(r.Context(), []string{conn.Name})
-	data := showData{Row: c.row(conn, queues[conn.Name], known, uses[conn.Name]), Test: test}
+	data := showData{Row: c.row(conn, queues[conn.Name], known, uses[conn.Name]), Flow: c.orgOf(r.Context(), conn), Test: test}
 	data.Row.Scopes = conn.Scopes
 	if identity, ok := conn.Identity(); ok {
 		if _, grants, err := c.Connections.Holder(r.Context(), identity); err == nil {

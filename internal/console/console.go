@@ -108,6 +108,7 @@ func (c *Console) Handler() http.Handler {
 	private("POST /connections/{name}/test", c.test)
 	private("GET /connections/{name}/disconnect", c.disconnectForm)
 	private("POST /connections/{name}/disconnect", c.disconnect)
+	private("GET /orgs", c.orgs)
 	c.deadRoutes(private)
 	// What follows needs no sign-in: a state or a one-time link is the right to it.
 	mux.HandleFunc("GET "+CallbackPath, c.callback)

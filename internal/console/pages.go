@@ -91,7 +91,7 @@ func parsePages() (*pages, error) {
 // page is what every template gets.
 type page struct {
 	Title   string
-	Nav     string // the current place: connections, connect, dead
+	Nav     string // the current place: connections, connect, orgs, dead
 	Person  string
 	SignOut bool
 	Open    bool // a page for people who don't see the console

@@ -6,9 +6,12 @@ import (
 	"os"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/chromedp/cdproto/emulation"
 	"github.com/chromedp/chromedp"
+
+	"zoho-worker/internal/devbox"
 )
 
 // dark sets the colour scheme that the person prefers.
@@ -102,6 +105,17 @@ func (w *world) stages(b *tab, each func(name string)) {
 	b.open("/connections/nothing")
 	b.sees("There is no such connection")
 	each("fault")
+	w.Zoho.SetOrgLatency(devbox.OrgID, 200*time.Millisecond, 200*time.Millisecond)
+	for i := range 600 {
+		w.publish("acme-sales", fmt.Sprint("load-", i))
+	}
+	b.open("/orgs")
+	b.sees("Analytical Engines Ltd", "Running", "of 20", "acme-sales", "interactive", "used in 24 h")
+	each("orgs")
+	b.open("/connections/acme-sales")
+	b.sees("Organisation’s limits", "heavy 0 of 10")
+	each("flow")
+	w.Zoho.SetOrgLatency(devbox.OrgID, 0, 0)
 	b.open("/dead")
 	b.sees("No dead letters")
 	each("dead-none")

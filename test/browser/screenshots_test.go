@@ -18,7 +18,7 @@ func TestScreenshots(t *testing.T) {
 	only := []string{
 		"connections", "connections-dark", "connections-phone", "connect", "connect-phone", "duplicate",
 		"revoked", "revoked-dark", "revoked-phone", "tested", "link-phone", "share", "zoho",
-		"letter",
+		"letter", "orgs",
 	}
 	dir := filepath.Join(root(), "docs", "images")
 	if os.Getenv("SCREENSHOTS_ALL") != "" { // to look at all of them

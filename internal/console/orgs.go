@@ -1,0 +1,158 @@
+package console
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"net/http"
+	"slices"
+	"strings"
+	"time"
+
+	"zoho-worker/internal/connection"
+	"zoho-worker/internal/flow"
+	"zoho-worker/internal/inspect"
+)
+
+// orgRow is an org as the pages show it: what its worker says of its limits.
+type orgRow struct {
+	inspect.Queue
+	Org   string // what people call it
+	State string // ok, wait, bad: with a sign and a word
+	Word  string
+	Why   []string
+	// Configured is the limit that the connections' records say, where the org has less now.
+	Configured int
+	Credits    []string
+	Lanes      []laneRow
+	LanesMore  int
+}
+
+// laneRow is a lane of a connection.
+type laneRow struct {
+	Connection, Lane string
+	Waiting          int
+	InFlight         int
+}
+
+// lanesShown is how many lanes of an org the list shows, those with the most work first.
+const lanesShown = 6
+
+// orgs are the orgs that have work or a worker, those with the most waiting first.
+func (c *Console) orgs(w http.ResponseWriter, r *http.Request) {
+	c.board.look(r.Context())
+	queues, known := c.board.orgs()
+	data := struct {
+		Rows  []orgRow
+		Known bool
+	}{Known: known}
+	for _, q := range queues {
+		data.Rows = append(data.Rows, c.orgRow(q))
+	}
+	c.render(w, r, http.StatusOK, "orgs", page{Title: "Organisations", Nav: "orgs", Data: data})
+}
+
+// orgOf is the org of a connection; nil where nothing is known of it.
+func (c *Console) orgOf(ctx context.Context, conn *connection.Connection) *orgRow {
+	if conn.Status == connection.Unreadable {
+		return nil
+	}
+	q := c.board.queue(ctx, conn.Name)
+	if q == nil {
+		return nil
+	}
+	row := c.orgRow(*q)
+	return &row
+}
+
+func (c *Console) orgRow(q inspect.Queue) orgRow {
+	now := c.Now()
+	row := orgRow{Queue: q, State: "ok", Word: "Running"}
+	for _, name := range q.Connections {
+		if conn, ok := c.Connections.Get(name); ok {
+			row.Org = cmp.Or(row.Org, conn.OrgName, conn.OrgID)
+			if places := conn.Places(); places > q.Places && (row.Configured == 0 || places < row.Configured) {
+				row.Configured = places
+			}
+		}
+	}
+	row.Org = cmp.Or(row.Org, q.Name)
+	wait := func(word, why string) {
+		row.State, row.Word = "wait", cmp.Or(map[bool]string{true: row.Word}[row.State == "wait"], word)
+		row.Why = append(row.Why, why)
+	}
+	switch {
+	case q.Owner == "" && q.Waiting > 0:
+		wait("Waiting", "no worker serves it yet")
+	case q.Owner == "":
+		row.Word = "Idle"
+	case q.InFlight == 0 && q.Waiting == 0:
+		row.Word = "Idle"
+	}
+	if q.PausedUntil.After(now) {
+		wait("Paused", "for another "+span(q.PausedUntil.Sub(now))+pauseText(q.Cause, q.For))
+	}
+	if p := q.HeavyPause; p != nil && p.Until.After(now) {
+		wait("Heavy paused", "heavy calls for another "+span(p.Until.Sub(now))+pauseText(p.Cause, p.For))
+	}
+	switch q.Blocked {
+	case flow.CreditsOut:
+		wait("Out of credits", "the credits are used up")
+	case flow.Reserved:
+		wait("Reserve", "bulk requests wait: what is left of the credits is kept for interactive ones")
+	case flow.BudgetSpent:
+		wait("Budget", "a connection has used its share of the credits")
+	}
+	row.Credits = creditsText(q.Credits, now)
+	lanes := slices.Clone(q.Lanes)
+	slices.SortStableFunc(lanes, func(a, b inspect.Lane) int { return cmp.Compare(b.Waiting+b.InFlight, a.Waiting+a.InFlight) })
+	for _, l := range lanes {
+		if len(row.Lanes) == lanesShown {
+			row.LanesMore = len(lanes) - lanesShown
+			break
+		}
+		row.Lanes = append(row.Lanes, laneRow{l.Connection, cmp.Or(l.Lane, "interactive"), l.Waiting, l.InFlight})
+	}
+	return row
+}
+
+// pauseText says for which answer an org is paused, and what it was taken for.
+func pauseText(cause string, limit flow.Cause) string {
+	text := ""
+	if cause != "" {
+		text = ": " + strings.TrimSuffix(clip(cause), ".")
+	}
+	switch limit {
+	case flow.Concurrency:
+		text += "; taken for the limit of calls in flight"
+	case flow.SubConcurrency:
+		text += "; taken for the limit of heavy calls"
+	case flow.Credits:
+		text += "; taken for the credits"
+	}
+	return text
+}
+
+// creditsText is how an org's credits stand, a line for each thing that is known.
+func creditsText(f *flow.Forecast, now time.Time) (lines []string) {
+	if f == nil {
+		return nil
+	}
+	if f.Remaining != nil {
+		lines = append(lines, grouped(*f.Remaining)+" left")
+	}
+	lines = append(lines, fmt.Sprintf("%s used in 24 h, %s in the last hour", grouped(int64(f.Used)), grouped(int64(f.PerHour))))
+	if f.OutAt.After(now) {
+		lines = append(lines, "out at this pace at "+f.OutAt.UTC().Format("15:04 UTC")+", in "+span(f.OutAt.Sub(now)))
+	}
+	return lines
+}
+
+// grouped writes 1234567 as 1,234,567.
+func grouped(n int64) string {
+	s := fmt.Sprint(n)
+	for i := len(s) - 3; i > 0 && s[i-1] != '-'; i -= 3 {
+		s = s[:i] + "," + s[i:]
+	}
+	return s
+}
