@@ -2,6 +2,7 @@ package chaos
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"strings"
@@ -309,9 +310,15 @@ func cut(t target) func(*world, strike) (func(), bool) {
 		p := t(w, s)
 		p.Stop()
 		return func() {
-			if err := p.Start(); err != nil {
-				w.t.Log("the proxy ", p.Name, " is open already: ", err)
+			err := p.Start()
+			for range 100 {
+				if err == nil || errors.Is(err, toxiproxy.ErrProxyAlreadyStarted) {
+					return
+				}
+				time.Sleep(100 * time.Millisecond)
+				err = p.Start()
 			}
+			w.t.Errorf("the proxy %s doesn't open again: %v", p.Name, err)
 		}, true
 	}
 }

@@ -3,6 +3,7 @@ package chaos
 import (
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"os"
 	"os/exec"
@@ -133,20 +134,38 @@ func (p *process) files() (int, error) {
 	return len(entries), err
 }
 
-// freePorts returns loopback ports that nobody listens on.
-func freePorts(t testing.TB, n int) []int {
+// freePorts returns loopback ports that nobody listens on. They lie below those
+// that the system gives to connections: what is stopped here for a while must find
+// its port free when it comes back.
+func freePorts(t testing.TB, n int) (ports []int) {
 	t.Helper()
-	ports := make([]int, n)
-	for i := range ports {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
+	given.Lock()
+	defer given.Unlock()
+	for range 10_000 {
+		if len(ports) == n {
+			return ports
 		}
-		defer func() { _ = l.Close() }()
-		ports[i] = l.Addr().(*net.TCPAddr).Port
+		port := 16_000 + rand.IntN(16_000)
+		if given.ports[port] {
+			continue
+		}
+		l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port))
+		if err != nil {
+			continue
+		}
+		_ = l.Close()
+		given.ports[port] = true
+		ports = append(ports, port)
 	}
-	return ports
+	t.Fatal("there are no free ports")
+	return nil
 }
+
+// given are the ports of this run.
+var given = struct {
+	sync.Mutex
+	ports map[int]bool
+}{ports: map[int]bool{}}
 
 // programs are the binaries, built once per run.
 var programs struct {

@@ -64,7 +64,7 @@ var matrix = []row{
 	{"token endpoint: Access Denied", "backs off, for all workers; never marked revoked", []string{"TestBlocksAreShared", "TestThrottledConnectionTakesNoPlaces", one, cluster}, ""},
 	{"refresh token revoked", "requests wait for re-authorization; others go on", []string{"TestRevokedAndReauthorized", "TestRevoked", "TestConsoleReauthorize", one, cluster}, ""},
 	{"all access tokens invalid at once", "one refresh per connection", []string{"TestStormOfInvalidTokens", "TestOneRefreshPerExpiry"}, ""},
-	{"429, with and without Retry-After", "no loss; no tight loop; other orgs unaffected", []string{"TestThrottle", "TestPauseSchedule", "TestPauseOneStrike", "TestThrottledNeighbourIsNotSeen", one, cluster}, "the other orgs' median is judged, their 99th percentile printed: a machine that runs tests is too busy for more"},
+	{"429, with and without Retry-After", "no loss; no tight loop; other orgs unaffected", []string{"TestThrottle", "TestLongestPause", "TestThrottledNeighbourIsNotSeen", one, cluster}, "the other orgs' median is judged, their 99th percentile printed: a machine that runs tests is too busy for more"},
 	{"daily limit used up for hours", "answered at their deadlines; places stay free", []string{"TestDeadlineInPause", "TestLongestPause"}, "no test lasts for hours"},
 	{"Zoho refuses connections", "done later; nothing unknown", []string{"TestUnsent", one, cluster}, "2 s at most, not 5 minutes"},
 	{"connection reset after the request was read", "`outcome_unknown`; never sent again", []string{"TestUnknownOutcome", "TestOnceIsNeverSentTwice", one, cluster}, ""},

@@ -207,7 +207,7 @@ var proxies = toxiproxy.NewServer(toxiproxy.NewMetricsContainer(nil), zerolog.No
 
 func (w *world) proxy(name, upstream string) *toxiproxy.Proxy {
 	w.t.Helper()
-	p := toxiproxy.NewProxy(proxies, name, "127.0.0.1:0", upstream)
+	p := toxiproxy.NewProxy(proxies, name, fmt.Sprintf("127.0.0.1:%d", freePorts(w.t, 1)[0]), upstream)
 	if err := p.Start(); err != nil {
 		w.t.Fatal(err)
 	}
