@@ -114,8 +114,8 @@ func (e *entry) inHand() InHand {
 		if c := o.chains[e.key]; e.key != "" && c != nil && slices.Contains(c.waiting, e) {
 			h.Waits, h.Until = "order", time.Time{}
 		}
-		for _, line := range [][]*entry{e.lane.light, e.lane.heavy} {
-			if i := slices.Index(line, e); i >= 0 {
+		for _, line := range e.lane.lines() {
+			if i := slices.Index(*line, e); i >= 0 {
 				h.Before = i
 			}
 		}

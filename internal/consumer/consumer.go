@@ -333,7 +333,7 @@ func (c *Consumer) take(queue string, wanted ...laneKey) {
 func (c *Consumer) taken(queue string) {
 	ctx, cancel := context.WithTimeout(c.pulling, 10*time.Second)
 	defer cancel()
-	before, known := c.leases.Record(queue)
+	_, known := c.leases.Record(queue)
 	hold, err := c.leases.Take(ctx, queue)
 	c.mu.Lock()
 	wanted := c.taking[queue]
@@ -352,7 +352,7 @@ func (c *Consumer) taken(queue string) {
 		}
 		return
 	}
-	o := newOrg(c, queue, hold, known && before.Owner != "")
+	o := newOrg(c, queue, hold)
 	o.leftover = c.hand.leftovers(queue)
 	o.countForeign()
 	c.orgs[queue] = o
@@ -362,31 +362,62 @@ func (c *Consumer) taken(queue string) {
 	} else {
 		c.Logger.Debug("org taken up", "queue", queue)
 	}
-	for k := range wanted {
-		o.wake(k)
+	if !hold.Lasts() {
+		c.lostOrg(o) // the session ended meanwhile, and lost may have missed this one
+		return
 	}
-	if known {
-		c.find(ctx, o) // what else has waited
+	if !o.inherited {
+		for k := range wanted {
+			o.wake(k)
+		}
+	}
+	// What else has waited; of an inherited org, all that is in hand of the worker
+	// before is counted before anything is started.
+	found := c.find(ctx, o, known)
+	for k := range wanted {
+		found[k] = true
+	}
+	for k := range found {
+		o.wake(k)
 	}
 }
 
 func keep(state json.RawMessage) (json.RawMessage, error) { return state, nil }
 
-// find wakes the lanes of an org that have requests.
-func (c *Consumer) find(ctx context.Context, o *org) {
+// find returns the lanes of an org that have requests. What it can't see now,
+// the next look does.
+func (c *Consumer) find(ctx context.Context, o *org, known bool) map[laneKey]bool {
+	found := map[laneKey]bool{}
+	if !known {
+		return found // nobody ever served it: there is what made this worker take it
+	}
 	for _, name := range c.directory.names(o.name) {
 		for _, filter := range []string{requestPrefix + name, requestPrefix + name + ".>"} {
 			info, err := c.stream.Info(ctx, jetstream.WithSubjectFilter(filter))
 			if err != nil {
-				return // the next look finds them
+				return found
 			}
 			for subject := range info.State.Subjects {
-				if k, ok := parseLane(restOf(subject)); ok {
-					o.wake(k)
+				k, ok := parseLane(restOf(subject))
+				if !ok {
+					continue
+				}
+				found[k] = true
+				if !o.inherited || !usable(c.directory.member(o.name, name)) {
+					continue
+				}
+				if there, err := c.stream.Consumer(ctx, k.durable()); err == nil {
+					o.mu.Lock()
+					if o.lanes[k] == nil {
+						o.before[k] = there.CachedInfo().NumAckPending
+					}
+					o.countForeign()
+					o.mu.Unlock()
 				}
 			}
 		}
 	}
+	return found
 }
 
 // session is what this worker says of itself to the others.
@@ -618,7 +649,7 @@ func (c *Consumer) tidy(ctx context.Context) {
 		case !o.quiet.IsZero() && time.Since(o.quiet) > quietFor:
 			quiet = append(quiet, o)
 		}
-		due := time.Since(o.saved) > saveEvery && o.flow.Changed()
+		due := time.Since(o.saved) > saveEvery && (o.unsaved || o.flow.Changed())
 		o.mu.Unlock()
 		if due {
 			defer o.save()

@@ -92,6 +92,9 @@ func (l *lane) pull(fresh bool) (done bool, err error) {
 	if fresh && o.crashed {
 		// The worker before is dead, or was away for longer than its session
 		// lasts: what it had in hand is handed out anew at once, in order.
+		if err := l.mourn(setup); err != nil {
+			return false, err
+		}
 		err := o.JetStream.DeleteConsumer(setup, RequestStream, l.durable())
 		if err != nil && !errors.Is(err, jetstream.ErrConsumerNotFound) {
 			return false, fmt.Errorf("make consumer %s anew: %w", l.durable(), err)
@@ -101,8 +104,8 @@ func (l *lane) pull(fresh bool) (done bool, err error) {
 	if err != nil {
 		return false, fmt.Errorf("create consumer %s: %w", l.durable(), err)
 	}
-	if info := source.CachedInfo(); fresh && !o.crashed && info.NumAckPending > 0 {
-		l.inherit(source, info.NumAckPending)
+	if fresh && !o.crashed {
+		l.inherit(source, source.CachedInfo().NumAckPending)
 	}
 	messages, err := source.Messages(jetstream.PullMaxMessages(l.window), jetstream.PullExpiry(pullExpiry),
 		jetstream.PullHeartbeat(pullHeartbeat), jetstream.WithMessagesErrOnMissingHeartbeat(true))
@@ -134,6 +137,45 @@ func (l *lane) pull(fresh bool) (done bool, err error) {
 		}
 	}
 	return true, nil
+}
+
+// mourn notes what a worker that died had in hand. A request that kills its
+// worker would kill them all: what was in hand of two in a row that died is tried
+// alone, and by name in the org's record, so that the third death convicts it. A
+// worker that is killed from outside costs those requests a row to stand in, and
+// at the very worst one of them an answer that says internal.
+func (l *lane) mourn(ctx context.Context) error {
+	o := l.org
+	there, err := o.JetStream.Consumer(ctx, RequestStream, l.durable())
+	if errors.Is(err, jetstream.ErrConsumerNotFound) {
+		return nil // forgotten, with what it had handed out
+	}
+	if err != nil {
+		return fmt.Errorf("look at consumer %s: %w", l.durable(), err)
+	}
+	handed := there.CachedInfo().Delivered.Stream
+	o.mu.Lock()
+	l.twice = min(o.deaths[l.rest()], handed)
+	o.deaths[l.rest()] = handed
+	twice := l.twice
+	o.mu.Unlock()
+	if twice > 0 {
+		o.Logger.Warn("two workers in a row died with requests in hand: these are tried one at a time", "queue", o.name, "subject", l.subject(), "up_to", twice)
+	}
+	if err := o.hold.Save(ctx, o.merge); err != nil {
+		return fmt.Errorf("note the worker's death: %w", err)
+	}
+	return nil
+}
+
+// putOnTrial writes into the org's record which request is tried alone. If that
+// can't be written, the request is tried all the same: it may not be the one.
+func (o *org) putOnTrial() {
+	ctx, cancel := context.WithTimeout(o.calling, 5*time.Second)
+	defer cancel()
+	if err := o.hold.Save(ctx, o.merge); err != nil {
+		o.Logger.Warn("the request that is tried alone is not noted", "queue", o.name, "err", err)
+	}
 }
 
 // opened notes the pulls, so that shut can end them; false: the lane is closed.
@@ -184,9 +226,13 @@ func (l *lane) inherit(source jetstream.Consumer, n int) {
 	o := l.org
 	o.mu.Lock()
 	l.foreign = n
+	delete(o.before, l.laneKey)
 	o.countForeign()
 	l.room.Signal()
 	o.mu.Unlock()
+	if n == 0 {
+		return
+	}
 	go func() {
 		for pause := 20 * time.Millisecond; ; pause = min(2*pause, 500*time.Millisecond) {
 			o.sleep(pause)
@@ -224,6 +270,9 @@ func (o *org) countForeign() {
 	n := o.leftover
 	for _, l := range o.lanes {
 		n += l.foreign
+	}
+	for _, held := range o.before {
+		n += held
 	}
 	o.flow.Foreign(n)
 }

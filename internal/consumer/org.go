@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"maps"
 	"os"
 	"runtime/debug"
 	"slices"
@@ -30,7 +31,7 @@ type org struct {
 	name string
 	hold *lease.Hold
 	// crashed says that the owner before did not give the org up; inherited, that
-	// it did, and may still have calls in flight.
+	// it did with calls under way.
 	crashed, inherited bool
 
 	// Under gate.mu.
@@ -41,6 +42,10 @@ type org struct {
 	lanes   map[laneKey]*lane
 	started map[laneKey]bool // lanes that were served since the org was taken
 	chains  map[string]*chain
+	// deaths, trial and convicted are for requests that kill their workers, see lane.mourn.
+	deaths           map[string]uint64
+	trial, convicted uint64
+	before           map[laneKey]int // requests in hand of the worker before, of lanes not served yet
 	// blocked is why nothing more was started when it was last tried.
 	blocked  flow.Reason
 	starts   uint64
@@ -49,6 +54,7 @@ type org struct {
 	closed   bool
 	quiet    time.Time // since when it has no lane; zero: it has
 	saving   bool
+	unsaved  bool // the last write failed
 	saved    time.Time
 	resumed  time.Time
 	pulls    sync.WaitGroup // lanes being served; grows only until the org is closed
@@ -73,6 +79,7 @@ type entry struct {
 	lane     *lane         // nil: it was read out of the stream, and not handed over
 	delivery jetstream.Msg // under hand.mu
 	key      string        // of its chain; "": it is in none
+	suspect  bool          // two workers died that had it in hand
 	since    time.Time     // in hand since
 
 	// Under org.mu.
@@ -97,15 +104,19 @@ type lane struct {
 	window int // requests in hand at most
 
 	// Under org.mu.
-	light, heavy []*entry // waiting for their start, in order
-	behind       []*entry // ordered requests, until no other worker has one of the lane
-	inHand       int
-	running      int
-	last         uint64 // when one was started last, by org.starts
-	foreign      int    // in hand of the worker before
-	closed       bool
-	messages     jetstream.MessagesContext
-	room         *sync.Cond // inHand fell, or the lane was closed
+	// Waiting for their start, in order: see lines.
+	light, heavy, suspects []*entry
+	// twice is up to which sequence the requests were in hand of two workers in a
+	// row that died.
+	twice    uint64
+	behind   []*entry // ordered requests, until no other worker has one of the lane
+	inHand   int
+	running  int
+	last     uint64 // when one was started last, by org.starts
+	foreign  int    // in hand of the worker before
+	closed   bool
+	messages jetstream.MessagesContext
+	room     *sync.Cond // inHand fell, or the lane was closed
 }
 
 // state is what the record of an org says, in the words of package flow, and
@@ -114,6 +125,12 @@ type state struct {
 	flow.State
 	// Resumed is when a person last ended all pauses.
 	Resumed time.Time `json:"resumed,omitzero"`
+	// Deaths is, by lane, up to which sequence requests were in hand of the last
+	// worker that died; Trial is the request that was being tried alone.
+	Deaths map[string]uint64 `json:"deaths,omitempty"`
+	Trial  uint64            `json:"trial,omitempty"`
+	// Running is how many calls were under way when the org was given up.
+	Running int `json:"running,omitempty"`
 }
 
 // DecodeState reads the state that an org's record carries; one that can't be
@@ -141,7 +158,7 @@ func SetPause(p *flow.Pause, now time.Time) func(json.RawMessage) (json.RawMessa
 	}
 }
 
-func newOrg(c *Consumer, name string, hold *lease.Hold, inherited bool) *org {
+func newOrg(c *Consumer, name string, hold *lease.Hold) *org {
 	var st state
 	if data := hold.State(); len(data) > 0 {
 		if err := json.Unmarshal(data, &st); err != nil {
@@ -149,12 +166,19 @@ func newOrg(c *Consumer, name string, hold *lease.Hold, inherited bool) *org {
 			st = state{}
 		}
 	}
-	return &org{
-		Consumer: c, name: name, hold: hold, crashed: hold.Crashed, inherited: inherited,
+	o := &org{
+		Consumer: c, name: name, hold: hold, crashed: hold.Crashed, inherited: st.Running > 0 && !hold.Crashed,
 		flow: flow.New(c.directory.limits(name), st.State), resumed: st.Resumed,
-		lanes: map[laneKey]*lane{}, started: map[laneKey]bool{}, chains: map[string]*chain{},
-		quiet: time.Now(), saved: time.Now(),
+		lanes: map[laneKey]*lane{}, started: map[laneKey]bool{}, chains: map[string]*chain{}, before: map[laneKey]int{},
+		quiet: time.Now(), saved: time.Now(), deaths: st.Deaths,
 	}
+	if o.deaths == nil {
+		o.deaths = map[string]uint64{}
+	}
+	if hold.Crashed {
+		o.convicted = st.Trial
+	}
+	return o
 }
 
 // wake serves a lane that has requests.
@@ -200,6 +224,12 @@ func (o *org) arrived(l *lane, msg jetstream.Msg) {
 		o.metrics.queued.Observe(max(o.Clock.Now().Sub(meta.Timestamp), 0).Seconds())
 	}
 	o.decode(e)
+	if e.suspect = e.sequence <= l.twice; e.suspect && e.sequence == o.convicted {
+		e.refused = &envelope.Error{
+			Code:    envelope.Internal,
+			Message: "three workers in a row died while they had this request in hand, the last one with no other like it: whether it was carried out is not known",
+		}
+	}
 	switch c := o.directory.member(o.name, l.connection); {
 	case e.refused != nil:
 	case e.request.OrderKey != "":
@@ -258,10 +288,19 @@ func (o *org) queue(e *entry) {
 	e.lane.line(e, false)
 }
 
+// lines are the lane's: light requests, heavy ones, and suspects.
+func (l *lane) lines() [3]*[]*entry { return [3]*[]*entry{&l.light, &l.heavy, &l.suspects} }
+
+// suspects is the place of the suspects among the lines.
+const suspects = 2
+
 // line puts an entry into its line, at the front where it has waited before.
 func (l *lane) line(e *entry, front bool) {
 	to := &l.light
-	if e.ask.Heavy {
+	switch {
+	case e.suspect:
+		to = &l.suspects
+	case e.ask.Heavy:
 		to = &l.heavy
 	}
 	if front {
@@ -390,11 +429,11 @@ func (l *lane) before(m *lane) bool {
 
 // head is the first of the lane's requests that can be started.
 func (l *lane) head(now time.Time) (e *entry, reason flow.Reason, until time.Time) {
-	for _, line := range [][]*entry{l.light, l.heavy} {
-		if len(line) == 0 {
-			continue
+	for i, line := range l.lines() {
+		if len(*line) == 0 || i == suspects && l.org.trial != 0 {
+			continue // one of them at a time: the next is looked at when it is over
 		}
-		first := line[0]
+		first := (*line)[0]
 		if first.refused != nil || !first.request.Deadline.After(now) {
 			return first, "", time.Time{} // answered without a call
 		}
@@ -416,12 +455,14 @@ func (l *lane) head(now time.Time) (e *entry, reason flow.Reason, until time.Tim
 // answered without a call takes no place.
 func (o *org) start(e *entry, idle bool, now time.Time) {
 	l := e.lane
-	if line := &l.light; len(*line) > 0 && (*line)[0] == e {
-		(*line)[0] = nil
-		*line = (*line)[1:]
-	} else {
-		l.heavy[0] = nil
-		l.heavy = l.heavy[1:]
+	for _, line := range l.lines() {
+		if len(*line) > 0 && (*line)[0] == e {
+			(*line)[0] = nil
+			*line = (*line)[1:]
+		}
+	}
+	if e.suspect && !idle {
+		o.trial = e.sequence
 	}
 	if idle && e.request != nil {
 		e.waited = o.held(e, now)
@@ -440,7 +481,19 @@ func (o *org) start(e *entry, idle bool, now time.Time) {
 // run carries an entry as far as it can be now.
 func (o *org) run(e *entry, idle bool) {
 	defer o.requests.Done()
+	onTrial := e.suspect && !idle
+	if onTrial {
+		o.putOnTrial()
+	}
 	wait := o.work(o.name, e)
+	if onTrial {
+		o.mu.Lock()
+		o.trial = 0
+		o.mu.Unlock()
+		if wait != nil {
+			o.putOnTrial() // it was none of its doing
+		}
+	}
 	var turn *org
 	if !idle {
 		turn = o.gate.leave()
@@ -555,8 +608,8 @@ func (o *org) arm(now time.Time, reason flow.Reason, until time.Time) {
 		return // a call that ends comes here
 	}
 	for _, l := range o.lanes {
-		for _, line := range [][]*entry{l.light, l.heavy} {
-			for _, e := range line {
+		for _, line := range l.lines() {
+			for _, e := range *line {
 				if e.request != nil && (until.IsZero() || e.request.Deadline.Before(until)) {
 					until = e.request.Deadline
 				}
@@ -577,7 +630,7 @@ func (o *org) arm(now time.Time, reason flow.Reason, until time.Time) {
 // overdue moves what is past its deadline to the front. The lock is held.
 func (o *org) overdue(now time.Time) {
 	for _, l := range o.lanes {
-		for _, line := range []*[]*entry{&l.light, &l.heavy} {
+		for _, line := range l.lines() {
 			slices.SortStableFunc(*line, func(a, b *entry) int {
 				return order(a.overdue(now)) - order(b.overdue(now))
 			})
@@ -666,6 +719,7 @@ func (o *org) write() {
 	err := o.hold.Save(ctx, o.merge)
 	o.mu.Lock()
 	o.saving, o.saved = false, time.Now()
+	o.unsaved = err != nil
 	o.dispatch() // what a person wants was read on the way
 	switch {
 	case errors.Is(err, lease.ErrLost):
@@ -690,7 +744,12 @@ func (o *org) merge(data json.RawMessage) (json.RawMessage, error) {
 	defer o.mu.Unlock()
 	o.heed(there)
 	o.flow.Changed()
-	return json.Marshal(state{State: o.flow.State(), Resumed: o.resumed})
+	st := state{State: o.flow.State(), Resumed: o.resumed, Deaths: maps.Clone(o.deaths), Trial: o.trial}
+	if o.closed {
+		st.Running, _ = o.flow.Running()
+		st.Running += o.leftover
+	}
+	return json.Marshal(st)
 }
 
 // heed takes in what a person wants. The lock is held.
@@ -765,7 +824,7 @@ func (l *lane) shut() []*entry {
 		}
 		return 1
 	})
-	l.light, l.heavy, l.behind = nil, nil, nil
+	l.light, l.heavy, l.suspects, l.behind = nil, nil, nil, nil
 	for _, e := range back {
 		l.org.hand.leave(e)
 		l.inHand--

@@ -125,6 +125,10 @@ func (s *settlement) refuse(e *envelope.Error) {
 	err := insist(s.calling, func(ctx context.Context) error {
 		err := s.Ledger.Close(ctx, s.connection, s.request.ID, s.digest)
 		var held *ledger.HeldError
+		var lost *ledger.LostError
+		if errors.As(err, &lost) {
+			err = s.Ledger.Seal(ctx, s.connection, s.request.ID, lost)
+		}
 		if errors.As(err, &held) || errors.Is(err, ledger.ErrExpired) {
 			return nil // a claim that stands, as of a worker that panicked, serves as well
 		}

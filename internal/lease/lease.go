@@ -495,7 +495,8 @@ func (b *Book) Take(ctx context.Context, queue string) (*Hold, error) {
 	b.mu.Unlock()
 	h := &Hold{book: b, queue: queue, owner: id, record: known.Record, revision: known.position.Revision}
 	for try := 0; ; try++ {
-		if try > 0 || !ok && try == 0 {
+		asked := try > 0 || !ok
+		if asked {
 			// What was seen is behind, or there may be none: ask the leader.
 			if err := h.read(ctx); err != nil {
 				return nil, err
@@ -506,6 +507,8 @@ func (b *Book) Take(ctx context.Context, queue string) (*Hold, error) {
 			switch lasts, ended, err := b.lasts(ctx, before); {
 			case err != nil:
 				return nil, err
+			case lasts && !asked:
+				continue // it may have been given up meanwhile
 			case lasts:
 				return nil, ErrHeld
 			default:

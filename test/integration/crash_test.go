@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"zoho-worker/internal/envelope"
 	"zoho-worker/internal/failpoint"
 	"zoho-worker/internal/zoho/zohotest"
 )
@@ -203,4 +204,48 @@ func TestCrashUnderLoad(t *testing.T) {
 			t.Fatal("in the round", r.name)
 		}
 	}
+}
+
+// A request that kills every worker that begins it is set aside after the third:
+// its requester is told, and what came with it is carried out.
+func TestRequestThatKillsWorkers(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, zohotest.Options{})
+	r.demo(10)
+	inbox := r.nc.NewInbox()
+	sub, err := r.nc.SubscribeSync(inbox)
+	if err != nil {
+		t.Fatal(err)
+	}
+	poison := list("poison")
+	poison["reply_to"] = inbox
+	r.publish("demo", poison)
+	for i := range 3 {
+		p := r.process("FAILPOINT=decoded:1")
+		select {
+		case <-p.gone:
+		case <-time.After(patience):
+			t.Fatalf("worker %d did not die", i)
+		}
+	}
+	for i := range 5 {
+		r.publish("demo", insert(fmt.Sprint("good-", i), fmt.Sprint("Good", i)))
+	}
+	r.process()
+	msg, err := sub.NextMsg(patience)
+	if err != nil {
+		t.Fatalf("the requester isn't answered: %v", err)
+	}
+	response, err := envelope.DecodeResponse(msg.Data)
+	if err != nil {
+		t.Fatal(err)
+	}
+	wantCode(t, response, envelope.Internal, "three workers")
+	if n := r.Zoho.Count(zohotest.Match{Method: "GET"}); n != 0 {
+		t.Errorf("the request was sent %d times", n)
+	}
+	for _, good := range r.awaitAll("demo", 5) {
+		wantStatus(t, good, 201)
+	}
+	r.drained()
 }
