@@ -74,7 +74,8 @@ var kinds = []kind{
 	{name: "Zoho requests lost", least: 500 * ms, most: 3000 * ms, cause: toxic(zohoProxy, "timeout", "upstream", `"timeout":0`)},
 	{name: "Zoho slow", least: 1000 * ms, most: 4000 * ms, cause: toxic(zohoProxy, "latency", "upstream", `"latency":700,"jitter":600`)},
 	{name: "Zoho in slices", least: 1000 * ms, most: 3000 * ms, cause: toxic(zohoProxy, "slicer", "downstream", `"average_size":40,"size_variation":20,"delay":20000`)},
-	zoho("429 credits", zohotest.TooManyRequests(zohotest.CreditsExhausted)),
+	// Without Retry-After an org whose credits are used up waits for a minute: a run would mostly wait.
+	zoho("429 credits", zohotest.TooManyRequestsRetry(zohotest.CreditsExhausted, 2*time.Second)),
 	zoho("429 concurrency", zohotest.TooManyRequests(zohotest.Concurrency)),
 	zoho("429 sub-concurrency, legacy", zohotest.TooManyRequestsLegacy(zohotest.SubConcurrency)),
 	zoho("429 Retry-After", zohotest.TooManyRequestsRetry(zohotest.Concurrency, time.Second)),
