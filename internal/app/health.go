@@ -65,6 +65,8 @@ var written = map[string]string{
 	"ZOHO_CONNECTIONS": "zoho.connections._",
 	"ZOHO_DEAD":        "zoho.dead._",
 	"ZOHO_EVENTS":      "zoho.events._",
+	"ZOHO_WORKERS":     "zoho.workers._",
+	"ZOHO_QUEUES":      "zoho.queues._",
 }
 
 // reasons are why the worker is not ready, in order; none where all is well.

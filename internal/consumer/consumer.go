@@ -119,6 +119,7 @@ type Consumer struct {
 	taking    map[string]map[laneKey]bool // orgs being taken: the lanes to be served then
 	answering map[string]bool             // subjects nobody serves that are answered for
 	backlog   map[string]*expiry          // orgs of this worker with requests that don't move
+	handed    time.Time                   // when an org was last handed over; lookOut's own
 	woken     map[laneKey]time.Time       // when another worker was last told of a request
 	closers   []func()
 	soon      chan struct{} // something changed: look
@@ -636,6 +637,9 @@ func (c *Consumer) look(ctx context.Context) error {
 // whoever hears of the next one takes it.
 const quietFor = 30 * time.Second
 
+// handEvery is the least time between two orgs that are handed over to share the work.
+const handEvery = 2 * time.Second
+
 // tidy gives up orgs that have nothing to do, and hands some over where this
 // worker has more of them than others do, or is full and another isn't.
 func (c *Consumer) tidy(ctx context.Context) {
@@ -659,7 +663,12 @@ func (c *Consumer) tidy(ctx context.Context) {
 	for _, o := range quiet {
 		c.giveUp(ctx, o, "")
 	}
+	// What others say of themselves is as old as their last renewal.
+	if time.Since(c.handed) < handEvery {
+		return
+	}
 	if to := c.lighter(len(busy)); to != "" && len(busy) > 1 {
+		c.handed = time.Now()
 		o := busy[rand.N(len(busy))]
 		c.Logger.Info("org handed to a worker with less to do", "queue", o.name)
 		c.giveUp(ctx, o, to)

@@ -105,7 +105,7 @@ func (l *lane) pull(fresh bool) (done bool, err error) {
 		return false, fmt.Errorf("create consumer %s: %w", l.durable(), err)
 	}
 	if fresh && !o.crashed {
-		l.inherit(source, source.CachedInfo().NumAckPending)
+		l.inherit(source, source.CachedInfo())
 	}
 	messages, err := source.Messages(jetstream.PullMaxMessages(l.window), jetstream.PullExpiry(pullExpiry),
 		jetstream.PullHeartbeat(pullHeartbeat), jetstream.WithMessagesErrOnMissingHeartbeat(true))
@@ -222,8 +222,8 @@ func (l *lane) drain(messages jetstream.MessagesContext) {
 
 // inherit counts the requests that the worker before has in hand, which takes up
 // nothing more, until they are settled.
-func (l *lane) inherit(source jetstream.Consumer, n int) {
-	o := l.org
+func (l *lane) inherit(source jetstream.Consumer, before *jetstream.ConsumerInfo) {
+	o, n := l.org, before.NumAckPending
 	o.mu.Lock()
 	l.foreign = n
 	delete(o.before, l.laneKey)
@@ -243,11 +243,15 @@ func (l *lane) inherit(source jetstream.Consumer, n int) {
 				return
 			}
 			o.mu.Lock()
-			if errors.Is(err, jetstream.ErrConsumerNotFound) {
-				l.foreign = 0
+			if errors.Is(err, jetstream.ErrConsumerNotFound) || err == nil && !info.Created.Equal(before.Created) {
+				l.foreign = 0 // forgotten, or made anew: all of it comes to this worker
 			} else if err == nil {
-				// What is on its way to this worker counts as the other's for a moment.
-				l.foreign = max(0, min(l.foreign, info.NumAckPending-l.inHand))
+				// Of what was delivered since, this worker's are those that it has not
+				// settled: in hand, or on their way to it. Its counts may be newer than
+				// the server's, which then counts for the other.
+				settled := l.received - l.inHand
+				ours := int(info.Delivered.Consumer-before.Delivered.Consumer) - settled
+				l.foreign = max(0, min(l.foreign, info.NumAckPending-ours))
 			}
 			left := l.foreign
 			o.countForeign()

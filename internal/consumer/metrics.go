@@ -102,7 +102,7 @@ func newMetrics(r prometheus.Registerer, c *Consumer) *metrics {
 		return float64(len(c.orgs))
 	})
 	if r != nil {
-		r.MustRegister(&censusMetrics{c})
+		r.MustRegister(&censusMetrics{c}, &blockedMetrics{c})
 	}
 	for _, class := range zoho.Classes() {
 		for _, method := range class.Methods {
@@ -184,4 +184,31 @@ func (m censusMetrics) Collect(to chan<- prometheus.Metric) {
 		at = float64(looked.UnixMilli()) / 1000
 	}
 	gauge(lookedDesc, at)
+}
+
+// blockedMetrics count this worker's orgs by what holds their next request back.
+type blockedMetrics struct{ *Consumer }
+
+var blockedDesc = describe("orgs", "Orgs that this worker serves, by what holds their next request back: none, worker, and the reasons of an org's limits.", "blocked")
+
+// Describe implements prometheus.Collector.
+func (blockedMetrics) Describe(to chan<- *prometheus.Desc) { to <- blockedDesc }
+
+// Collect implements prometheus.Collector.
+func (m blockedMetrics) Collect(to chan<- prometheus.Metric) {
+	count := map[flow.Reason]int{}
+	m.mu.Lock()
+	for _, o := range m.orgs {
+		o.mu.Lock()
+		count[o.blocked]++
+		o.mu.Unlock()
+	}
+	m.mu.Unlock()
+	for _, reason := range append(flow.Reasons(), waitWorker, "") {
+		label := string(reason)
+		if label == "" {
+			label = none
+		}
+		to <- prometheus.MustNewConstMetric(blockedDesc, prometheus.GaugeValue, float64(count[reason]), label)
+	}
 }

@@ -111,6 +111,7 @@ type lane struct {
 	twice    uint64
 	behind   []*entry // ordered requests, until no other worker has one of the lane
 	inHand   int
+	received int // since it is served, whatever became of them
 	running  int
 	last     uint64 // when one was started last, by org.starts
 	foreign  int    // in hand of the worker before
@@ -237,6 +238,9 @@ func (o *org) arrived(l *lane, msg jetstream.Msg) {
 	case c != nil && c.Ordered:
 		e.key = l.connection
 	}
+	o.mu.Lock()
+	l.received++
+	o.mu.Unlock()
 	if !o.hand.take(e) {
 		return // in hand already: the consumer was made anew, or the server thought this worker dead
 	}
@@ -339,17 +343,31 @@ func (o *org) dispatch() {
 	now := o.Clock.Now()
 	for {
 		e, reason, until := o.next(now)
-		o.blocked = reason
+		o.holdBack(reason, until)
 		if e == nil {
 			o.arm(now, reason, until)
 			return
 		}
 		overdue := e.refused != nil || !e.request.Deadline.After(now)
 		if !overdue && !o.gate.enter(o) {
-			o.blocked = waitWorker
+			o.holdBack(waitWorker, time.Time{})
 			return
 		}
 		o.start(e, overdue, now)
+	}
+}
+
+// holdBack notes what holds the org's next request back, and says so where it is
+// the org's credits: pauses are told of where they begin. The lock is held.
+func (o *org) holdBack(reason flow.Reason, until time.Time) {
+	if reason == o.blocked {
+		return
+	}
+	o.blocked = reason
+	switch reason {
+	case flow.CreditsOut, flow.Reserved, flow.BudgetSpent:
+		forecast := o.flow.Forecast(o.Clock.Now())
+		o.Logger.Info("org waits for credits", "queue", o.name, "for", reason, "until", until, "used", forecast.Used, "per_hour", forecast.PerHour)
 	}
 }
 

@@ -10,6 +10,7 @@ import (
 
 	"github.com/nats-io/nats.go/jetstream"
 
+	"zoho-worker/internal/app"
 	"zoho-worker/internal/connection"
 	"zoho-worker/internal/consumer"
 	"zoho-worker/internal/devbox"
@@ -211,8 +212,7 @@ func TestCredits(t *testing.T) {
 	r := newRig(t, zohotest.Options{})
 	r.limited(zohotest.Limits{Concurrency: 5, SubConcurrency: 10, Credits: 200})
 	r.Zoho.SpendCredits(devbox.OrgID, 150, time.Hour)
-	r.worker()
-	r.worker()
+	workers := []*app.Worker{r.worker(), r.worker()}
 	got := r.call("demo", list("first"))
 	wantStatus(t, got, 200)
 	if got.Credits == nil || got.Credits.Used != 1 || !got.Credits.Known || got.Credits.Remaining != 49 {
@@ -228,6 +228,14 @@ func TestCredits(t *testing.T) {
 			s := r.sight()
 			return s != nil && string(s.Blocked) == want
 		})
+		// The same in the metrics and in the log.
+		orgs := 0.0
+		for _, w := range workers {
+			orgs += metric(t, w.HTTPAddr, "zoho_worker_orgs", "blocked="+want)
+		}
+		if log := r.logs.text.String(); orgs != 1 || !strings.Contains(log, "org waits for credits") || !strings.Contains(log, "for="+want) {
+			t.Errorf("%v orgs are counted as waiting for %s, log:\n%s", orgs, want, r.logs.tail(20))
+		}
 	}
 	blocked("reserve")
 	used := r.Zoho.CreditsUsed(devbox.OrgID)
