@@ -423,10 +423,9 @@ func (j *job) withoutToken(err error) Result {
 	return j.wait(WaitToken, min(max(time.Until(u.Until), 0), maxTokenWait)+rand.N(500*time.Millisecond)).because(u.Error())
 }
 
-// maxTokenWait is for how long a request without a token is given back at most,
-// however long its connection is blocked: one that is blocked for longer is
-// parked, and then it doesn't count. But a re-authorization may come before the
-// parking, which then never happens, and nobody takes a nak's delay back.
+// maxTokenWait bounds a wait for a token, however long the connection is blocked.
+// Word of a changed token record or connection ends it earlier; this is for word
+// that is missed.
 const maxTokenWait = 30 * time.Second
 
 // conclude makes the final response from the last answer and the verdict on it.

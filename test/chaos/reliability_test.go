@@ -38,7 +38,7 @@ var matrix = []row{
 	{"`kill -9` between answer, stored response, reply and ack", "the same response again", []string{"TestCrashWithOneInsert", "TestCrashUnderLoad"}, ""},
 	{"SIGTERM, a rolling restart under load", "nothing lost, doubled or unknown", []string{"TestRollingRestart", "TestStopWith500InFlight", "TestProduction", "TestRollingRestartIsHardlySeen"}, ""},
 	{"worker suspended for longer than lease and `AckWait`, or with a clock that is 10 minutes off", "sends nothing after its lease", []string{"TestSuspendedWorker", one, cluster, clocks}, ""},
-	{"worker killed for want of memory", "as F1", []string{"TestOutOfMemory"}, ""},
+	{"worker killed for want of memory", "as F1", []string{"TestOutOfMemory", "TestRequestThatKillsWorkers"}, ""},
 	{"`kill -9` of all workers at once", "answered when they are back", []string{one, cluster}, ""},
 	{"NATS node `kill -9`", "no loss; no insert twice", []string{cluster, one, "TestNATSRestart", "TestGaps"}, ""},
 	{"streams and consumers change leaders", "as F9", []string{cluster, "TestWidenedConsumerKeepsMessages", "TestGaps"}, ""},
