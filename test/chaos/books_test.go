@@ -127,7 +127,7 @@ func (b *books) check(q *request, stored []byte, calls []zohotest.Call, inserted
 	switch {
 	case code == envelope.OutcomeUnknown:
 		b.unknown++
-		if q.method != "POST" || q.unique {
+		if q.method != "POST" || q.unique || q.probed && !q.hurried {
 			b.fault(&b.wrong, "I4: %s can be repeated, and is answered outcome_unknown", q.id)
 		}
 		if !b.explained(q, r, calls) {

@@ -18,7 +18,8 @@ import (
 type request struct {
 	id, tenant, org string
 	method          string
-	unique, inbox   bool
+	unique, probed  bool
+	inbox           bool
 	url, digest     string // what Zoho must see: path and body
 	data            []byte
 	hurried         bool // has a deadline that may pass
@@ -110,9 +111,15 @@ func (l *load) make(random *rand.Rand, serial string) *request {
 		body, _ = json.Marshal(doc{"data": []doc{fields}})
 	}
 	switch n := random.IntN(10); {
-	case n < 4:
+	case n < 3:
 		q.method, q.id = "POST", c.name+"-post-"+serial
 		record(doc{"Last_Name": "Record " + q.id})
+	case n < 4:
+		// The field that is looked at is not unique: nothing but the lookup is between
+		// a lost answer and a second record.
+		q.method, q.id, q.probed = "POST", c.name+"-probed-"+serial, true
+		record(doc{"Last_Name": "Record " + q.id})
+		d["probe"] = doc{"field": "Company"}
 	case n < 6:
 		q.method, q.id, q.unique = "POST", c.name+"-unique-"+serial, true
 		record(doc{"Last_Name": "Record " + q.id, "External_Id": q.id})

@@ -91,7 +91,7 @@ This page is written by a test (` + "`cd test/chaos && go test -run Reliability 
 ## All at once: make chaos
 
 ` + "`make chaos`" + ` starts three workers, redis-server, and nats-server (once a single one, once a cluster of three) as processes, with
-proxies between them, and Zoho's simulator. Eight requesters publish GETs, inserts with and without ` + "`unique_field`" + `, and PUTs
+proxies between them, and Zoho's simulator. Eight requesters publish GETs, inserts as they are, with ` + "`unique_field`" + ` and with a ` + "`probe`" + `, and PUTs
 for four connections of three orgs; one request in seven is published a second time. Meanwhile every kind of fault in the
 list below strikes, in an order, at targets and for times that come from a seed.
 When the faults are over and the streams are empty, the books are balanced:
@@ -101,7 +101,7 @@ When the faults are over and the streams are empty, the books are balanced:
 | no insert is executed twice | records and calls in the simulator's ledger, by the id in the body |
 | every acknowledged request has one response; replies and stored response are the same bytes | the stream of responses, the requesters' inboxes |
 | a response that says success has its execution, with that body, and names that record | the simulator's ledger and records |
-| ` + "`outcome_unknown`" + ` only for inserts without ` + "`unique_field`" + `, and only where a fault was near | times of the faults |
+| ` + "`outcome_unknown`" + ` only for inserts that are neither probed nor name a ` + "`unique_field`" + `, and only where a fault was near | times of the faults |
 | nothing is left on the stream of requests, nothing unacknowledged, no dead letter | JetStream |
 | no grant is refreshed more often than Zoho allows | the simulator's ledger |
 | no request is sent with another connection's token | the simulator's ledger |

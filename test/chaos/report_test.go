@@ -78,6 +78,9 @@ func (r *report) String() string {
 			if q.unique {
 				name += " with unique_field"
 			}
+			if q.probed {
+				name += " with a probe"
+			}
 			if methods[name] == nil {
 				methods[name] = map[string]int{}
 			}
@@ -98,7 +101,7 @@ func (r *report) String() string {
 	sum("requests", "published again", func(c column) int { return c.repeats })
 	sum("requests", "asked again, reply lost with NATS", func(c column) int { return c.asked })
 	sum("books", "answered", func(c column) int { return c.answered })
-	sum("books", "confirmed by unique_field", func(c column) int { return c.confirmed })
+	sum("books", "confirmed by unique_field or probe", func(c column) int { return c.confirmed })
 	sum("books", "deadline passed", func(c column) int { return c.late })
 	sum("books", "401 twice, delivered", func(c column) int { return c.refused })
 	sum("books", "unknown", func(c column) int { return c.unknown })
