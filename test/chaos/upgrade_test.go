@@ -58,7 +58,8 @@ func oldServer(t *testing.T) string {
 	t.Helper()
 	dir := t.TempDir()
 	for i, args := range [][]string{
-		{"mod", "init", "old"}, {"get", "github.com/nats-io/nats-server/v2@" + oldNATS},
+		{"mod", "init", "old"},
+		{"get", "github.com/nats-io/nats-server/v2@" + oldNATS},
 		{"build", "-o", "nats-server", "github.com/nats-io/nats-server/v2"},
 	} {
 		cmd := exec.Command("go", args...)
