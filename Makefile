@@ -49,7 +49,7 @@ lint: $(GOLANGCI) ## golangci-lint with .golangci.yml
 
 .PHONY: race
 race: ## all tests of the main module, with the race detector
-	$(GO) test -race -timeout 10m ./...
+	$(GO) test -race -timeout 20m ./...
 
 .PHONY: failpoints
 failpoints: ## the tests that stop a worker at each step of the path
