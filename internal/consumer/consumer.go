@@ -188,8 +188,9 @@ func (c *Consumer) Start(ctx context.Context) (err error) {
 	if err = c.serveCalls(); err != nil {
 		return err
 	}
-	if err = c.look(ctx); err != nil {
-		return err
+	if err := c.look(ctx); err != nil {
+		c.Logger.Warn("no look at the stream yet", "err", err) // the next one is due soon
+		c.lookSoon()
 	}
 	c.loops.Go(c.lookOut)
 	c.alive.Go(func() { c.hand.keepAlive(c.calling) })
