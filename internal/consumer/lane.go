@@ -72,7 +72,8 @@ func (l *lane) retire() bool {
 	if l.closed {
 		return true
 	}
-	if l.inHand > 0 {
+	// While the worker before has some of it in hand, they are counted here.
+	if l.inHand > 0 || l.foreign > 0 {
 		return o.pulling.Err() != nil
 	}
 	l.closed = true
@@ -146,6 +147,9 @@ func (l *lane) pull(fresh bool) (done bool, err error) {
 // at the very worst one of them an answer that says internal.
 func (l *lane) mourn(ctx context.Context) error {
 	o := l.org
+	if l.mourned || o.hold.Own {
+		return nil
+	}
 	there, err := o.JetStream.Consumer(ctx, RequestStream, l.durable())
 	if errors.Is(err, jetstream.ErrConsumerNotFound) {
 		return nil // forgotten, with what it had handed out
@@ -155,7 +159,8 @@ func (l *lane) mourn(ctx context.Context) error {
 	}
 	handed := there.CachedInfo().Delivered.Stream
 	o.mu.Lock()
-	l.twice = min(o.deaths[l.rest()], handed)
+	// What is loaded is of the death before; a write that failed is written again.
+	l.twice = min(o.died[l.rest()], handed)
 	o.deaths[l.rest()] = handed
 	twice := l.twice
 	o.mu.Unlock()
@@ -165,6 +170,7 @@ func (l *lane) mourn(ctx context.Context) error {
 	if err := o.hold.Save(ctx, o.merge); err != nil {
 		return fmt.Errorf("note the worker's death: %w", err)
 	}
+	l.mourned = true
 	return nil
 }
 

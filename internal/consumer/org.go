@@ -43,7 +43,7 @@ type org struct {
 	started map[laneKey]bool // lanes that were served since the org was taken
 	chains  map[string]*chain
 	// deaths, trial and convicted are for requests that kill their workers, see lane.mourn.
-	deaths           map[string]uint64
+	died, deaths     map[string]uint64 // of the death before, and with the last one
 	trial, convicted uint64
 	before           map[laneKey]int // requests in hand of the worker before, of lanes not served yet
 	// blocked is why nothing more was started when it was last tried.
@@ -109,6 +109,7 @@ type lane struct {
 	// twice is up to which sequence the requests were in hand of two workers in a
 	// row that died.
 	twice    uint64
+	mourned  bool     // twice is known and written; the lane's own goroutine's
 	behind   []*entry // ordered requests, until no other worker has one of the lane
 	inHand   int
 	received int // since it is served, whatever became of them
@@ -171,12 +172,10 @@ func newOrg(c *Consumer, name string, hold *lease.Hold) *org {
 		Consumer: c, name: name, hold: hold, crashed: hold.Crashed, inherited: st.Running > 0 && !hold.Crashed,
 		flow: flow.New(c.directory.limits(name), st.State), resumed: st.Resumed,
 		lanes: map[laneKey]*lane{}, started: map[laneKey]bool{}, chains: map[string]*chain{}, before: map[laneKey]int{},
-		quiet: time.Now(), saved: time.Now(), deaths: st.Deaths,
+		quiet: time.Now(), saved: time.Now(), died: st.Deaths, deaths: map[string]uint64{},
 	}
-	if o.deaths == nil {
-		o.deaths = map[string]uint64{}
-	}
-	if hold.Crashed {
+	maps.Copy(o.deaths, st.Deaths)
+	if hold.Crashed && !hold.Own {
 		o.convicted = st.Trial
 	}
 	return o
@@ -238,13 +237,13 @@ func (o *org) arrived(l *lane, msg jetstream.Msg) {
 	case c != nil && c.Ordered:
 		e.key = l.connection
 	}
+	taken := o.hand.take(e)
 	o.mu.Lock()
 	l.received++
-	o.mu.Unlock()
-	if !o.hand.take(e) {
+	if !taken {
+		o.mu.Unlock()
 		return // in hand already: the consumer was made anew, or the server thought this worker dead
 	}
-	o.mu.Lock()
 	if o.closed || l.closed {
 		o.mu.Unlock()
 		o.hand.leave(e)
@@ -335,9 +334,10 @@ func (l *lane) settle() {
 func (o *org) dispatch() {
 	defer o.yield()
 	defer o.mu.Unlock()
-	// A worker that was stopped for a while knows by its own clock that another
-	// may have the org now.
-	if o.closed || !o.hold.Lasts() {
+	// A stopping worker gives requests back, and what stands in order behind one of
+	// them mustn't start here. One that was stopped for a while knows by its own
+	// clock that another may have the org now.
+	if o.closed || o.pulling.Err() != nil || !o.hold.Lasts() {
 		return
 	}
 	now := o.Clock.Now()
@@ -861,9 +861,8 @@ func (o *org) chained(key string) bool {
 	return slices.ContainsFunc(o.hand.of(o), func(e *entry) bool { return e.key == key })
 }
 
-// refresh brings the org up to date with the records of its connections, and
-// returns whether any of them is left.
-func (o *org) refresh() bool {
+// refresh brings the org up to date with the records of its connections.
+func (o *org) refresh() {
 	limits := o.directory.limits(o.name)
 	o.mu.Lock()
 	o.flow.Configure(limits)
@@ -881,7 +880,6 @@ func (o *org) refresh() bool {
 	for _, e := range back {
 		o.giveBack(e, nil)
 	}
-	return len(o.directory.names(o.name)) > 0
 }
 
 // Sight is what the owner of an org says of it.

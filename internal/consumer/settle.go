@@ -54,13 +54,12 @@ func (c *Consumer) work(queue string, e *entry) (wait *relay.Wait) {
 			c.Logger.Error("a request made the worker panic", "connection", s.connection, "id", s.id(),
 				"panic", p, "stack", string(debug.Stack()))
 			s.refuse(&envelope.Error{Code: envelope.Internal, Message: "the worker failed on this request: whether it was carried out is not known"})
-			wait = nil
+			wait = s.end(begun)
 		}
 	}()
 	if e.refused != nil {
 		s.refuse(e.refused)
-		s.log(begun)
-		return nil
+		return s.end(begun)
 	}
 	failpoint.Hit(failpoint.Decoded)
 	result := c.Relay.Do(s.ctx, &relay.Delivery{
@@ -81,8 +80,19 @@ func (c *Consumer) work(queue string, e *entry) (wait *relay.Wait) {
 	default:
 		s.answer(result.Response)
 	}
+	return s.end(begun)
+}
+
+// end says what became of a request that was tried. One whose answer could not be
+// stored or sent stays in hand, and is tried again: a stored response is
+// repeated, a read carried out once more.
+func (s *settlement) end(begun time.Time) *relay.Wait {
 	s.log(begun)
-	return nil
+	if s.outcome != outcomeNotStored {
+		return nil
+	}
+	s.again = true
+	return &relay.Wait{Reason: relay.WaitStorage, For: time.Second}
 }
 
 func asError(err error) *envelope.Error {
@@ -244,9 +254,6 @@ func (s *settlement) reply(data []byte) bool {
 	if err != nil {
 		s.outcome = outcomeNotStored
 		s.Logger.Warn("reply not sent: the request comes again", "connection", s.connection, "id", s.id(), "err", err)
-		if err := s.later(s.entry, time.Second); err != nil {
-			s.Logger.Debug("request not given back: it comes again after AckWait", "id", s.id(), "err", err)
-		}
 		return false
 	}
 	failpoint.Hit(failpoint.Replied)

@@ -20,6 +20,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 
@@ -112,6 +113,7 @@ type Book struct {
 
 	mu       sync.Mutex
 	id       string
+	past     []string // the ids that it has had
 	revision uint64
 	until    time.Time // by the monotonic clock; zero: no session
 	closed   bool
@@ -247,7 +249,15 @@ func (b *Book) begin(ctx context.Context) error {
 		return nil
 	}
 	b.id, b.revision, b.until = id, revision, sent.Add(b.options.Term)
+	b.past = append(b.past, id)
 	return nil
+}
+
+// had reports whether the session is or was this process's.
+func (b *Book) had(id string) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return slices.Contains(b.past, id)
 }
 
 func (b *Book) describe() []byte {
@@ -477,7 +487,8 @@ type Hold struct {
 	queue string
 	owner string
 	// Crashed says that the owner before did not give the org up: its session ended.
-	Crashed bool
+	// Own, that it was an earlier session of this same process.
+	Crashed, Own bool
 
 	mu       sync.Mutex
 	revision uint64
@@ -512,7 +523,7 @@ func (b *Book) Take(ctx context.Context, queue string) (*Hold, error) {
 			case lasts:
 				return nil, ErrHeld
 			default:
-				h.Crashed = !ended
+				h.Crashed, h.Own = !ended, b.had(before)
 			}
 		}
 		h.record.Queue, h.record.Owner = queue, id

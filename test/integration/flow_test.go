@@ -3,6 +3,7 @@ package integration
 import (
 	"encoding/json"
 	"fmt"
+	"net/url"
 	"strconv"
 	"strings"
 	"testing"
@@ -75,8 +76,8 @@ func TestHeavyRequests(t *testing.T) {
 		r.worker()
 	}
 	left := 0
-	answered := r.awaitEach("demo", heavy+light, func(id string, _ *envelope.Response) {
-		if strings.HasPrefix(id, "light-") {
+	answered := r.awaitEach("demo", heavy+light, func(response *envelope.Response) {
+		if strings.HasPrefix(response.ID, "light-") {
 			left = r.unanswered("zoho.requests.demo.>") + r.unanswered("zoho.requests.demo")
 		}
 	})
@@ -107,11 +108,11 @@ func TestLanes(t *testing.T) {
 	r.worker()
 	r.worker()
 	bulk, last := 0, 0 // bulk answers before the last interactive one
-	r.awaitEach("demo", 2*n, func(id string, response *envelope.Response) {
+	r.awaitEach("demo", 2*n, func(response *envelope.Response) {
 		if response.Status != 200 {
-			t.Errorf("%s is %s", id, response.AppendJSON(nil))
+			t.Errorf("%s is %s", response.ID, response.AppendJSON(nil))
 		}
-		if strings.HasPrefix(id, "bulk-") {
+		if strings.HasPrefix(response.ID, "bulk-") {
 			bulk++
 		} else {
 			last = bulk
@@ -124,25 +125,56 @@ func TestLanes(t *testing.T) {
 	r.judged(5, 0)
 }
 
+// inTurn is an insert that says to the simulator which one of its row it is.
+func inTurn(key string, i int) doc {
+	d := insert(fmt.Sprint(key, "-", i), fmt.Sprint(key, "-", i))
+	d["query"] = doc{"at": fmt.Sprint(key, "-", i)}
+	return d
+}
+
+func turnOf(c zohotest.Call) (string, int64) {
+	query, _ := url.ParseQuery(c.RawQuery)
+	key, place, ok := strings.Cut(query.Get("at"), "-")
+	n, err := strconv.ParseInt(place, 10, 64)
+	if !ok || err != nil {
+		return "", 0
+	}
+	return key, n
+}
+
+// A worker that stops between two attempts gives the request back, and starts
+// nothing that has to come after it.
+func TestOrderWhenStopping(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, zohotest.Options{Order: turnOf})
+	r.demo(5)
+	r.Zoho.Inject(zohotest.AnswerWith("busy", 503, "", "Retry-After", "20").On("GET", ""))
+	first := r.worker()
+	for i := range 4 {
+		d := list(fmt.Sprint("A-", i))
+		d["query"], d["order_key"] = doc{"fields": "Last_Name", "at": d["id"]}, "A"
+		r.publish("demo", d)
+	}
+	eventually(t, "the first was tried, and the others are in hand", func() bool {
+		s := r.sight()
+		return r.Zoho.Count(zohotest.Match{Method: "GET"}) == 1 && s != nil && s.Running == 1 && s.Held == 3
+	})
+	stop(first)
+	r.worker()
+	for _, response := range r.awaitAll("demo", 4) {
+		wantStatus(t, response, 200)
+	}
+	if o := r.Zoho.Orders()["A"]; o.Disorder != 0 || o.Overlaps != 0 || o.Calls != 5 {
+		t.Errorf("%+v", o)
+	}
+}
+
 // Requests with one order key are carried out one after the other in the order
 // they came in, those of an ordered connection too, whatever becomes of the
 // workers; different keys go side by side.
 func TestOrder(t *testing.T) {
 	t.Parallel()
-	order := func(c zohotest.Call) (string, int64) {
-		key, place, ok := strings.Cut(strings.TrimPrefix(c.RawQuery, "at="), "-")
-		n, err := strconv.ParseInt(place, 10, 64)
-		if !ok || err != nil {
-			return "", 0
-		}
-		return key, n
-	}
-	inTurn := func(key string, i int) doc {
-		d := insert(fmt.Sprint(key, "-", i), fmt.Sprint(key, "-", i))
-		d["query"] = doc{"at": fmt.Sprint(key, "-", i)}
-		return d
-	}
-	r := newRig(t, zohotest.Options{Order: order})
+	r := newRig(t, zohotest.Options{Order: turnOf})
 	r.limited(zohotest.Limits{Concurrency: 10, SubConcurrency: 10})
 	r.connect("strict", devbox.OrgID, 10)
 	if _, err := r.store.Update(t.Context(), "strict", func(c *connection.Connection) error {
@@ -373,31 +405,4 @@ func (r *rig) sight() *consumer.Sight {
 		r.t.Fatalf("%s: %v", msg.Data, err)
 	}
 	return &sights[0]
-}
-
-// awaitEach is awaitAll, and hands over each response as it comes.
-func (r *rig) awaitEach(name string, n int, each func(id string, response *envelope.Response)) map[string]*envelope.Response {
-	r.t.Helper()
-	messages, err := r.follow("zoho.responses." + name + ".*").Messages()
-	if err != nil {
-		r.t.Fatal(err)
-	}
-	defer messages.Stop()
-	got := map[string]*envelope.Response{}
-	for len(got) < n {
-		msg, err := messages.Next(jetstream.NextMaxWait(patience))
-		if err != nil {
-			r.t.Fatalf("%d of %d responses of %s: %v", len(got), n, name, err)
-		}
-		response, err := envelope.DecodeResponse(msg.Data())
-		if err != nil {
-			r.t.Fatalf("response %s: %v", msg.Subject(), err)
-		}
-		if got[response.ID] != nil {
-			r.t.Fatalf("two responses to %s", response.ID)
-		}
-		got[response.ID] = response
-		each(response.ID, response)
-	}
-	return got
 }

@@ -197,6 +197,12 @@ func (r *rig) follow(subject string) (watch jetstream.Consumer) {
 // awaitAll waits until n responses are stored for the connection.
 func (r *rig) awaitAll(name string, n int) map[string]*envelope.Response {
 	r.t.Helper()
+	return r.awaitEach(name, n, func(*envelope.Response) {})
+}
+
+// awaitEach is awaitAll, and hands over each response as it comes.
+func (r *rig) awaitEach(name string, n int, each func(*envelope.Response)) map[string]*envelope.Response {
+	r.t.Helper()
 	ctx, cancel := context.WithTimeout(r.t.Context(), 3*patience)
 	defer cancel()
 	messages, err := r.follow("zoho.responses." + name + ".*").Messages()
@@ -218,6 +224,7 @@ func (r *rig) awaitAll(name string, n int) map[string]*envelope.Response {
 			r.t.Fatalf("two responses to %s", response.ID)
 		}
 		got[response.ID] = response
+		each(response)
 	}
 	return got
 }
