@@ -52,7 +52,7 @@ func TestQuantiles(t *testing.T) {
 // TestSmoke runs a small load through real processes: that it works, not how well.
 func TestSmoke(t *testing.T) {
 	if os.Getenv("BENCH_SMOKE") != "1" {
-		t.Skip("BENCH_SMOKE=1 runs it")
+		t.Skip("set BENCH_SMOKE=1, or make bench-smoke: it builds the worker and starts servers")
 	}
 	s := settings{
 		workers: 2, inFlight: 256, orgs: 5, most: 200, duration: 3 * time.Second, warmUp: time.Second,

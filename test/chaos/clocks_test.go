@@ -18,7 +18,7 @@ import (
 // that contradicts one.
 func TestChaosClocks(t *testing.T) {
 	if testing.Short() {
-		t.Skip("it builds a worker with a standard library of its own")
+		t.Skip("left out of make chaos-short: it builds a worker with a standard library of its own; make chaos runs it")
 	}
 	const off = 10 * time.Minute
 	chaos(t, "one nats-server, clocks 10 min off", 1, func(o *options) {

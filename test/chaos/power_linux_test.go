@@ -100,7 +100,7 @@ func copyFile(from, to string) error {
 // shipped configuration has it, the books are balanced all the same.
 func TestPowerLoss(t *testing.T) {
 	if testing.Short() {
-		t.Skip("it takes two minutes")
+		t.Skip("left out of make chaos-short: two minutes; make chaos runs it")
 	}
 	for name, nodes := range map[string]int{"one nats-server, power cut": 1, "three nats-servers, power cut": 3} {
 		t.Run(name, func(t *testing.T) {
@@ -140,7 +140,7 @@ func TestPowerLoss(t *testing.T) {
 // default for sync_interval, what was acknowledged a moment ago is gone.
 func TestPowerLossControl(t *testing.T) {
 	if testing.Short() {
-		t.Skip("with TestPowerLoss")
+		t.Skip("left out of make chaos-short, like TestPowerLoss; make chaos runs it")
 	}
 	const n = 500
 	for sync, loses := range map[string]bool{"always": false, "2m": true} {

@@ -19,7 +19,7 @@ import (
 // and no worker is ready. When the nodes are back everything goes on by itself.
 func TestTwoOfThreeDown(t *testing.T) {
 	if testing.Short() {
-		t.Skip("it takes two minutes")
+		t.Skip("left out of make chaos-short: two minutes; make chaos runs it")
 	}
 	const down, begun = time.Minute, callTimeout + 5*time.Second
 	w := newWorld(t, options{nodes: 3})
@@ -87,7 +87,7 @@ func (w *world) readyz(worker int) int {
 // and when streams and consumers change their leaders (F10).
 func TestGaps(t *testing.T) {
 	if testing.Short() {
-		t.Skip("it takes two minutes")
+		t.Skip("left out of make chaos-short: two minutes; make chaos runs it")
 	}
 	w := newWorld(t, options{nodes: 3})
 	seed := number(t, "CHAOS_SEED", uint64(rand.Uint32()))

@@ -59,6 +59,18 @@ func (w *waits) during(phase, connection string, pause time.Duration, stop <-cha
 	}
 }
 
+// more waits until n more requests of the phase are answered.
+func (w *waits) more(phase string, n int) {
+	w.r.t.Helper()
+	answered := func() int {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		return len(w.took[phase])
+	}
+	want := answered() + n
+	eventually(w.r.t, "more requests of the phase are answered: "+phase, func() bool { return answered() >= want })
+}
+
 // at is the percentile of a phase.
 func (w *waits) at(phase string, percent int) time.Duration {
 	w.mu.Lock()
@@ -94,10 +106,10 @@ func TestRollingRestartIsHardlySeen(t *testing.T) {
 		close(stop)
 		<-done
 	}
-	phase("peace", func() { time.Sleep(4 * time.Second) })
+	phase("peace", func() { w.more("peace", 150) })
 	phase("restarts", func() {
 		for i := range 10 {
-			time.Sleep(300 * time.Millisecond)
+			w.more("restarts", 10)
 			next := r.process("ACK_WAIT=30s")
 			r.started(4 + i)
 			running[0].signal(syscall.SIGTERM)
@@ -144,7 +156,7 @@ func TestThrottledNeighbourIsNotSeen(t *testing.T) {
 			defer close(done)
 			w.during(name, "demo", 25*time.Millisecond, stop)
 		}()
-		time.Sleep(3 * time.Second)
+		w.more(name, 100)
 		close(stop)
 		<-done
 		if name == "beside" {

@@ -222,7 +222,8 @@ func TestProduction(t *testing.T) {
 		}
 	})
 	for i, old := range workers {
-		time.Sleep(500 * time.Millisecond)
+		seen := s.Zoho.Seen()
+		eventually(t, "the load goes on", func() bool { return s.Zoho.Seen() >= seen+50 })
 		workers[i] = start()
 		old.signal(syscall.SIGTERM)
 		select {

@@ -122,7 +122,7 @@ func TestPermissionTakenAway(t *testing.T) {
 			// That worker's requests wait, and are done when it may again.
 			r.publish("demo", insert("meanwhile", "Meanwhile"))
 			if name == "claims" {
-				time.Sleep(time.Second)
+				eventually(t, "the worker tried to claim it", func() bool { return strings.Contains(r.logs.text.String(), "not claimed") })
 				if n := r.posts()["Meanwhile"]; n != 0 {
 					t.Errorf("an insert that can't be claimed was sent %d times", n)
 				}

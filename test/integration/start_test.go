@@ -91,7 +91,11 @@ func TestStartBeforeNATS(t *testing.T) {
 		t.Errorf("/healthz answers %d to a worker that waits", status)
 	}
 	// Past several tries, it still waits and has said so once.
-	time.Sleep(2 * time.Second)
+	select {
+	case <-triedAgain(t, strings.TrimPrefix(r.NATSURL, "nats://")):
+	case <-time.After(patience):
+		t.Fatal("it doesn't try any more")
+	}
 	if !p.alive() {
 		t.Fatal("the worker has ended")
 	}
@@ -105,6 +109,29 @@ func TestStartBeforeNATS(t *testing.T) {
 	wantStatus(t, r.await("demo", "early"), 201)
 	p.signal(syscall.SIGTERM)
 	p.exited()
+}
+
+// triedAgain is closed after three connections to addr, where nobody listens
+// but for them: each is turned away.
+func triedAgain(t *testing.T, addr string) <-chan struct{} {
+	t.Helper()
+	listener, err := net.Listen("tcp", addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	tried := make(chan struct{})
+	go func() {
+		defer close(tried)
+		defer func() { _ = listener.Close() }()
+		for range 3 {
+			conn, err := listener.Accept()
+			if err != nil {
+				return
+			}
+			_ = conn.Close()
+		}
+	}()
+	return tried
 }
 
 // One that is stopped while it waits ends at once, and cleanly.
