@@ -4,9 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"strconv"
+	"slices"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -24,6 +23,30 @@ const inactive = 10 * time.Minute
 // windowMost bounds what is handed out of one lane and not settled, as the
 // server sees it.
 const windowMost = 512
+
+// lane is one lane of a connection as this worker serves it.
+type lane struct {
+	laneKey
+	org    *org
+	window int // requests in hand at most
+
+	// Under org.mu.
+	// Waiting for their start, in order: see lines.
+	light, heavy, suspects []*entry
+	// twice is up to which sequence the requests were in hand of two workers in a
+	// row that died.
+	twice    uint64
+	mourned  bool     // twice is known and written; the lane's own goroutine's
+	behind   []*entry // ordered requests, until no other worker has one of the lane
+	inHand   int
+	received int // since it is served, whatever became of them
+	running  int
+	last     uint64 // when one was started last, by org.starts
+	foreign  int    // in hand of the worker before
+	closed   bool
+	messages jetstream.MessagesContext
+	room     *sync.Cond // inHand fell, or the lane was closed
+}
 
 func (l *lane) config() jetstream.ConsumerConfig {
 	return jetstream.ConsumerConfig{
@@ -287,92 +310,44 @@ func (o *org) countForeign() {
 	o.flow.Foreign(n)
 }
 
-// storedHeader carries when a request was first stored, which is moved to
-// another lane.
-const storedHeader = "Zoho-Stored"
-
-// setAside picks the heavy requests out of a full window that the light ones
-// behind them need not wait for. The lock is held.
-func (l *lane) setAside() []*entry {
-	if _, ok := l.lane.aside(); !ok || len(l.heavy) < l.window/2 {
+// shut closes the lane and returns what is in hand and not begun, in order. The
+// org's lock is held.
+func (l *lane) shut() []*entry {
+	if l.closed {
 		return nil
 	}
-	var aside, stay []*entry
-	for i, e := range l.heavy {
-		// The first of them stay: they are about to be started.
-		if i < l.window/4 || e.key != "" || e.refused != nil {
-			stay = append(stay, e)
-		} else {
-			e.running = true // it is not to be given back meanwhile
-			aside = append(aside, e)
+	l.closed = true
+	l.room.Broadcast()
+	if l.messages != nil {
+		l.messages.Drain()
+	}
+	var back []*entry
+	for _, e := range l.org.hand.of(l.org) {
+		if e.lane != l || e.running {
+			continue
 		}
+		if e.timer != nil {
+			e.timer.Stop()
+			e.timer = nil
+		}
+		back = append(back, e)
 	}
-	if len(aside) == 0 {
-		return nil
-	}
-	l.heavy = stay
-	return aside
-}
-
-// moveAside moves heavy requests to a lane of their own, a few at a time: stored
-// there first, then taken off here. What dies in between is there twice, and its
-// id makes it one request.
-func (o *org) moveAside(aside []*entry) {
-	next := make(chan *entry, len(aside))
-	for _, e := range aside {
-		next <- e
-	}
-	close(next)
-	var failed atomic.Bool
-	var moving sync.WaitGroup
-	for range min(askAtOnce, len(aside)) {
-		moving.Go(func() {
-			for e := range next {
-				if !o.moved(e) {
-					failed.Store(true)
-				}
+	slices.SortFunc(back, func(a, b *entry) int {
+		if a.sequence < b.sequence {
+			return -1
+		}
+		return 1
+	})
+	l.light, l.heavy, l.suspects, l.behind = nil, nil, nil, nil
+	for _, e := range back {
+		l.org.hand.leave(e)
+		l.inHand--
+		if c := l.org.chains[e.key]; e.key != "" && c != nil {
+			c.waiting = slices.DeleteFunc(c.waiting, func(w *entry) bool { return w == e })
+			if len(c.waiting) == 0 && !l.org.chained(e.key) {
+				delete(l.org.chains, e.key)
 			}
-		})
-	}
-	moving.Wait()
-	if failed.Load() {
-		o.sleep(time.Second) // the stream is full, or the server away
-	}
-}
-
-// moved moves one heavy request, or puts it back into its line.
-func (o *org) moved(e *entry) bool {
-	to, _ := e.lane.lane.aside()
-	msg := &nats.Msg{Subject: laneKey{e.connection, to}.subject(), Data: e.data, Header: nats.Header{}}
-	for name, values := range e.header {
-		if name != jetstream.MsgIDHeader && name != jetstream.ExpectedStreamHeader {
-			msg.Header[name] = values
 		}
 	}
-	msg.Header.Set(storedHeader, e.stored.UTC().Format(time.RFC3339Nano))
-	ctx, cancel := context.WithTimeout(o.calling, 5*time.Second)
-	defer cancel()
-	_, err := o.JetStream.PublishMsg(ctx, msg, jetstream.WithMsgID("aside."+strconv.FormatUint(e.sequence, 10)))
-	if err == nil {
-		err = o.done(e)
-	}
-	o.mu.Lock()
-	e.running = false
-	switch {
-	case err == nil:
-		o.left(e)
-		o.mu.Unlock()
-		o.metrics.moved.Inc()
-		o.wake(laneKey{e.connection, to})
-		return true
-	case e.lane.closed:
-		o.left(e)
-		o.mu.Unlock()
-		o.giveBack(e, nil)
-	default:
-		o.Logger.Debug("heavy request not moved", "subject", e.subject, "err", err)
-		e.lane.line(e, false)
-		o.dispatch()
-	}
-	return false
+	return back
 }

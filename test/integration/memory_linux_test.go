@@ -101,34 +101,6 @@ func TestOutOfMemory(t *testing.T) {
 	p.exited()
 }
 
-// start starts a worker by another command, with the environment of process.
-func (r *rig) start(cmd *exec.Cmd) *process {
-	r.t.Helper()
-	cmd.Env = []string{
-		"PATH=" + os.Getenv("PATH"), "HOME=" + os.Getenv("HOME"),
-		"NATS_URL=" + r.NATSURL, "REDIS_URL=" + r.RedisURL,
-		"ZOHO_CLIENT_ID=1000.TEST", "ZOHO_CLIENT_SECRET=test-secret",
-		"ZOHO_ACCOUNTS_URL=" + r.ZohoURL, "ZOHO_API_URL=" + r.ZohoURL,
-		"ENCRYPTION_KEYS=" + r.keys.Reveal(), "HTTP_ADDR=127.0.0.1:0",
-		"CALL_TIMEOUT=" + crashCallTimeout.String(), "ACK_WAIT=" + crashAckWait.String(),
-		"STOP_TIMEOUT=" + crashStopTimeout.String(), "LOG_FORMAT=text", "LOG_LEVEL=debug", "NO_COLOR=1",
-	}
-	cmd.Stderr = &r.logs.text
-	if err := cmd.Start(); err != nil {
-		r.t.Fatal(err)
-	}
-	p := &process{t: r.t, cmd: cmd, gone: make(chan struct{})}
-	go func() {
-		_ = cmd.Wait()
-		close(p.gone)
-	}()
-	r.t.Cleanup(func() {
-		_ = cmd.Process.Kill()
-		<-p.gone
-	})
-	return p
-}
-
 // F39: answers of 100 MB, as they are and zipped, are too large, and the
 // worker's memory doesn't grow with them.
 func TestMemoryOfLargeAnswers(t *testing.T) {

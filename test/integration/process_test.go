@@ -84,7 +84,12 @@ func (r *rig) process(env ...string) *process {
 // run is process for any build.
 func (r *rig) run(tags string, env ...string) *process {
 	r.t.Helper()
-	cmd := exec.Command(binary(r.t, tags), "run")
+	return r.start(exec.Command(binary(r.t, tags), "run"), env...)
+}
+
+// start is process for any command.
+func (r *rig) start(cmd *exec.Cmd, env ...string) *process {
+	r.t.Helper()
 	cmd.Env = append([]string{
 		"PATH=" + os.Getenv("PATH"), "HOME=" + os.Getenv("HOME"),
 		"NATS_URL=" + r.NATSURL, "REDIS_URL=" + r.RedisURL,

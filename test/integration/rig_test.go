@@ -58,25 +58,34 @@ func newRig(t testing.TB, options zohotest.Options) *rig {
 			t.Log(r.logs.tail(80))
 		}
 	})
-	if r.nc, err = nats.Connect(box.NATSURL); err != nil {
-		t.Fatal(err)
+	r.moveTo(box.NATSURL)
+	return r
+}
+
+// moveTo has the rig drive another server, to which it connects with options.
+// The box's own is idle from here on.
+func (r *rig) moveTo(url string, options ...nats.Option) {
+	r.t.Helper()
+	var err error
+	r.NATSURL = url
+	if r.nc, err = nats.Connect(url, options...); err != nil {
+		r.t.Fatal(err)
 	}
-	t.Cleanup(r.nc.Close)
+	r.t.Cleanup(r.nc.Close)
 	if r.js, err = jetstream.New(r.nc); err != nil {
-		t.Fatal(err)
+		r.t.Fatal(err)
 	}
-	if err := (consumer.Topology{Replicas: 1, Retention: 24 * time.Hour}).Ensure(t.Context(), r.js); err != nil {
-		t.Fatal(err)
+	if err := (consumer.Topology{Replicas: 1, Retention: 24 * time.Hour}).Ensure(r.t.Context(), r.js); err != nil {
+		r.t.Fatal(err)
 	}
 	keyring, err := secret.ParseKeyring(r.keys.Reveal())
 	if err != nil {
-		t.Fatal(err)
+		r.t.Fatal(err)
 	}
-	if r.store, err = connection.Open(t.Context(), r.js, keyring, connection.Options{Logger: r.logs.logger()}); err != nil {
-		t.Fatal(err)
+	if r.store, err = connection.Open(r.t.Context(), r.js, keyring, connection.Options{Logger: r.logs.logger()}); err != nil {
+		r.t.Fatal(err)
 	}
-	t.Cleanup(r.store.Close)
-	return r
+	r.t.Cleanup(r.store.Close)
 }
 
 // config is a worker's configuration in this rig.

@@ -11,13 +11,9 @@ import (
 	"github.com/nats-io/jwt/v2"
 	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go"
-	"github.com/nats-io/nats.go/jetstream"
 	"github.com/nats-io/nkeys"
 
 	"zoho-worker/internal/app"
-	"zoho-worker/internal/connection"
-	"zoho-worker/internal/consumer"
-	"zoho-worker/internal/secret"
 	"zoho-worker/internal/zoho/zohotest"
 )
 
@@ -25,7 +21,10 @@ import (
 func serveNATS(t testing.TB, options *server.Options) *server.Server {
 	t.Helper()
 	options.Host, options.Port, options.NoSigs, options.NoLog = "127.0.0.1", -1, true, true
-	options.JetStream, options.StoreDir = true, t.TempDir()
+	options.JetStream = true
+	if options.StoreDir == "" {
+		options.StoreDir = t.TempDir()
+	}
 	ns, err := server.NewServer(options)
 	if err != nil {
 		t.Fatal(err)
@@ -39,32 +38,6 @@ func serveNATS(t testing.TB, options *server.Options) *server.Server {
 		t.Fatal("nats-server is not ready")
 	}
 	return ns
-}
-
-// moveTo has the rig drive another server, to which it connects with options.
-// The box's own is idle from here on.
-func (r *rig) moveTo(url string, options ...nats.Option) {
-	r.t.Helper()
-	var err error
-	r.NATSURL = url
-	if r.nc, err = nats.Connect(url, options...); err != nil {
-		r.t.Fatal(err)
-	}
-	r.t.Cleanup(r.nc.Close)
-	if r.js, err = jetstream.New(r.nc); err != nil {
-		r.t.Fatal(err)
-	}
-	if err := (consumer.Topology{Replicas: 1, Retention: 24 * time.Hour}).Ensure(r.t.Context(), r.js); err != nil {
-		r.t.Fatal(err)
-	}
-	keyring, err := secret.ParseKeyring(r.keys.Reveal())
-	if err != nil {
-		r.t.Fatal(err)
-	}
-	if r.store, err = connection.Open(r.t.Context(), r.js, keyring, connection.Options{Logger: r.logs.logger()}); err != nil {
-		r.t.Fatal(err)
-	}
-	r.t.Cleanup(r.store.Close)
 }
 
 // F22: a permission is taken away from a worker while it runs, by a

@@ -164,23 +164,10 @@ func TestStartBeforeLeader(t *testing.T) {
 	dir := t.TempDir()
 	start := func(i int) *server.Server {
 		name := fmt.Sprintf("node-%d", i)
-		ns, err := server.NewServer(&server.Options{
-			ServerName: name, Host: "127.0.0.1", Port: -1, NoSigs: true, NoLog: true,
-			JetStream: true, StoreDir: filepath.Join(dir, name), Routes: routes,
+		return serveNATS(t, &server.Options{
+			ServerName: name, StoreDir: filepath.Join(dir, name), Routes: routes,
 			Cluster: server.ClusterOpts{Name: "three", Host: "127.0.0.1", Port: ports[i]},
 		})
-		if err != nil {
-			t.Fatal(err)
-		}
-		ns.Start()
-		t.Cleanup(func() {
-			ns.Shutdown()
-			ns.WaitForShutdown()
-		})
-		if !ns.ReadyForConnections(patience) {
-			t.Fatal("a nats-server is not ready")
-		}
-		return ns
 	}
 	first := start(0)
 	addr := freeAddr(t)

@@ -1,0 +1,102 @@
+package consumer
+
+import (
+	"context"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+)
+
+// storedHeader carries when a request was first stored, which is moved to
+// another lane.
+const storedHeader = "Zoho-Stored"
+
+// setAside picks the heavy requests out of a full window that the light ones
+// behind them need not wait for. The lock is held.
+func (l *lane) setAside() []*entry {
+	if _, ok := l.lane.aside(); !ok || len(l.heavy) < l.window/2 {
+		return nil
+	}
+	var aside, stay []*entry
+	for i, e := range l.heavy {
+		// The first of them stay: they are about to be started.
+		if i < l.window/4 || e.key != "" || e.refused != nil {
+			stay = append(stay, e)
+		} else {
+			e.running = true // it is not to be given back meanwhile
+			aside = append(aside, e)
+		}
+	}
+	if len(aside) == 0 {
+		return nil
+	}
+	l.heavy = stay
+	return aside
+}
+
+// moveAside moves heavy requests to a lane of their own, a few at a time: stored
+// there first, then taken off here. What dies in between is there twice, and its
+// id makes it one request.
+func (o *org) moveAside(aside []*entry) {
+	next := make(chan *entry, len(aside))
+	for _, e := range aside {
+		next <- e
+	}
+	close(next)
+	var failed atomic.Bool
+	var moving sync.WaitGroup
+	for range min(askAtOnce, len(aside)) {
+		moving.Go(func() {
+			for e := range next {
+				if !o.moved(e) {
+					failed.Store(true)
+				}
+			}
+		})
+	}
+	moving.Wait()
+	if failed.Load() {
+		o.sleep(time.Second) // the stream is full, or the server away
+	}
+}
+
+// moved moves one heavy request, or puts it back into its line.
+func (o *org) moved(e *entry) bool {
+	to, _ := e.lane.lane.aside()
+	msg := &nats.Msg{Subject: laneKey{e.connection, to}.subject(), Data: e.data, Header: nats.Header{}}
+	for name, values := range e.header {
+		if name != jetstream.MsgIDHeader && name != jetstream.ExpectedStreamHeader {
+			msg.Header[name] = values
+		}
+	}
+	msg.Header.Set(storedHeader, e.stored.UTC().Format(time.RFC3339Nano))
+	ctx, cancel := context.WithTimeout(o.calling, 5*time.Second)
+	defer cancel()
+	_, err := o.JetStream.PublishMsg(ctx, msg, jetstream.WithMsgID("aside."+strconv.FormatUint(e.sequence, 10)))
+	if err == nil {
+		err = o.done(e)
+	}
+	o.mu.Lock()
+	e.running = false
+	switch {
+	case err == nil:
+		o.left(e)
+		o.mu.Unlock()
+		o.metrics.moved.Inc()
+		o.wake(laneKey{e.connection, to})
+		return true
+	case e.lane.closed:
+		o.left(e)
+		o.mu.Unlock()
+		o.giveBack(e, nil)
+	default:
+		o.Logger.Debug("heavy request not moved", "subject", e.subject, "err", err)
+		e.lane.line(e, false)
+		o.dispatch()
+	}
+	return false
+}

@@ -1,0 +1,205 @@
+package consumer
+
+import (
+	"context"
+	"runtime/debug"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"zoho-worker/internal/envelope"
+	"zoho-worker/internal/flow"
+	"zoho-worker/internal/relay"
+	"zoho-worker/internal/zoho"
+)
+
+// entry is a request in hand of this worker.
+type entry struct {
+	subject, connection string
+	header              nats.Header
+	data                []byte
+	sequence            uint64
+	stored              time.Time // by the server's clock
+	again               bool      // handed over before
+
+	request *envelope.Request
+	refused *envelope.Error // it can't be carried out
+	digest  [32]byte
+	op      zoho.Operation
+	ask     flow.Ask
+
+	lane     *lane         // nil: it was read out of the stream, and not handed over
+	delivery jetstream.Msg // under hand.mu
+	key      string        // of its chain; "": it is in none
+	suspect  bool          // two workers died that had it in hand
+	since    time.Time     // in hand since
+
+	// Under org.mu.
+	running bool
+	timer   *time.Timer
+	// waits is why it was not answered when it was last tried, until when.
+	waits relay.Reason
+	why   string // the same in words
+	until time.Time
+	// waited is what it waited for when it was started.
+	waited string
+}
+
+// arrived takes a delivery in.
+func (o *org) arrived(l *lane, msg jetstream.Msg) {
+	meta, err := msg.Metadata()
+	if err != nil {
+		o.Logger.Error("not a JetStream message", "subject", msg.Subject(), "err", err)
+		return
+	}
+	e := &entry{
+		subject: msg.Subject(), connection: l.connection, header: msg.Headers(), data: msg.Data(),
+		sequence: meta.Sequence.Stream, stored: storedAt(msg.Headers(), meta.Timestamp), again: meta.NumDelivered > 1,
+		lane: l, delivery: msg, since: time.Now(),
+	}
+	if e.again {
+		o.metrics.redeliveries.Inc()
+	} else {
+		o.metrics.queued.Observe(max(o.Clock.Now().Sub(meta.Timestamp), 0).Seconds())
+	}
+	o.decode(e)
+	if e.suspect = e.sequence <= l.twice; e.suspect && e.sequence == o.convicted {
+		e.refused = &envelope.Error{
+			Code:    envelope.Internal,
+			Message: "three workers in a row died while they had this request in hand, the last one with no other like it: whether it was carried out is not known",
+		}
+	}
+	switch c := o.directory.member(o.name, l.connection); {
+	case e.refused != nil:
+	case e.request.OrderKey != "":
+		e.key = l.connection + " " + e.request.OrderKey
+	case c != nil && c.Ordered:
+		e.key = l.connection
+	}
+	taken := o.hand.take(e)
+	o.mu.Lock()
+	l.received++
+	if !taken {
+		o.mu.Unlock()
+		return // in hand already: the consumer was made anew, or the server thought this worker dead
+	}
+	if o.closed || l.closed {
+		o.mu.Unlock()
+		o.hand.leave(e)
+		_ = msg.Nak()
+		return
+	}
+	l.inHand++
+	o.queue(e)
+	o.dispatch()
+}
+
+// decode reads the envelope, and what its call will weigh.
+func (c *Consumer) decode(e *entry) {
+	defer func() {
+		if p := recover(); p != nil {
+			c.Logger.Error("an envelope made the worker panic", "connection", e.connection, "panic", p, "stack", string(debug.Stack()))
+			e.refused = asError(nil)
+		}
+	}()
+	request, err := c.Decoder.Decode(e.data, e.stored)
+	e.request = request
+	if err != nil {
+		e.refused = asError(err)
+		return
+	}
+	e.digest = request.Digest()
+	var w zoho.Weight
+	e.op, w = zoho.Weigh(request)
+	e.ask = flow.Ask{Connection: e.connection, Heavy: w.Heavy, Bulk: e.lane != nil && e.lane.lane.bulk(), Credits: w.Credits}
+}
+
+func (e *entry) overdue(now time.Time) bool {
+	return e.request != nil && !e.request.Deadline.After(now)
+}
+
+// Attempted takes in what became of an attempt: relay calls it after each.
+func (e *entry) Attempted(answer *zoho.Answer, began time.Time, credits int) {
+	if e.lane == nil {
+		return
+	}
+	o := e.lane.org
+	now := o.Clock.Now()
+	began = now.Add(-time.Since(began))
+	o.mu.Lock()
+	if credits > 0 || answer.CreditsRemaining >= 0 && answer.Status != 429 {
+		o.flow.Spent(now, began, e.ask.Connection, credits, int64(answer.CreditsRemaining))
+	}
+	if answer.Status != 429 {
+		if answer.Status > 0 {
+			o.flow.Answered(now, e.ask)
+		}
+		o.mu.Unlock()
+		return
+	}
+	cause, pause, again := o.flow.Refused(now, e.ask, flow.Refusal{
+		Began: began, RetryAfter: answer.RetryAfter, Code: answer.Code,
+		Message: string(answer.Body[:min(len(answer.Body), 2048)]), Remaining: int64(answer.CreditsRemaining),
+	})
+	limit := o.flow.Limit()
+	o.mu.Unlock()
+	o.metrics.refusals[cause].Inc()
+	if again {
+		return
+	}
+	d := pause.Until.Sub(now)
+	o.metrics.pauses.Inc()
+	o.Logger.Info("queue paused", "queue", o.name, "connection", e.ask.Connection, "for", d.Round(time.Millisecond),
+		"cause", pause.Cause, "limit", cause, "places", limit)
+	o.save()
+	go func() {
+		ctx, cancel := context.WithTimeout(o.calling, 5*time.Second)
+		defer cancel()
+		o.event(ctx, e.ask.Connection, "paused", map[string]any{"queue": o.name, "until": pause.Until.UTC(), "cause": pause.Cause, "for": cause})
+	}()
+}
+
+// Remaining are the credits that the org has left, as far as is known.
+func (e *entry) Remaining() (remaining int64, known bool) {
+	if e.lane == nil {
+		return 0, false
+	}
+	o := e.lane.org
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.flow.Remaining(o.Clock.Now())
+}
+
+// held says in words what keeps the request from its start, "" where nothing
+// does. The lock is held.
+func (o *org) held(e *entry, now time.Time) string {
+	st := o.flow.State()
+	because := func(p *flow.Pause) string {
+		if p == nil {
+			return ""
+		}
+		return " (" + p.Cause + ")"
+	}
+	switch reason, _ := o.flow.May(now, e.ask); reason {
+	case flow.Paused:
+		if st.Hand != nil && now.Before(st.Hand.Until) {
+			return "the org is paused by hand" + because(st.Hand)
+		}
+		return "Zoho refuses more calls of the org" + because(st.Pause)
+	case flow.HeavyPaused:
+		return "Zoho refuses more heavy calls of the org" + because(st.HeavyPause)
+	case flow.CreditsOut:
+		return "the org's API credits are used up"
+	case flow.Reserved:
+		return "the org's last API credits are kept for interactive requests"
+	case flow.BudgetSpent:
+		return "the connection's API credits of the day are used up"
+	case flow.Full, flow.HeavyFull:
+		return "the org's places were taken"
+	}
+	if e.waits != "" {
+		return e.why
+	}
+	return ""
+}

@@ -1,0 +1,298 @@
+package consumer
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"maps"
+	"math/rand/v2"
+	"os"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+
+	"zoho-worker/internal/lease"
+)
+
+// take makes this worker the org's, and serves the lane.
+func (c *Consumer) take(queue string, wanted ...laneKey) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.stopped || c.orgs[queue] != nil {
+		return
+	}
+	if there := c.taking[queue]; there != nil {
+		for _, k := range wanted {
+			there[k] = true
+		}
+		return
+	}
+	c.taking[queue] = map[laneKey]bool{}
+	for _, k := range wanted {
+		c.taking[queue][k] = true
+	}
+	c.loops.Go(func() { c.taken(queue) })
+}
+
+// taken takes the org and begins to serve it.
+func (c *Consumer) taken(queue string) {
+	ctx, cancel := context.WithTimeout(c.pulling, 10*time.Second)
+	defer cancel()
+	_, known := c.leases.Record(queue)
+	hold, err := c.leases.Take(ctx, queue)
+	c.mu.Lock()
+	wanted := c.taking[queue]
+	delete(c.taking, queue)
+	if err != nil || c.stopped {
+		c.mu.Unlock()
+		switch {
+		case err == nil: // stopping
+			_ = hold.Release(context.WithoutCancel(ctx), "", keep)
+		case errors.Is(err, lease.ErrHeld):
+			for k := range wanted {
+				c.tell(k)
+			}
+		case c.pulling.Err() == nil:
+			c.Logger.Warn("org not taken up for a moment", "queue", queue, "err", err)
+		}
+		return
+	}
+	o := newOrg(c, queue, hold)
+	o.leftover = c.hand.leftovers(queue)
+	o.countForeign()
+	c.orgs[queue] = o
+	c.mu.Unlock()
+	if hold.Crashed {
+		c.Logger.Warn("the worker that served the org is gone: taken over", "queue", queue)
+	} else {
+		c.Logger.Debug("org taken up", "queue", queue)
+	}
+	if !hold.Lasts() {
+		c.lostOrg(o) // the session ended meanwhile, and lost may have missed this one
+		return
+	}
+	if !o.inherited {
+		for k := range wanted {
+			o.wake(k)
+		}
+	}
+	// What else has waited; of an inherited org, all that is in hand of the worker
+	// before is counted before anything is started.
+	found := c.find(ctx, o, known)
+	for k := range wanted {
+		found[k] = true
+	}
+	for k := range found {
+		o.wake(k)
+	}
+}
+
+func keep(state json.RawMessage) (json.RawMessage, error) { return state, nil }
+
+// find returns the lanes of an org that have requests. What it can't see now,
+// the next look does.
+func (c *Consumer) find(ctx context.Context, o *org, known bool) map[laneKey]bool {
+	found := map[laneKey]bool{}
+	if !known {
+		return found // nobody ever served it: there is what made this worker take it
+	}
+	for _, name := range c.directory.names(o.name) {
+		for _, filter := range []string{requestPrefix + name, requestPrefix + name + ".>"} {
+			info, err := c.stream.Info(ctx, jetstream.WithSubjectFilter(filter))
+			if err != nil {
+				return found
+			}
+			for subject := range info.State.Subjects {
+				k, ok := parseLane(restOf(subject))
+				if !ok {
+					continue
+				}
+				found[k] = true
+				if !o.inherited || !usable(c.directory.member(o.name, name)) {
+					continue
+				}
+				if there, err := c.stream.Consumer(ctx, k.durable()); err == nil {
+					o.mu.Lock()
+					if o.lanes[k] == nil {
+						o.before[k] = there.CachedInfo().NumAckPending
+					}
+					o.countForeign()
+					o.mu.Unlock()
+				}
+			}
+		}
+	}
+	return found
+}
+
+// session is what this worker says of itself to the others.
+func (c *Consumer) session() lease.Session {
+	c.mu.Lock()
+	n := len(c.orgs)
+	c.mu.Unlock()
+	taken, _ := c.gate.state()
+	return lease.Session{Host: host, PID: os.Getpid(), Orgs: n, Free: c.MaxInFlight - taken}
+}
+
+// leaseChanged hears of a changed record of an org, or that a worker is gone.
+func (c *Consumer) leaseChanged(queue string) {
+	if queue == "" {
+		c.lookSoon()
+		return
+	}
+	c.mu.Lock()
+	o := c.orgs[queue]
+	c.mu.Unlock()
+	record, _ := c.leases.Record(queue)
+	switch mine := c.leases.Mine(queue); {
+	case o != nil && mine:
+		go o.told()
+	case o != nil && record.Owner != o.hold.Owner():
+		go c.lostOrg(o)
+	case o == nil && mine:
+		c.take(queue) // handed over
+		c.lookSoon()
+	case o == nil && record.Owner == "":
+		c.lookSoon()
+	}
+}
+
+// lost gives every org up: the session is over.
+func (c *Consumer) lost() {
+	c.mu.Lock()
+	orgs := slices.Collect(maps.Values(c.orgs))
+	clear(c.orgs)
+	c.mu.Unlock()
+	for _, o := range orgs {
+		go o.close()
+	}
+	c.lookSoon()
+}
+
+// lostOrg gives an org up that is another worker's.
+func (c *Consumer) lostOrg(o *org) {
+	c.mu.Lock()
+	if c.orgs[o.name] == o {
+		delete(c.orgs, o.name)
+	}
+	c.mu.Unlock()
+	o.close()
+}
+
+// finished counts a call off that an earlier tenure of the org had left.
+func (c *Consumer) finished(queue string) {
+	c.mu.Lock()
+	o := c.orgs[queue]
+	c.mu.Unlock()
+	if o == nil {
+		return
+	}
+	o.mu.Lock()
+	o.leftover = max(0, o.leftover-1)
+	o.countForeign()
+	o.dispatch()
+}
+
+// giveUp hands an org to the worker of session to, or to whoever takes it.
+func (c *Consumer) giveUp(ctx context.Context, o *org, to string) {
+	c.mu.Lock()
+	if c.orgs[o.name] == o {
+		delete(c.orgs, o.name)
+	}
+	c.mu.Unlock()
+	o.close()
+	// What is given back is there before the org is.
+	if err := c.Conn.FlushWithContext(ctx); err != nil {
+		return // its session ends: somebody takes the org over
+	}
+	if err := o.hold.Release(ctx, to, o.merge); err != nil && c.calling.Err() == nil && !errors.Is(err, lease.ErrLost) {
+		c.Logger.Warn("org not handed over: another worker takes it over when this one's session ends", "queue", o.name, "err", err)
+	}
+}
+
+// handOver gives the orgs to the workers that have the most places free, in turn.
+func (c *Consumer) handOver(ctx context.Context, orgs []*org) {
+	if len(orgs) == 0 {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	others := c.leases.Others()
+	next := make(chan *org, len(orgs))
+	for _, o := range orgs {
+		next <- o
+	}
+	close(next)
+	ids := slices.SortedFunc(maps.Keys(others), func(a, b string) int { return others[b].Free - others[a].Free })
+	var giving sync.WaitGroup
+	for i := range min(askAtOnce, len(orgs)) {
+		giving.Go(func() {
+			for o := range next {
+				to := ""
+				if len(ids) > 0 {
+					to = ids[i%len(ids)]
+				}
+				c.giveUp(ctx, o, to)
+			}
+		})
+	}
+	giving.Wait()
+}
+
+// quietFor is after what time without a request an org is given up, so that
+// whoever hears of the next one takes it.
+const quietFor = 30 * time.Second
+
+// handEvery is the least time between two orgs that are handed over to share the work.
+const handEvery = 2 * time.Second
+
+// tidy gives up orgs that have nothing to do, and hands some over where this
+// worker has more of them than others do, or is full and another isn't.
+func (c *Consumer) tidy(ctx context.Context) {
+	c.mu.Lock()
+	var quiet, busy []*org
+	for _, o := range c.orgs {
+		o.mu.Lock()
+		switch {
+		case len(o.lanes) > 0:
+			busy = append(busy, o)
+		case !o.quiet.IsZero() && time.Since(o.quiet) > quietFor:
+			quiet = append(quiet, o)
+		}
+		due := time.Since(o.saved) > saveEvery && (o.unsaved || o.flow.Changed())
+		o.mu.Unlock()
+		if due {
+			defer o.save()
+		}
+	}
+	c.mu.Unlock()
+	for _, o := range quiet {
+		c.giveUp(ctx, o, "")
+	}
+	// What others say of themselves is as old as their last renewal.
+	if time.Since(c.handed) < handEvery {
+		return
+	}
+	if to := c.lighter(len(busy)); to != "" && len(busy) > 1 {
+		c.handed = time.Now()
+		o := busy[rand.N(len(busy))]
+		c.Logger.Info("org handed to a worker with less to do", "queue", o.name)
+		c.giveUp(ctx, o, to)
+	}
+}
+
+// lighter is the session of a worker that should have one of this worker's orgs,
+// "" for none.
+func (c *Consumer) lighter(busy int) (to string) {
+	_, waiting := c.gate.state()
+	most := 0
+	for id, s := range c.leases.Others() {
+		fewer := s.Orgs+1 < busy-busy/8
+		if free := s.Free; (waiting > 0 && free > c.MaxInFlight/4 || fewer && free > 0) && free > most {
+			to, most = id, free
+		}
+	}
+	return to
+}

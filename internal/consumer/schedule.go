@@ -1,0 +1,406 @@
+package consumer
+
+import (
+	"slices"
+	"time"
+
+	"zoho-worker/internal/flow"
+	"zoho-worker/internal/relay"
+)
+
+// chain is a row of requests that are carried out one after the other. The first
+// is in its lane or under way; these wait for it.
+type chain struct{ waiting []*entry }
+
+// queue puts an entry that is new in hand where it belongs; the lock is held.
+func (o *org) queue(e *entry) {
+	if e.key != "" {
+		if e.lane.foreign > 0 {
+			e.lane.behind = append(e.lane.behind, e)
+			return
+		}
+		if c := o.chains[e.key]; c != nil {
+			c.waiting = append(c.waiting, e)
+			return
+		}
+		o.chains[e.key] = &chain{}
+	}
+	e.lane.line(e, false)
+}
+
+// lines are the lane's: light requests, heavy ones, and suspects.
+func (l *lane) lines() [3]*[]*entry { return [3]*[]*entry{&l.light, &l.heavy, &l.suspects} }
+
+// suspects is the place of the suspects among the lines.
+const suspects = 2
+
+// line puts an entry into its line, at the front where it has waited before.
+func (l *lane) line(e *entry, front bool) {
+	to := &l.light
+	switch {
+	case e.suspect:
+		to = &l.suspects
+	case e.ask.Heavy:
+		to = &l.heavy
+	}
+	if front {
+		*to = slices.Insert(*to, 0, e)
+	} else {
+		*to = append(*to, e)
+	}
+}
+
+// settle lets the ordered requests in that waited for the worker before; the
+// lock is held.
+func (l *lane) settle() {
+	slices.SortFunc(l.behind, func(a, b *entry) int {
+		if a.sequence < b.sequence {
+			return -1
+		}
+		return 1
+	})
+	behind := l.behind
+	l.behind = nil
+	for _, e := range behind {
+		l.org.queue(e)
+	}
+}
+
+// dispatch starts what can be started. It is called with the lock held and
+// gives it up.
+func (o *org) dispatch() {
+	defer o.yield()
+	defer o.mu.Unlock()
+	// A stopping worker gives requests back, and what stands in order behind one of
+	// them mustn't start here. One that was stopped for a while knows by its own
+	// clock that another may have the org now.
+	if o.closed || o.pulling.Err() != nil || !o.hold.Lasts() {
+		return
+	}
+	now := o.Clock.Now()
+	for {
+		e, reason, until := o.next(now)
+		o.holdBack(reason, until)
+		if e == nil {
+			o.arm(now, reason, until)
+			return
+		}
+		overdue := e.refused != nil || !e.request.Deadline.After(now)
+		if !overdue && !o.gate.enter(o) {
+			o.holdBack(waitWorker, time.Time{})
+			return
+		}
+		o.start(e, overdue, now)
+	}
+}
+
+// holdBack notes what holds the org's next request back, and says so where it is
+// the org's credits: pauses are told of where they begin. The lock is held.
+func (o *org) holdBack(reason flow.Reason, until time.Time) {
+	if reason == o.blocked {
+		return
+	}
+	o.blocked = reason
+	switch reason {
+	case flow.CreditsOut, flow.Reserved, flow.BudgetSpent:
+		forecast := o.flow.Forecast(o.Clock.Now())
+		o.Logger.Info("org waits for credits", "queue", o.name, "for", reason, "until", until, "used", forecast.Used, "per_hour", forecast.PerHour)
+	}
+}
+
+// waitWorker is the reason of an org whose next request waits for a place of
+// this worker.
+const waitWorker flow.Reason = "worker"
+
+// yield passes a place on that was kept for this org and isn't used.
+func (o *org) yield() {
+	if next := o.gate.unused(o); next != nil {
+		go next.kick()
+	}
+}
+
+// kick dispatches.
+func (o *org) kick() {
+	o.mu.Lock()
+	o.dispatch()
+}
+
+// next chooses the request to be started next: interactive before bulk, of
+// equals the lane with the fewest under way, within a lane in order, light ones
+// past heavy ones that have to wait. Nil: none, for the reason returned.
+func (o *org) next(now time.Time) (best *entry, reason flow.Reason, until time.Time) {
+	var bulk *entry
+	bulkRunning := 0
+	for _, l := range o.lanes {
+		e, why, at := l.head(now)
+		if e == nil {
+			if why != "" && (reason == "" || rank(why) < rank(reason)) {
+				reason = why
+			}
+			if !at.IsZero() && (until.IsZero() || at.Before(until)) {
+				until = at
+			}
+		}
+		if l.lane.bulk() {
+			bulkRunning += l.running
+			if e != nil && (bulk == nil || l.before(bulk.lane)) {
+				bulk = e
+			}
+		} else if e != nil && (best == nil || l.before(best.lane)) {
+			best = e
+		}
+	}
+	switch {
+	case best == nil:
+		best = bulk
+	case bulk == nil:
+		o.inRow = 0
+	case bulkRunning == 0 && (o.flow.Places() > 1 || o.inRow >= bulkEvery):
+		// Bulk work has a place, or where there is but one, a turn.
+		best, o.inRow = bulk, 0
+	default:
+		o.inRow++
+	}
+	return best, reason, until
+}
+
+// bulkEvery is after how many interactive requests a bulk one has its turn
+// where the org has but one place.
+const bulkEvery = 9
+
+// rank orders reasons: what holds the whole org back is told before what holds
+// a part of it back.
+func rank(r flow.Reason) int {
+	return slices.Index([]flow.Reason{flow.Paused, flow.CreditsOut, flow.Full, flow.BudgetSpent, flow.Reserved, flow.HeavyPaused, flow.HeavyFull}, r)
+}
+
+// before reports whether l's turn comes before m's.
+func (l *lane) before(m *lane) bool {
+	if l.running != m.running {
+		return l.running < m.running
+	}
+	return l.last < m.last
+}
+
+// head is the first of the lane's requests that can be started.
+func (l *lane) head(now time.Time) (e *entry, reason flow.Reason, until time.Time) {
+	for i, line := range l.lines() {
+		if len(*line) == 0 || i == suspects && l.org.trial != 0 {
+			continue // one of them at a time: the next is looked at when it is over
+		}
+		first := (*line)[0]
+		if first.refused != nil || !first.request.Deadline.After(now) {
+			return first, "", time.Time{} // answered without a call
+		}
+		why, at := l.org.flow.May(now, first.ask)
+		if why == "" {
+			if e == nil || first.sequence < e.sequence {
+				e = first
+			}
+			continue
+		}
+		if reason == "" || rank(why) < rank(reason) {
+			reason, until = why, at
+		}
+	}
+	return e, reason, until
+}
+
+// start starts an entry that is first in its line; the lock is held. One that is
+// answered without a call takes no place.
+func (o *org) start(e *entry, idle bool, now time.Time) {
+	l := e.lane
+	for _, line := range l.lines() {
+		if len(*line) > 0 && (*line)[0] == e {
+			(*line)[0] = nil
+			*line = (*line)[1:]
+		}
+	}
+	if e.suspect && !idle {
+		o.trial = e.sequence
+	}
+	if idle && e.request != nil {
+		e.waited = o.held(e, now)
+	}
+	o.starts++
+	l.last = o.starts
+	e.running = true
+	if !idle {
+		l.running++
+		o.flow.Start(e.ask)
+	}
+	o.requests.Add(1)
+	go o.run(e, idle)
+}
+
+// run carries an entry as far as it can be now.
+func (o *org) run(e *entry, idle bool) {
+	defer o.requests.Done()
+	onTrial := e.suspect && !idle
+	if onTrial {
+		o.putOnTrial()
+	}
+	wait := o.work(o.name, e)
+	if onTrial {
+		o.mu.Lock()
+		o.trial = 0
+		o.mu.Unlock()
+		if wait != nil {
+			o.putOnTrial() // it was none of its doing
+		}
+	}
+	var turn *org
+	if !idle {
+		turn = o.gate.leave()
+	}
+	o.mu.Lock()
+	e.running = false
+	if !idle {
+		e.lane.running--
+		o.flow.End(e.ask)
+	}
+	switch {
+	case wait == nil:
+		o.left(e)
+	case o.closed || e.lane.closed || wait.Reason == relay.WaitStopping:
+		o.left(e)
+		o.giveBack(e, wait)
+	default:
+		o.rest(e, wait)
+	}
+	closed := o.closed
+	o.dispatch()
+	if turn != nil && turn != o {
+		turn.kick()
+	}
+	if closed {
+		o.finished(o.name)
+	}
+}
+
+// rest keeps a request in hand that has to wait; it takes no place meanwhile.
+// The lock is held.
+func (o *org) rest(e *entry, wait *relay.Wait) {
+	e.waits, e.why, e.until = wait.Reason, wait.Why, time.Now().Add(wait.For)
+	if wait.Reason == relay.WaitPause || wait.For <= 0 {
+		e.lane.line(e, true) // what it waits for is the org's to know
+		return
+	}
+	e.timer = time.AfterFunc(wait.For, func() { o.rested(e) })
+}
+
+// rested puts a request that has waited back into its line.
+func (o *org) rested(e *entry) {
+	o.mu.Lock()
+	if e.timer == nil || o.closed || e.lane.closed {
+		o.mu.Unlock()
+		return
+	}
+	e.timer = nil
+	e.lane.line(e, true)
+	o.dispatch()
+}
+
+// unblocked puts the requests of a connection back into their lines that wait
+// for a token: there may be one now.
+func (o *org) unblocked(connection string) {
+	o.mu.Lock()
+	for _, e := range o.hand.of(o) {
+		if e.lane.connection == connection && e.timer != nil && (e.waits == relay.WaitToken || e.waits == relay.WaitRevoked) && e.timer.Stop() {
+			e.timer = nil
+			e.lane.line(e, true)
+		}
+	}
+	o.dispatch()
+}
+
+// left takes an entry out of this worker's hand, and lets the next of its chain
+// in. The lock is held.
+func (o *org) left(e *entry) {
+	o.hand.leave(e)
+	e.lane.inHand--
+	e.lane.room.Signal()
+	if e.key == "" {
+		return
+	}
+	c := o.chains[e.key]
+	if c == nil {
+		return
+	}
+	if len(c.waiting) == 0 {
+		delete(o.chains, e.key)
+		return
+	}
+	next := c.waiting[0]
+	c.waiting = c.waiting[1:]
+	next.lane.line(next, false)
+}
+
+// giveBack has the server hand a request out again: at once, unless Zoho asked
+// for a pause before the next attempt.
+func (o *org) giveBack(e *entry, wait *relay.Wait) {
+	d := time.Duration(0)
+	switch {
+	case wait != nil && wait.Reason == relay.WaitRetry:
+		d = wait.For
+	case wait == nil && e.waits == relay.WaitRetry:
+		d = max(0, time.Until(e.until))
+	}
+	if err := o.later(e, d); err != nil {
+		o.Logger.Debug("request not given back: it comes again after AckWait", "connection", e.connection, "sequence", e.sequence, "err", err)
+	}
+}
+
+// arm has the org look again when what holds it back is over, or the first
+// deadline of what is held. The lock is held.
+func (o *org) arm(now time.Time, reason flow.Reason, until time.Time) {
+	if o.timer != nil {
+		o.timer.Stop()
+		o.timer = nil
+	}
+	switch reason {
+	case "", flow.Full, flow.HeavyFull:
+		return // a call that ends comes here
+	}
+	for _, l := range o.lanes {
+		for _, line := range l.lines() {
+			for _, e := range *line {
+				if e.request != nil && (until.IsZero() || e.request.Deadline.Before(until)) {
+					until = e.request.Deadline
+				}
+			}
+		}
+	}
+	if until.IsZero() {
+		return
+	}
+	// Deadlines first: of a line, only the head is looked at.
+	o.timer = time.AfterFunc(max(until.Sub(now), time.Millisecond), func() {
+		o.mu.Lock()
+		o.overdue(o.Clock.Now())
+		o.dispatch()
+	})
+}
+
+// overdue moves what is past its deadline to the front. The lock is held.
+func (o *org) overdue(now time.Time) {
+	for _, l := range o.lanes {
+		for _, line := range l.lines() {
+			slices.SortStableFunc(*line, func(a, b *entry) int {
+				return order(a.overdue(now)) - order(b.overdue(now))
+			})
+		}
+	}
+}
+
+func order(first bool) int {
+	if first {
+		return 0
+	}
+	return 1
+}
+
+// chained reports whether a request of the chain is in hand. The lock is held.
+func (o *org) chained(key string) bool {
+	return slices.ContainsFunc(o.hand.of(o), func(e *entry) bool { return e.key == key })
+}

@@ -1,0 +1,123 @@
+package consumer
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"maps"
+	"time"
+
+	"zoho-worker/internal/flow"
+	"zoho-worker/internal/lease"
+)
+
+// state is what the record of an org says, in the words of package flow, and
+// what a person wants.
+type state struct {
+	flow.State
+	// Resumed is when a person last ended all pauses.
+	Resumed time.Time `json:"resumed,omitzero"`
+	// Deaths is, by lane, up to which sequence requests were in hand of the last
+	// worker that died; Trial is the request that was being tried alone.
+	Deaths map[string]uint64 `json:"deaths,omitempty"`
+	Trial  uint64            `json:"trial,omitempty"`
+	// Running is how many calls were under way when the org was given up.
+	Running int `json:"running,omitempty"`
+}
+
+// DecodeState reads the state that an org's record carries; one that can't be
+// read says nothing.
+func DecodeState(data json.RawMessage) (s flow.State) {
+	var st state
+	if len(data) > 0 && json.Unmarshal(data, &st) == nil {
+		return st.State
+	}
+	return flow.State{}
+}
+
+// SetPause is a change of an org's state for lease.Update: nothing of the org is
+// started until the pause is over; nil ends all pauses, Zoho's too.
+func SetPause(p *flow.Pause, now time.Time) func(json.RawMessage) (json.RawMessage, error) {
+	return func(data json.RawMessage) (json.RawMessage, error) {
+		var st state
+		if len(data) > 0 {
+			_ = json.Unmarshal(data, &st) // one that can't be read says nothing
+		}
+		if st.Hand = p; p == nil {
+			st.Pause, st.HeavyPause, st.Resumed = nil, nil, now
+		}
+		return json.Marshal(st)
+	}
+}
+
+// save writes the state to the org's record, in the background; one at a time.
+func (o *org) save() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.saving || o.closed {
+		return
+	}
+	o.saving = true
+	go o.write()
+}
+
+// write saves the state, and what changed meanwhile a while later.
+func (o *org) write() {
+	ctx, cancel := context.WithTimeout(o.calling, 10*time.Second)
+	defer cancel()
+	err := o.hold.Save(ctx, o.merge)
+	o.mu.Lock()
+	o.saving, o.saved = false, time.Now()
+	o.unsaved = err != nil
+	o.dispatch() // what a person wants was read on the way
+	switch {
+	case errors.Is(err, lease.ErrLost):
+		o.lostOrg(o)
+	case err != nil && o.calling.Err() == nil:
+		o.Logger.Warn("the state of the org is not saved", "queue", o.name, "err", err)
+	}
+}
+
+// saveEvery is the least time between two writes of an org's state; what is
+// used of the credits meanwhile is lost when the worker dies.
+const saveEvery = 5 * time.Second
+
+// merge makes the state to be written of the one there: what a person wants is
+// there, the rest is here.
+func (o *org) merge(data json.RawMessage) (json.RawMessage, error) {
+	var there state
+	if len(data) > 0 {
+		_ = json.Unmarshal(data, &there) // one that can't be read is written anew
+	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.heed(there)
+	o.flow.Changed()
+	st := state{State: o.flow.State(), Resumed: o.resumed, Deaths: maps.Clone(o.deaths), Trial: o.trial}
+	if o.closed {
+		st.Running, _ = o.flow.Running()
+		st.Running += o.leftover
+	}
+	return json.Marshal(st)
+}
+
+// heed takes in what a person wants. The lock is held.
+func (o *org) heed(there state) {
+	o.flow.SetHand(there.Hand)
+	if there.Resumed.After(o.resumed) {
+		o.resumed = there.Resumed
+		o.flow.Resume()
+	}
+}
+
+// told takes in what a person may have changed in the org's record: the latest,
+// in whatever order word of changes comes.
+func (o *org) told() {
+	o.mu.Lock()
+	record, _ := o.leases.Record(o.name)
+	var there state
+	if len(record.State) > 0 && json.Unmarshal(record.State, &there) == nil {
+		o.heed(there)
+	}
+	o.dispatch()
+}
