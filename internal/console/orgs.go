@@ -122,13 +122,8 @@ func pauseText(cause string, limit flow.Cause) string {
 	if cause != "" {
 		text = ": " + strings.TrimSuffix(clip(cause), ".")
 	}
-	switch limit {
-	case flow.Concurrency:
-		text += "; taken for the limit of calls in flight"
-	case flow.SubConcurrency:
-		text += "; taken for the limit of heavy calls"
-	case flow.Credits:
-		text += "; taken for the credits"
+	if words := limit.Words(); words != "" {
+		text += "; taken for the limit of " + words
 	}
 	return text
 }

@@ -66,7 +66,7 @@ type Options struct {
 	Ledger      *ledger.Ledger
 	Decoder     *envelope.Decoder
 	Clock       *register.Clock
-	// MaxInFlight bounds the requests in hand of this worker, over all orgs. Too
+	// MaxInFlight bounds the requests under way in this worker, over all orgs. Too
 	// little leaves orgs waiting though Zoho would take more calls; too much
 	// costs memory: each may hold a request and a response.
 	MaxInFlight int

@@ -281,6 +281,19 @@ const (
 	Credits        Cause = "credits"
 )
 
+// Words are the limit in words, as in "the limit of …".
+func (c Cause) Words() string {
+	switch c {
+	case Concurrency:
+		return "calls in flight"
+	case SubConcurrency:
+		return "heavy calls"
+	case Credits:
+		return "credits of 24 hours"
+	}
+	return ""
+}
+
 // Causes returns the closed list.
 func Causes() []Cause { return []Cause{Concurrency, SubConcurrency, Credits} }
 

@@ -597,13 +597,8 @@ func paused(d time.Duration, until time.Time, cause string, limit flow.Cause) st
 		return said + ", " + cause
 	}
 	said += ", because Zoho answered " + cause
-	switch limit {
-	case flow.Concurrency:
-		said += " (taken for its limit of calls in flight)"
-	case flow.SubConcurrency:
-		said += " (taken for its limit of heavy calls)"
-	case flow.Credits:
-		said += " (taken for its credits of 24 hours)"
+	if words := limit.Words(); words != "" {
+		said += " (taken for its limit of " + words + ")"
 	}
 	return said
 }
