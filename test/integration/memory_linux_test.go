@@ -16,13 +16,18 @@ import (
 	"zoho-worker/internal/zoho/zohotest"
 )
 
-// memoryGroup makes a control group of so many bytes, and returns the file that
-// a process joins it by. Who may not is skipped.
-func memoryGroup(t *testing.T, bytes int) (procs string) {
+// memoryGroup is a control group of processes that share a limit of memory.
+type memoryGroup struct {
+	t                   *testing.T
+	procs, usage, limit string
+}
+
+// newMemoryGroup makes a control group without a limit. Who may not is skipped.
+func newMemoryGroup(t *testing.T) memoryGroup {
 	t.Helper()
-	for _, version := range []struct{ root, limit, swap string }{
-		{"/sys/fs/cgroup", "memory.max", "memory.swap.max"},
-		{"/sys/fs/cgroup/memory", "memory.limit_in_bytes", ""},
+	for _, version := range []struct{ root, usage, limit, swap string }{
+		{"/sys/fs/cgroup", "memory.current", "memory.max", "memory.swap.max"},
+		{"/sys/fs/cgroup/memory", "memory.usage_in_bytes", "memory.limit_in_bytes", ""},
 	} {
 		dir := filepath.Join(version.root, fmt.Sprintf("zoho-worker-test-%d", os.Getpid()))
 		if os.Mkdir(dir, 0o700) != nil {
@@ -31,16 +36,49 @@ func memoryGroup(t *testing.T, bytes int) (procs string) {
 		t.Cleanup(func() {
 			eventually(t, "the control group is empty", func() bool { return syscall.Rmdir(dir) == nil })
 		})
-		if set(filepath.Join(dir, version.limit), fmt.Sprint(bytes)) != nil {
+		g := memoryGroup{t, filepath.Join(dir, "cgroup.procs"), filepath.Join(dir, version.usage), filepath.Join(dir, version.limit)}
+		if set(g.limit, fmt.Sprint(1<<40)) != nil {
 			continue // this version's controller is not here
 		}
 		if version.swap != "" {
 			_ = set(filepath.Join(dir, version.swap), "0")
 		}
-		return filepath.Join(dir, "cgroup.procs")
+		return g
 	}
 	t.Skip("no control group can be made here")
-	return ""
+	return memoryGroup{}
+}
+
+// start runs the worker in the group.
+func (g memoryGroup) start(r *rig) *process {
+	g.t.Helper()
+	return r.start(exec.Command("/bin/sh", "-c", `echo $$ >"$0" && exec "$1" run`, g.procs, binary(g.t, failpointBuild)))
+}
+
+// squeeze limits the group to half of what it uses now. Where the kernel
+// refuses, because it can't take that much away, the limit is what is used: the
+// next page is one too many.
+func (g memoryGroup) squeeze() {
+	g.t.Helper()
+	used, err := os.ReadFile(g.usage)
+	if err != nil {
+		g.t.Fatal(err)
+	}
+	var bytes int
+	if _, err := fmt.Sscan(string(used), &bytes); err != nil {
+		g.t.Fatal("memory in use: ", err)
+	}
+	if set(g.limit, fmt.Sprint(bytes/2)) != nil {
+		_ = set(g.limit, fmt.Sprint(bytes))
+	}
+}
+
+// widen takes the limit away.
+func (g memoryGroup) widen() {
+	g.t.Helper()
+	if err := set(g.limit, fmt.Sprint(1<<40)); err != nil {
+		g.t.Fatal(err)
+	}
 }
 
 // set writes to a file that is there.
@@ -53,49 +91,46 @@ func set(file, value string) error {
 	return errors.Join(err, f.Close())
 }
 
-// F7: the kernel kills a worker for want of memory, with large answers coming in
-// and inserts in flight between them, perhaps again when it is started again. Another
-// one, with more memory, does the rest: no insert is sent twice, and all are
-// answered.
+// F7: the kernel kills a worker for want of memory, twice, with large answers
+// coming in and inserts in flight between them. Another one, with more memory, does
+// the rest: no insert is sent twice, and all are answered.
 func TestOutOfMemory(t *testing.T) {
 	t.Parallel()
-	procs := memoryGroup(t, 56<<20)
+	group := newMemoryGroup(t)
 	r := newRig(t, zohotest.Options{})
-	const places, mostKills = 60, 3
+	const places, inserts, kills = 60, 300, 2
 	r.demo(places)
 	for range 180 {
 		r.Zoho.Seed(devbox.OrgID, "Leads", map[string]any{"Last_Name": "Large", "Description": strings.Repeat("x", 4<<10)})
 	}
 	r.Zoho.SetLatency(100 * time.Millisecond)
 	w := r.workload()
-	const inserts = 200
 	for range inserts {
 		w.publishAll(
 			w.add(doc{"id": w.id("post"), "method": "POST", "url": "/v8/Leads"}, false),
 			w.add(doc{"id": w.id("get"), "method": "GET", "url": "/v8/Leads", "query": doc{"fields": "Last_Name,Description"}}, false),
 		)
 	}
-	killed := 0
-	for killed < mostKills && r.backlog() > 0 {
-		p := r.start(exec.Command("/bin/sh", "-c", `echo $$ >"$0" && exec "$1" run`, procs, binary(t, failpointBuild)))
-		eventually(t, "the worker is killed, or done", func() bool { return !p.alive() || r.backlog() == 0 })
-		if p.alive() {
-			p.signal(syscall.SIGTERM)
-			p.exited()
-			break
-		}
+	for range kills {
+		group.widen()
+		p := group.start(r)
+		sent := len(r.posts())
+		eventually(t, "inserts are under way", func() bool { return len(r.posts()) >= sent+places/2 })
+		eventually(t, "the worker is killed", func() bool {
+			group.squeeze()
+			return !p.alive()
+		})
 		p.died()
-		killed++
-		t.Logf("killed %d times, %d inserts had been sent", killed, len(r.posts()))
+		t.Logf("killed, when %d inserts had been sent", len(r.posts()))
 	}
-	if killed == 0 {
-		t.Fatal("the worker was not killed")
+	if r.backlog() == 0 {
+		t.Fatal("everything was done before the worker was killed")
 	}
 	p := r.process()
 	got := w.verify()
 	t.Logf("%d outcomes are unknown", len(got.unknown))
-	if n := len(got.unknown); n > killed*places {
-		t.Errorf("%d outcomes are unknown, of %d at most in flight", n, killed*places)
+	if n := len(got.unknown); n > kills*places {
+		t.Errorf("%d outcomes are unknown, of %d at most in flight", n, kills*places)
 	}
 	p.signal(syscall.SIGTERM)
 	p.exited()
