@@ -37,6 +37,7 @@ type entry struct {
 
 	// Under org.mu.
 	running bool
+	idle    bool // it is answered without a call
 	timer   *time.Timer
 	// waits is why it was not answered when it was last tried, until when.
 	waits relay.Reason

@@ -69,13 +69,22 @@ func (l *lane) settle() {
 // dispatch starts what can be started. It is called with the lock held and
 // gives it up.
 func (o *org) dispatch() {
+	if e := o.advance(); e != nil {
+		go o.run(e)
+	}
+}
+
+// advance is dispatch for a goroutine that has nothing more to do: the last of
+// what is started is left to it, because its stack has grown to what a request
+// needs.
+func (o *org) advance() (last *entry) {
 	defer o.yield()
 	defer o.mu.Unlock()
 	// A stopping worker gives requests back, and what stands in order behind one of
 	// them mustn't start here. One that was stopped for a while knows by its own
 	// clock that another may have the org now.
 	if o.closed || o.pulling.Err() != nil || !o.hold.Lasts() {
-		return
+		return nil
 	}
 	now := o.Clock.Now()
 	for {
@@ -83,14 +92,18 @@ func (o *org) dispatch() {
 		o.holdBack(reason, until)
 		if e == nil {
 			o.arm(now, reason, until)
-			return
+			return last
 		}
-		overdue := e.refused != nil || !e.request.Deadline.After(now)
-		if !overdue && !o.gate.enter(o) {
+		e.idle = e.refused != nil || !e.request.Deadline.After(now)
+		if !e.idle && !o.gate.enter(o) {
 			o.holdBack(waitWorker, time.Time{})
-			return
+			return last
 		}
-		o.start(e, overdue, now)
+		o.start(e, now)
+		if last != nil {
+			go o.run(last)
+		}
+		last = e
 	}
 }
 
@@ -206,9 +219,9 @@ func (l *lane) head(now time.Time) (e *entry, reason flow.Reason, until time.Tim
 	return e, reason, until
 }
 
-// start starts an entry that is first in its line; the lock is held. One that is
-// answered without a call takes no place.
-func (o *org) start(e *entry, idle bool, now time.Time) {
+// start takes an entry that is first in its line for started, which run carries
+// out; the lock is held. One that is answered without a call takes no place.
+func (o *org) start(e *entry, now time.Time) {
 	l := e.lane
 	for _, line := range l.lines() {
 		if len(*line) > 0 && (*line)[0] == e {
@@ -216,27 +229,33 @@ func (o *org) start(e *entry, idle bool, now time.Time) {
 			*line = (*line)[1:]
 		}
 	}
-	if e.suspect && !idle {
+	if e.suspect && !e.idle {
 		o.trial = e.sequence
 	}
-	if idle && e.request != nil {
+	if e.idle && e.request != nil {
 		e.waited = o.held(e, now)
 	}
 	o.starts++
 	l.last = o.starts
 	e.running = true
-	if !idle {
+	if !e.idle {
 		l.running++
 		o.flow.Start(e.ask)
 	}
 	o.requests.Add(1)
-	go o.run(e, idle)
 }
 
-// run carries an entry as far as it can be now.
-func (o *org) run(e *entry, idle bool) {
+// run carries out an entry that was started, and what can be started then.
+func (o *org) run(e *entry) {
+	for e != nil {
+		e = o.carry(e)
+	}
+}
+
+// carry carries an entry as far as it can be now, and returns the next to run.
+func (o *org) carry(e *entry) (next *entry) {
 	defer o.requests.Done()
-	onTrial := e.suspect && !idle
+	onTrial := e.suspect && !e.idle
 	if onTrial {
 		o.putOnTrial()
 	}
@@ -250,12 +269,12 @@ func (o *org) run(e *entry, idle bool) {
 		}
 	}
 	var turn *org
-	if !idle {
+	if !e.idle {
 		turn = o.gate.leave()
 	}
 	o.mu.Lock()
 	e.running = false
-	if !idle {
+	if !e.idle {
 		e.lane.running--
 		o.flow.End(e.ask)
 	}
@@ -269,13 +288,14 @@ func (o *org) run(e *entry, idle bool) {
 		o.rest(e, wait)
 	}
 	closed := o.closed
-	o.dispatch()
+	next = o.advance()
 	if turn != nil && turn != o {
 		turn.kick()
 	}
 	if closed {
 		o.finished(o.name)
 	}
+	return next
 }
 
 // rest keeps a request in hand that has to wait; it takes no place meanwhile.

@@ -263,7 +263,7 @@ func (j *job) load(ctx context.Context) (Result, bool) {
 
 // send calls Zoho until there is a final response or a reason to wait.
 func (j *job) send(ctx context.Context) Result {
-	pause := newBackoff()
+	var pause *backoff.ExponentialBackOff
 	err := j.token(ctx)
 	for {
 		if err != nil {
@@ -306,6 +306,9 @@ func (j *job) send(ctx context.Context) Result {
 			j.access, err = j.Tokens.Renew(renewing, j.connection, j.access)
 			span.End()
 			continue
+		}
+		if pause == nil {
+			pause = newBackoff()
 		}
 		d := max(pause.NextBackOff(), answer.RetryAfter)
 		switch {
