@@ -78,6 +78,7 @@ configuration again, for the log level.`,
 			level := new(slog.LevelVar)
 			level.Set(app.Level(config.LogLevel))
 			logger := app.LoggerAt(os.Stderr, level, config.LogFormat)
+			defer app.Flush(logger)
 			app.FollowHangups(cmd.Context(), config, level, logger)
 			return app.Run(cmd.Context(), config, logger)
 		},

@@ -19,18 +19,68 @@ type lines struct {
 	out   *oneWriter
 	attrs []byte // those of the logger, each behind a comma
 	plain bool   // attrs hold all that the logger has
+	// together says that lines below a warning may wait for a moment.
+	together bool
 }
 
-// oneWriter has whole lines written one after the other.
+// oneWriter has whole lines written one after the other. Those that may wait are
+// written together with what comes within gatherFor: a system call costs as much
+// as all the rest of a line. They are lost where the process is killed meanwhile.
 type oneWriter struct {
-	mu sync.Mutex
-	w  io.Writer
+	mu      sync.Mutex
+	w       io.Writer
+	waiting []byte
+	timer   *time.Timer
 }
 
+// Bounds of what waits: for how long, and how much.
+const (
+	gatherFor  = time.Millisecond
+	gatherMost = 32 << 10
+)
+
+// Write writes p at once, behind what waits.
 func (o *oneWriter) Write(p []byte) (int, error) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
+	if err := o.flush(); err != nil {
+		return 0, err
+	}
 	return o.w.Write(p)
+}
+
+// gather writes p soon.
+func (o *oneWriter) gather(p []byte) error {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	first := len(o.waiting) == 0
+	o.waiting = append(o.waiting, p...)
+	switch {
+	case len(o.waiting) >= gatherMost:
+		return o.flush()
+	case first && o.timer == nil:
+		o.timer = time.AfterFunc(gatherFor, o.Flush)
+	case first:
+		o.timer.Reset(gatherFor)
+	}
+	return nil
+}
+
+// Flush writes what waits.
+func (o *oneWriter) Flush() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	_ = o.flush() // a log that can't be written has nobody to tell
+}
+
+// flush is Flush with the lock held.
+func (o *oneWriter) flush() error {
+	if len(o.waiting) == 0 {
+		return nil
+	}
+	_, err := o.w.Write(o.waiting)
+	o.waiting = o.waiting[:0]
+	return err
 }
 
 func newLines(w io.Writer, level slog.Leveler) *lines {
@@ -91,6 +141,9 @@ func (l *lines) Handle(ctx context.Context, r slog.Record) error {
 	}
 	b = append(b, "}\n"...)
 	*buffer = b
+	if l.together && r.Level < slog.LevelWarn {
+		return l.out.gather(b)
+	}
 	_, err := l.out.Write(b)
 	return err
 }

@@ -2,10 +2,13 @@ package app
 
 import (
 	"bytes"
+	"encoding/json"
 	"errors"
 	"io"
 	"log/slog"
 	"math"
+	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -57,6 +60,50 @@ func TestLinesAreSlogs(t *testing.T) {
 			t.Fatalf("\n%s%s", ours.String(), theirs.String())
 		}
 	})
+}
+
+// Lines keep their order, whether they are written together or at once, and what
+// waits is there after Flush.
+func TestLinesKeepTheirOrder(t *testing.T) {
+	t.Parallel()
+	rapid.Check(t, func(t *rapid.T) {
+		var out bytes.Buffer
+		logger := LoggerAt(&out, slog.LevelInfo, "json")
+		var want []string
+		for range rapid.IntRange(0, 40).Draw(t, "lines") {
+			message := rapid.SampledFrom([]string{"plain", "a \"quoted\" one", strings.Repeat("long", gatherMost/8)}).Draw(t, "message")
+			level := rapid.SampledFrom([]slog.Level{slog.LevelInfo, slog.LevelWarn}).Draw(t, "level")
+			logger.Log(t.Context(), level, message)
+			want = append(want, level.String()+" "+message)
+		}
+		Flush(logger)
+		var got []string
+		for d := json.NewDecoder(&out); d.More(); {
+			var line struct{ Level, Msg string }
+			if err := d.Decode(&line); err != nil {
+				t.Fatal(err)
+			}
+			got = append(got, line.Level+" "+line.Msg)
+		}
+		if !slices.Equal(got, want) {
+			t.Fatalf("%q\ninstead of\n%q", got, want)
+		}
+	})
+}
+
+// A line that may wait is written although nobody asks for it.
+func TestLinesAreWrittenSoon(t *testing.T) {
+	t.Parallel()
+	r, w := io.Pipe()
+	defer r.Close()
+	logger := LoggerAt(w, slog.LevelInfo, "json")
+	for range 3 {
+		logger.Info("settled")
+		var line struct{ Msg string }
+		if err := json.NewDecoder(r).Decode(&line); err != nil || line.Msg != "settled" {
+			t.Fatalf("%+v, %v", line, err)
+		}
+	}
 }
 
 func BenchmarkWideLine(b *testing.B) {

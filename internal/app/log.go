@@ -20,16 +20,33 @@ func Level(name string) slog.Level {
 }
 
 // Logger writes to w: lines for people on a terminal, JSON for machines elsewhere.
-func Logger(w io.Writer, level, format string) *slog.Logger { return LoggerAt(w, Level(level), format) }
+func Logger(w io.Writer, level, format string) *slog.Logger {
+	return logger(w, Level(level), format, false)
+}
 
-// LoggerAt is Logger with a level that may change: a *slog.LevelVar.
+// LoggerAt is Logger for a worker: with a level that may change, a *slog.LevelVar,
+// and with lines for machines that may come a millisecond late, several in one
+// piece, unless they are warnings. Flush is for its end.
 func LoggerAt(w io.Writer, l slog.Leveler, format string) *slog.Logger {
+	return logger(w, l, format, true)
+}
+
+func logger(w io.Writer, l slog.Leveler, format string, together bool) *slog.Logger {
 	file, isFile := w.(*os.File)
 	terminal := isFile && term.IsTerminal(int(file.Fd()))
 	if format == "json" || format != "text" && !terminal {
-		return slog.New(newLines(w, l))
+		handler := newLines(w, l)
+		handler.together = together
+		return slog.New(handler)
 	}
 	return slog.New(tint.NewTextHandler(w, &tint.Options{Level: l, NoColor: !terminal || os.Getenv("NO_COLOR") != "", TimeFormat: "15:04:05.000"}))
+}
+
+// Flush writes what a logger of LoggerAt has not written yet.
+func Flush(logger *slog.Logger) {
+	if l, ok := logger.Handler().(*lines); ok {
+		l.out.Flush()
+	}
 }
 
 var semverForm = regexp.MustCompile(`^v?(\d+\.\d+\.\d+(?:-[0-9A-Za-z.-]+)?)`)
