@@ -4,7 +4,9 @@ import (
 	"cmp"
 	"crypto/sha256"
 	"encoding/binary"
+	"hash"
 	"slices"
+	"sync"
 )
 
 // Digest returns the SHA-256 of what makes a request the same content under
@@ -12,48 +14,59 @@ import (
 // names, body, unique_field, probe and retry_failed_records. The id itself,
 // reply_to, deadline and order_key are not in it: who asks again may want the
 // answer elsewhere, later, and in another order.
-func (r *Request) Digest() [32]byte {
-	h := sha256.New()
-	var frame [8]byte
+func (r *Request) Digest() (sum [32]byte) {
+	d := digesters.Get().(*digester)
+	defer digesters.Put(d)
 	// Every part comes after its length, so no two lists of parts run together alike.
-	add := func(part string) {
-		binary.BigEndian.PutUint64(frame[:], uint64(len(part)))
-		h.Write(frame[:])
-		h.Write([]byte(part))
+	b := d.parts[:0]
+	part := func(text string) {
+		b = binary.BigEndian.AppendUint64(b, uint64(len(text)))
+		b = append(b, text...)
 	}
-	add(r.Method)
-	add(r.Path)
-	add(r.RawQuery)
-	headers := make([]Header, 0, len(r.Headers))
+	part(r.Method)
+	part(r.Path)
+	part(r.RawQuery)
+	headers := make([]Header, 0, 16)
 	for _, header := range r.Headers {
 		headers = append(headers, Header{Name: lower(header.Name), Value: header.Value})
 	}
 	slices.SortFunc(headers, func(a, b Header) int {
 		return cmp.Or(cmp.Compare(a.Name, b.Name), cmp.Compare(a.Value, b.Value))
 	})
-	binary.BigEndian.PutUint64(frame[:], uint64(len(headers)))
-	h.Write(frame[:])
+	b = binary.BigEndian.AppendUint64(b, uint64(len(headers)))
 	for _, header := range headers {
-		add(header.Name)
-		add(header.Value)
+		part(header.Name)
+		part(header.Value)
 	}
-	add(r.UniqueField)
+	part(r.UniqueField)
 	if p := r.Probe; p != nil {
 		// What wasn't there before has a mark, and the digests of all other
 		// requests are what older workers make of them.
 		get := (&Request{Path: p.Path, RawQuery: p.RawQuery, Headers: p.Headers}).Digest()
-		h.Write([]byte{markProbe})
-		add(p.COQL)
-		add(p.Field)
-		h.Write(get[:])
+		b = append(b, markProbe)
+		part(p.COQL)
+		part(p.Field)
+		b = append(b, get[:]...)
 	}
 	if r.RetryFailedRecords {
-		h.Write([]byte{markRetry})
+		b = append(b, markRetry)
 	}
-	h.Write([]byte{byte(r.Body.Kind)})
-	h.Write(r.Body.Data) // last, so its length is told by the end
-	return [32]byte(h.Sum(nil))
+	b = append(b, byte(r.Body.Kind))
+	d.parts = b
+	d.hash.Reset()
+	d.hash.Write(b)
+	d.hash.Write(r.Body.Data) // last, so its length is told by the end
+	d.hash.Sum(sum[:0])
+	return sum
 }
+
+// digester is memory of Digest that is used again.
+type digester struct {
+	hash  hash.Hash
+	parts []byte
+}
+
+var digesters = sync.Pool{New: func() any { return &digester{hash: sha256.New()} }}
 
 // Marks of what only some requests have, told apart from every BodyKind.
 const (
