@@ -1,0 +1,66 @@
+package consumer_test
+
+import (
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"zoho-worker/internal/consumer"
+	"zoho-worker/internal/devbox"
+)
+
+// A worker's start leaves the limits that somebody has set by hand, and brings what
+// is the worker's own up to date.
+func TestEnsureKeepsLimits(t *testing.T) {
+	t.Parallel()
+	box, err := devbox.Start(devbox.Options{DataDir: t.TempDir()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(box.Close)
+	nc, err := nats.Connect(box.NATSURL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(nc.Close)
+	js, err := jetstream.New(nc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ensure := func(retention time.Duration) {
+		t.Helper()
+		if err := (consumer.Topology{Replicas: 1, Retention: retention}).Ensure(t.Context(), js); err != nil {
+			t.Fatal(err)
+		}
+	}
+	config := func(name string) jetstream.StreamConfig {
+		t.Helper()
+		stream, err := js.Stream(t.Context(), name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return stream.CachedInfo().Config
+	}
+	ensure(time.Hour)
+	const limit = 1 << 30
+	streams := []string{consumer.RequestStream, consumer.ResponseStream, "OBJ_" + consumer.BodyBucket}
+	for _, name := range streams {
+		by := config(name)
+		by.MaxBytes = limit
+		if _, err := js.UpdateStream(t.Context(), by); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, retention := range []time.Duration{time.Hour, 2 * time.Hour} {
+		ensure(retention)
+		for _, name := range streams {
+			if got := config(name); got.MaxBytes != limit {
+				t.Errorf("%s has a limit of %d bytes after a start with a retention of %s, not the one set by hand", name, got.MaxBytes, retention)
+			} else if name != consumer.RequestStream && got.MaxAge != retention {
+				t.Errorf("%s keeps for %s, not %s", name, got.MaxAge, retention)
+			}
+		}
+	}
+}
