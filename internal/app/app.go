@@ -25,6 +25,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"golang.org/x/sync/errgroup"
 
 	"zoho-worker/internal/connection"
 	"zoho-worker/internal/consumer"
@@ -111,10 +112,25 @@ func Start(ctx context.Context, c Config, logger *slog.Logger) (_ *Worker, err e
 	if err := w.await(ctx, logger, "JetStream", func(ctx context.Context) error { return topology.Ensure(ctx, js) }); err != nil {
 		return nil, fmt.Errorf("prepare JetStream at %s: %w", w.nc.ConnectedUrlRedacted(), err)
 	}
-	if w.Connections, err = connection.Open(ctx, js, keyring, connection.Options{Logger: logger}); err != nil {
+	var objects *consumer.Objects
+	var opening errgroup.Group // at once, because each asks the server more than once
+	opening.Go(func() error {
+		store, err := connection.Open(ctx, js, keyring, connection.Options{Logger: logger})
+		if err == nil {
+			w.Connections = store
+			w.onStop(func(context.Context) { store.Close() })
+		}
+		return err
+	})
+	opening.Go(func() (err error) {
+		if objects, err = consumer.OpenObjects(ctx, js, maxObject); err != nil {
+			return fmt.Errorf("open %s: %w", consumer.BodyBucket, err)
+		}
+		return nil
+	})
+	if err := opening.Wait(); err != nil {
 		return nil, err
 	}
-	w.onStop(func(context.Context) { w.Connections.Close() })
 	w.watch(metrics)
 
 	client, err := zoho.New(c.zoho(int(w.nc.MaxPayload())))
@@ -134,10 +150,6 @@ func Start(ctx context.Context, c Config, logger *slog.Logger) (_ *Worker, err e
 
 	clock := &register.Clock{}
 	responses := consumer.NewResponses(js)
-	objects, err := consumer.OpenObjects(ctx, js, maxObject)
-	if err != nil {
-		return nil, fmt.Errorf("open %s: %w", consumer.BodyBucket, err)
-	}
 	claims := ledger.Open(js, clock, c.CallTimeout)
 	requests := consumer.New(consumer.Options{
 		Conn: w.nc, JetStream: js, Connections: w.Connections, Tokens: tokens, Responses: responses, Ledger: claims, Clock: clock,
@@ -225,9 +237,7 @@ func (w *Worker) openTokens(ctx context.Context, c Config, options token.Options
 	}
 	pinging, stopPinging := context.WithCancel(context.WithoutCancel(ctx))
 	w.onStop(func(context.Context) { stopPinging() })
-	if err := pingRedis(pinging, client, options.Metrics); err != nil {
-		options.Logger.Warn("Redis can't be reached: refreshes go on without its lock, the claim in the token record decides", "err", err)
-	}
+	pingRedis(pinging, client, options.Metrics, options.Logger)
 	tokens, err := token.Open(ctx, options)
 	if err != nil {
 		return nil, err

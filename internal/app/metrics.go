@@ -2,6 +2,7 @@ package app
 
 import (
 	"context"
+	"log/slog"
 	"runtime"
 	"runtime/debug"
 	"strings"
@@ -80,9 +81,9 @@ func (m connectionMetrics) Collect(to chan<- prometheus.Metric) {
 	}
 }
 
-// pingRedis measures how Redis answers, at once, for the error, and every 10 s
-// until ctx ends. Without a Redis all is well.
-func pingRedis(ctx context.Context, client redis.UniversalClient, metrics prometheus.Registerer) error {
+// pingRedis measures how Redis answers, now and every 10 s until ctx ends, in the
+// background: no request waits for it. Without a Redis all is well.
+func pingRedis(ctx context.Context, client redis.UniversalClient, metrics prometheus.Registerer, logger *slog.Logger) {
 	f := promauto.With(metrics)
 	up := f.NewGauge(prometheus.GaugeOpts{
 		Name: "zoho_worker_redis_up", Help: "1 where Redis answered the last ping; also where none is configured.",
@@ -92,7 +93,7 @@ func pingRedis(ctx context.Context, client redis.UniversalClient, metrics promet
 	})
 	up.Set(1)
 	if client == nil {
-		return nil
+		return
 	}
 	ping := func() error {
 		bounded, cancel := context.WithTimeout(ctx, time.Second)
@@ -103,8 +104,10 @@ func pingRedis(ctx context.Context, client redis.UniversalClient, metrics promet
 		took.Set(time.Since(asked).Seconds())
 		return err
 	}
-	err := ping()
 	go func() {
+		if err := ping(); err != nil && ctx.Err() == nil {
+			logger.Warn("Redis can't be reached: refreshes go on without its lock, the claim in the token record decides", "err", err)
+		}
 		tick := time.NewTicker(10 * time.Second)
 		defer tick.Stop()
 		for {
@@ -116,7 +119,6 @@ func pingRedis(ctx context.Context, client redis.UniversalClient, metrics promet
 			}
 		}
 	}()
-	return err
 }
 
 // The streams a publish is counted for, by the second token of its subject.

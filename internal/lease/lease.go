@@ -26,6 +26,7 @@ import (
 
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/nats-io/nuid"
+	"golang.org/x/sync/errgroup"
 
 	"zoho-worker/internal/connection/follow"
 	"zoho-worker/internal/register"
@@ -164,12 +165,22 @@ func New(o Options) *Book {
 // streams must exist.
 func (b *Book) Start(ctx context.Context) error {
 	o := b.options
-	for stream, apply := range map[string]func(follow.Change){WorkerStream: b.sawSession, QueueStream: b.sawRecord} {
-		f, err := follow.Start(ctx, o.JS, follow.Options{Stream: stream, Apply: apply, Logger: o.Logger})
-		if err != nil {
+	var following errgroup.Group
+	watch := func(stream string, apply func(follow.Change)) {
+		following.Go(func() error {
+			f, err := follow.Start(ctx, o.JS, follow.Options{Stream: stream, Apply: apply, Logger: o.Logger})
+			if err == nil {
+				b.mu.Lock()
+				b.followers = append(b.followers, f)
+				b.mu.Unlock()
+			}
 			return err
-		}
-		b.followers = append(b.followers, f)
+		})
+	}
+	watch(WorkerStream, b.sawSession)
+	watch(QueueStream, b.sawRecord)
+	if err := following.Wait(); err != nil {
+		return err // Close ends what was begun
 	}
 	if err := b.begin(ctx); err != nil {
 		// A server that stores nothing now, as with a full disk, may do so later.
