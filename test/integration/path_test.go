@@ -254,12 +254,12 @@ func TestBodyObject(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, zohotest.Options{})
 	r.demo(10)
-	r.worker()
+	r.worker(unhurried)
 	objects, err := r.js.ObjectStore(t.Context(), "ZOHO_BODIES")
 	if err != nil {
 		t.Fatal(err)
 	}
-	large := []byte(`{"data":[{"Last_Name":"Large","Description":"` + strings.Repeat("x", 3<<20) + `"}]}`)
+	large := []byte(`{"data":[{"Last_Name":"Large","Description":"` + strings.Repeat("x", 1<<20) + `"}]}`)
 	if _, err := objects.PutBytes(t.Context(), "large", large); err != nil {
 		t.Fatal(err)
 	}

@@ -23,7 +23,7 @@ func TestPermissionsOfWorker(t *testing.T) {
 	t.Parallel()
 	s := newSecureRig(t)
 	s.demo(5)
-	w := s.worker(s.as("worker"))
+	w := s.worker(s.as("worker"), unhurried)
 	// Every way that a request can go.
 	wantStatus(t, s.call("demo", list("get")), 200)
 	wantStatus(t, s.call("demo", insert("post", "One")), 201)
@@ -32,7 +32,7 @@ func TestPermissionsOfWorker(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := objects.PutBytes(t.Context(), "large", []byte(`{"data":[{"Last_Name":"Large","Description":"`+strings.Repeat("x", 3<<20)+`"}]}`)); err != nil {
+	if _, err := objects.PutBytes(t.Context(), "large", []byte(`{"data":[{"Last_Name":"Large","Description":"`+strings.Repeat("x", 1<<20)+`"}]}`)); err != nil {
 		t.Fatal(err)
 	}
 	wantStatus(t, s.call("demo", doc{"id": "o", "method": "POST", "url": "/v8/Leads", "body_object": "large", "headers": doc{"Content-Type": "application/json"}}), 201)

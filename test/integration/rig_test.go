@@ -114,6 +114,9 @@ func (r *rig) worker(change ...func(*app.Config)) *app.Worker {
 	return w
 }
 
+// unhurried gives calls the time that large bodies take on a slow machine.
+func unhurried(c *app.Config) { c.CallTimeout, c.StopTimeout = patience, patience+10*time.Second }
+
 func stop(w *app.Worker) {
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 	defer cancel()
