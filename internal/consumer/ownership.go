@@ -16,31 +16,31 @@ import (
 	"zoho-worker/internal/lease"
 )
 
-// take makes this worker the org's, and serves the lane.
-func (c *Consumer) take(queue string, wanted ...laneKey) {
+// take makes this worker the org's, and serves the lane. It reports whether it
+// was not about to do so already.
+func (c *Consumer) take(queue string, wanted ...laneKey) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.stopped || c.orgs[queue] != nil {
-		return
+		return false
 	}
-	if there := c.taking[queue]; there != nil {
-		for _, k := range wanted {
-			there[k] = true
-		}
-		return
+	there := c.taking[queue]
+	begun := there == nil
+	if begun {
+		there = map[laneKey]bool{}
+		c.taking[queue] = there
+		c.loops.Go(func() { c.taken(queue) })
 	}
-	c.taking[queue] = map[laneKey]bool{}
 	for _, k := range wanted {
-		c.taking[queue][k] = true
+		there[k] = true
 	}
-	c.loops.Go(func() { c.taken(queue) })
+	return begun
 }
 
 // taken takes the org and begins to serve it.
 func (c *Consumer) taken(queue string) {
 	ctx, cancel := context.WithTimeout(c.pulling, 10*time.Second)
 	defer cancel()
-	_, known := c.leases.Record(queue)
 	hold, err := c.leases.Take(ctx, queue)
 	c.mu.Lock()
 	wanted := c.taking[queue]
@@ -49,7 +49,7 @@ func (c *Consumer) taken(queue string) {
 		c.mu.Unlock()
 		switch {
 		case err == nil: // stopping
-			_ = hold.Release(context.WithoutCancel(ctx), "", keep)
+			_ = hold.Release(context.WithoutCancel(ctx), c.freest(), keep)
 		case errors.Is(err, lease.ErrHeld):
 			for k := range wanted {
 				c.tell(k)
@@ -78,9 +78,13 @@ func (c *Consumer) taken(queue string) {
 			o.wake(k)
 		}
 	}
-	// What else has waited; of an inherited org, all that is in hand of the worker
-	// before is counted before anything is started.
-	found := c.find(ctx, o, known)
+	// What else has waited of an org that was not given up for want of work; of an
+	// inherited one, all that is in hand of the worker before is counted before
+	// anything is started.
+	found := map[laneKey]bool{}
+	if !hold.Vacant || o.inherited {
+		found = c.find(ctx, o)
+	}
 	for k := range wanted {
 		found[k] = true
 	}
@@ -93,11 +97,8 @@ func keep(state json.RawMessage) (json.RawMessage, error) { return state, nil }
 
 // find returns the lanes of an org that have requests. What it can't see now,
 // the next look does.
-func (c *Consumer) find(ctx context.Context, o *org, known bool) map[laneKey]bool {
+func (c *Consumer) find(ctx context.Context, o *org) map[laneKey]bool {
 	found := map[laneKey]bool{}
-	if !known {
-		return found // nobody ever served it: there is what made this worker take it
-	}
 	for _, name := range c.directory.names(o.name) {
 		for _, filter := range []string{requestPrefix + name, requestPrefix + name + ".>"} {
 			info, err := c.stream.Info(ctx, jetstream.WithSubjectFilter(filter))
@@ -151,10 +152,7 @@ func (c *Consumer) leaseChanged(queue string) {
 		go o.told()
 	case o != nil && record.Owner != o.hold.Owner():
 		go c.lostOrg(o)
-	case o == nil && mine:
-		c.take(queue) // handed over
-		c.lookSoon()
-	case o == nil && record.Owner == "":
+	case o == nil && mine && c.take(queue): // handed over
 		c.lookSoon()
 	}
 }
@@ -210,6 +208,20 @@ func (c *Consumer) giveUp(ctx context.Context, o *org, to string) {
 	if err := o.hold.Release(ctx, to, o.merge); err != nil && c.calling.Err() == nil && !errors.Is(err, lease.ErrLost) {
 		c.Logger.Warn("org not handed over: another worker takes it over when this one's session ends", "queue", o.name, "err", err)
 	}
+	if to == "" {
+		c.lookSoon() // this worker may have been told of a request meanwhile
+	}
+}
+
+// freest is the session of the other worker that has the most places free, "" for none.
+func (c *Consumer) freest() (to string) {
+	most := 0
+	for id, s := range c.leases.Others() {
+		if to == "" || s.Free > most {
+			to, most = id, s.Free
+		}
+	}
+	return to
 }
 
 // handOver gives the orgs to the workers that have the most places free, in turn.

@@ -500,6 +500,8 @@ type Hold struct {
 	// Crashed says that the owner before did not give the org up: its session ended.
 	// Own, that it was an earlier session of this same process.
 	Crashed, Own bool
+	// Vacant says that nobody served it: it was given up, to nobody, or is new.
+	Vacant bool
 
 	mu       sync.Mutex
 	revision uint64
@@ -513,19 +515,19 @@ func (b *Book) Take(ctx context.Context, queue string) (*Hold, error) {
 		return nil, errNoSession
 	}
 	b.mu.Lock()
-	known, ok := b.records[queue]
+	known := b.records[queue]
 	b.mu.Unlock()
 	h := &Hold{book: b, queue: queue, owner: id, record: known.Record, revision: known.position.Revision}
 	for try := 0; ; try++ {
-		asked := try > 0 || !ok
-		if asked {
-			// What was seen is behind, or there may be none: ask the leader.
+		asked := try > 0
+		if asked { // what was seen is behind: ask the leader
 			if err := h.read(ctx); err != nil {
 				return nil, err
 			}
 		}
-		h.Crashed = false
-		if before := h.record.Owner; before != "" && before != id {
+		before := h.record.Owner
+		h.Crashed, h.Vacant = false, before == ""
+		if before != "" && before != id {
 			switch lasts, ended, err := b.lasts(ctx, before); {
 			case err != nil:
 				return nil, err
