@@ -17,6 +17,7 @@ import (
 	"zoho-worker/internal/consumer"
 	"zoho-worker/internal/envelope"
 	"zoho-worker/internal/inspect"
+	"zoho-worker/internal/register"
 )
 
 // client publishes requests and waits for their responses, as any service would.
@@ -56,6 +57,8 @@ func (c *client) call(ctx context.Context, lane string, request *envelope.Reques
 	switch {
 	case errors.Is(err, jetstream.ErrNoStreamResponse):
 		return nil, nil, errors.New("this NATS server has no stream for requests: start a worker first (worker run, or worker dev)")
+	case register.IsTooLarge(err):
+		return nil, nil, fmt.Errorf("publish the request: %w: put its body into the object store ZOHO_BODIES, and name it by --body-object", err)
 	case err != nil:
 		return nil, nil, fmt.Errorf("publish the request: %w", err)
 	}
