@@ -67,7 +67,7 @@ deploy: ## Compose file, Dockerfile, manifests, dashboard and alert rules (needs
 
 # Three worlds for as long as faults strike, and what building, starting, draining and the other worlds may take.
 CHAOS_LENGTH  = $(or $(and $(CHAOS_MINUTES),$(shell expr $(CHAOS_MINUTES) '*' 60)),$(CHAOS_SECONDS),45)
-CHAOS_TIMEOUT = $(shell expr 3 '*' $(CHAOS_LENGTH) + 2400)s
+CHAOS_TIMEOUT = $(shell expr 3 '*' $(CHAOS_LENGTH) + 3000)s
 
 .PHONY: chaos
 chaos: ## faults of every kind on real processes for CHAOS_SECONDS (45) or CHAOS_MINUTES, CHAOS_SEED replays; prints the books

@@ -26,7 +26,7 @@ var arrows = map[string][]string{
 	"internal/connection":          {"internal/connection/follow", "internal/envelope", "internal/register", "internal/secret"},
 	"internal/token":               {"internal/connection", "internal/connection/follow", "internal/lock", "internal/register", "internal/secret", "internal/trace", "internal/zoho"},
 	"internal/consent":             {"internal/connection", "internal/register", "internal/secret", "internal/token", "internal/zoho"},
-	"internal/dead":                {},
+	"internal/dead":                {"internal/register"},
 	"internal/event":               {"internal/connection", "internal/secret"},
 	"internal/ledger":              {"internal/register"},
 	"internal/relay":               {"internal/connection", "internal/envelope", "internal/failpoint", "internal/ledger", "internal/register", "internal/token", "internal/trace", "internal/zoho"},

@@ -9,6 +9,7 @@ import (
 	"os"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/nats-io/nuid"
 	"github.com/spf13/cobra"
@@ -19,8 +20,11 @@ import (
 )
 
 type callFlags struct {
-	query, header                   []string
-	body, id, deadline, uniqueField string
+	query, header, probeHeader      []string
+	body, bodyObject, id, deadline  string
+	uniqueField, orderKey           string
+	probeField, probeCOQL, probeURL string
+	retryFailedRecords, bulk        bool
 }
 
 func callCommand() *cobra.Command {
@@ -36,7 +40,8 @@ The body goes to standard output, status and timing to standard error.
 Exit status: 0 for 2xx and 3xx, 1 for 4xx and 5xx, 2 for an error of the worker.`,
 		Example: `  worker call demo GET /v8/Leads --query fields=Last_Name,Email --query per_page=3
   worker call demo POST /v8/Leads --body '{"data":[{"Last_Name":"Byron"}]}'
-  worker call demo PUT /v8/Leads/5725767000000524157 --body @lead.json`,
+  worker call demo PUT /v8/Leads/5725767000000524157 --body @lead.json
+  worker call demo POST /v8/Leads --body @leads.json --probe-field External_Ref --retry-failed-records --bulk`,
 		Args: cobra.ExactArgs(3),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if err := config.Load(cmd.Flags(), os.LookupEnv); err != nil {
@@ -46,17 +51,27 @@ Exit status: 0 for 2xx and 3xx, 1 for 4xx and 5xx, 2 for an error of the worker.
 			if err != nil {
 				return err
 			}
-			return call(cmd, config, args[0], request)
+			return call(cmd, config, args[0], request, flags.bulk)
 		},
 	}
 	config.BindClient(cmd.Flags())
 	f := cmd.Flags()
 	f.StringArrayVarP(&flags.query, "query", "q", nil, "query parameter, k=v; may be given again")
 	f.StringArrayVarP(&flags.header, "header", "H", nil, "header, k:v; may be given again")
-	f.StringVarP(&flags.body, "body", "b", "", "body: JSON, @file, or - for standard input")
+	f.StringVarP(&flags.body, "body", "b", "", "body: JSON, or text or bytes as they are; @file, or - for standard input")
 	f.StringVar(&flags.id, "id", "", "id of the request, its idempotency key (default a new one)")
 	f.StringVar(&flags.deadline, "deadline", "", "when to give up: a duration from now (30s) or an RFC 3339 time (default in 15 minutes)")
+	f.StringVar(&flags.bodyObject, "body-object", "", "body: the name of an object in the object store ZOHO_BODIES")
 	f.StringVar(&flags.uniqueField, "unique-field", "", "unique field of the record that holds the id: makes an insert safe to repeat")
+	f.StringVar(&flags.probeField, "probe-field", "", "field with another value in each record: by it an insert is looked up whose answer was lost")
+	f.StringVar(&flags.probeCOQL, "probe-coql", "", "COQL condition that only the inserted record meets, to look it up by")
+	f.StringVar(&flags.probeURL, "probe-url", "", "url that answers with the inserted record, to look it up by")
+	f.StringArrayVar(&flags.probeHeader, "probe-header", nil, "header of --probe-url, k:v, like X-EXTERNAL; may be given again")
+	f.BoolVar(&flags.retryFailedRecords, "retry-failed-records", false, "send records again that fail for a passing reason")
+	f.StringVar(&flags.orderKey, "order-key", "", "requests with the same key are carried out one after the other")
+	f.BoolVar(&flags.bulk, "bulk", false, "publish to the bulk lane: interactive requests go first")
+	cmd.MarkFlagsMutuallyExclusive("body", "body-object")
+	cmd.MarkFlagsMutuallyExclusive("probe-field", "probe-coql", "probe-url", "unique-field")
 	for _, hidden := range []string{"encryption-keys", "replicas", "retention", "log-format"} {
 		_ = f.MarkHidden(hidden)
 	}
@@ -70,39 +85,35 @@ func (f callFlags) request(method, target string, stdin io.Reader) (*envelope.Re
 	if f.id == "" {
 		document["id"] = nuid.Next()
 	}
-	pairs := func(field string, given []string, separator string) error {
-		if len(given) == 0 {
-			return nil
+	query := map[string]any{}
+	for _, pair := range f.query {
+		name, value, err := cutPair("query", pair, "=")
+		if err != nil {
+			return nil, err
 		}
-		values := map[string]any{}
-		for _, pair := range given {
-			name, value, ok := strings.Cut(pair, separator)
-			if !ok {
-				return fmt.Errorf("--%s %q: write it as name%svalue", field, pair, separator)
-			}
-			name, value = strings.TrimSpace(name), strings.TrimSpace(value)
-			if before, twice := values[name].([]string); twice && field == "query" {
-				values[name] = append(before, value)
-			} else if field == "query" {
-				values[name] = []string{value}
-			} else {
-				values[name] = value
-			}
-		}
-		if field == "header" {
-			field = "headers"
-		}
-		document[field] = values
-		return nil
+		before, _ := query[name].([]string)
+		query[name] = append(before, value)
 	}
-	if err := pairs("query", f.query, "="); err != nil {
+	put(document, "query", query)
+	headers, err := headersOf("header", f.header)
+	if err != nil {
 		return nil, err
 	}
-	if err := pairs("header", f.header, ":"); err != nil {
+	put(document, "headers", headers)
+	probe := map[string]any{}
+	put(probe, "field", f.probeField)
+	put(probe, "coql", f.probeCOQL)
+	put(probe, "url", f.probeURL)
+	if headers, err = headersOf("probe-header", f.probeHeader); err != nil {
 		return nil, err
 	}
-	if f.uniqueField != "" {
-		document["unique_field"] = f.uniqueField
+	put(probe, "headers", headers)
+	put(document, "probe", probe)
+	put(document, "unique_field", f.uniqueField)
+	put(document, "order_key", f.orderKey)
+	put(document, "body_object", f.bodyObject)
+	if f.retryFailedRecords {
+		document["retry_failed_records"] = true
 	}
 	if f.deadline != "" {
 		at, err := time.Parse(time.RFC3339, f.deadline)
@@ -122,6 +133,8 @@ func (f callFlags) request(method, target string, stdin io.Reader) (*envelope.Re
 	case len(body) == 0:
 	case json.Valid(body):
 		document["body"] = json.RawMessage(body)
+	case utf8.Valid(body):
+		document["body_text"] = string(body)
 	default:
 		document["body_base64"] = body
 	}
@@ -134,6 +147,33 @@ func (f callFlags) request(method, target string, stdin io.Reader) (*envelope.Re
 	return (&envelope.Decoder{MaxBytes: 64 << 20}).Decode(data.Bytes(), time.Now())
 }
 
+// put sets what isn't empty.
+func put[T string | map[string]any](document map[string]any, name string, value T) {
+	if len(value) > 0 {
+		document[name] = value
+	}
+}
+
+func headersOf(flag string, given []string) (map[string]any, error) {
+	headers := map[string]any{}
+	for _, pair := range given {
+		name, value, err := cutPair(flag, pair, ":")
+		if err != nil {
+			return nil, err
+		}
+		headers[name] = value
+	}
+	return headers, nil
+}
+
+func cutPair(flag, pair, separator string) (name, value string, err error) {
+	name, value, ok := strings.Cut(pair, separator)
+	if !ok {
+		return "", "", fmt.Errorf("--%s %q: write it as name%svalue", flag, pair, separator)
+	}
+	return strings.TrimSpace(name), strings.TrimSpace(value), nil
+}
+
 func readBody(arg string, stdin io.Reader) ([]byte, error) {
 	switch {
 	case arg == "-":
@@ -144,7 +184,7 @@ func readBody(arg string, stdin io.Reader) ([]byte, error) {
 	return []byte(arg), nil
 }
 
-func call(cmd *cobra.Command, config app.Config, connection string, request *envelope.Request) error {
+func call(cmd *cobra.Command, config app.Config, connection string, request *envelope.Request, bulk bool) error {
 	if !envelope.ValidConnection(connection) {
 		return fmt.Errorf("connection %q: lower-case letters, digits, - and _, like acme-sales", connection)
 	}
@@ -155,7 +195,11 @@ func call(cmd *cobra.Command, config app.Config, connection string, request *env
 	defer c.close()
 	show, done := progressLine(cmd.ErrOrStderr())
 	begun := time.Now()
-	_, response, err := c.call(cmd.Context(), connection, request, show)
+	lane := connection
+	if bulk {
+		lane += ".bulk"
+	}
+	_, response, err := c.call(cmd.Context(), lane, request, show)
 	done()
 	if err != nil {
 		return err

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strings"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -16,6 +17,7 @@ import (
 	"zoho-worker/internal/consumer"
 	"zoho-worker/internal/envelope"
 	"zoho-worker/internal/inspect"
+	"zoho-worker/internal/register"
 )
 
 // client publishes requests and waits for their responses, as any service would.
@@ -39,9 +41,11 @@ func newClient(config app.Config, logLevel string) (*client, error) {
 
 func (c *client) close() { c.nc.Close() }
 
-// call publishes the request and waits for the response. Progress, where it is
-// not nil, hears what it waits for, once a second from the first second on.
-func (c *client) call(ctx context.Context, connection string, request *envelope.Request, progress func(string)) ([]byte, *envelope.Response, error) {
+// call publishes the request to a lane, <connection> or <connection>.bulk, and
+// waits for the response. Progress, where it is not nil, hears what it waits for,
+// once a second from the first second on.
+func (c *client) call(ctx context.Context, lane string, request *envelope.Request, progress func(string)) ([]byte, *envelope.Response, error) {
+	connection, _, _ := strings.Cut(lane, ".")
 	request.ReplyTo = c.nc.NewInbox()
 	replies, err := c.nc.SubscribeSync(request.ReplyTo)
 	if err != nil {
@@ -49,10 +53,12 @@ func (c *client) call(ctx context.Context, connection string, request *envelope.
 	}
 	defer func() { _ = replies.Unsubscribe() }()
 	begun := time.Now()
-	stored, err := c.js.Publish(ctx, "zoho.requests."+connection, request.AppendJSON(nil), jetstream.WithMsgID(connection+"."+request.ID))
+	stored, err := c.js.Publish(ctx, "zoho.requests."+lane, request.AppendJSON(nil), jetstream.WithMsgID(connection+"."+request.ID))
 	switch {
 	case errors.Is(err, jetstream.ErrNoStreamResponse):
 		return nil, nil, errors.New("this NATS server has no stream for requests: start a worker first (worker run, or worker dev)")
+	case register.IsTooLarge(err):
+		return nil, nil, fmt.Errorf("publish the request: %w: put its body into the object store ZOHO_BODIES, and name it by --body-object", err)
 	case err != nil:
 		return nil, nil, fmt.Errorf("publish the request: %w", err)
 	}

@@ -44,8 +44,9 @@ func deadCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "dead", Short: "List, replay or drop the dead letters",
 		Long: `Dead letters are requests that nobody could be answered for: no id could be read,
-or their id belongs to another request and they name no reply_to. They are kept
-whole for 30 days.`,
+or their id belongs to another request and they name no reply_to; and requests
+that a worker itself failed on, which were answered internal. They are kept whole
+for 30 days, with what happened to them.`,
 	}
 	config.BindClient(cmd.PersistentFlags())
 	for _, hidden := range []string{"encryption-keys", "replicas", "retention", "log-format"} {

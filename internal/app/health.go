@@ -174,7 +174,8 @@ func (h *health) stored(stream string, err error) {
 	case err == nil || register.IsConflict(err):
 		h.failed[stream] = 0
 	case errors.Is(err, context.Canceled), errors.Is(err, nats.ErrConnectionClosed), errors.Is(err, nats.ErrDisconnected),
-		errors.Is(err, nats.ErrConnectionReconnecting), errors.Is(err, nats.ErrReconnectBufExceeded):
+		errors.Is(err, nats.ErrConnectionReconnecting), errors.Is(err, nats.ErrReconnectBufExceeded),
+		register.IsTooLarge(err): // a caller's doing
 		h.mu.Unlock()
 		return // says nothing of the server
 	default:

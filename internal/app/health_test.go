@@ -100,6 +100,7 @@ func TestWritesThatFail(t *testing.T) {
 		"conflicts":              {[]error{conflict, conflict, conflict}, false},
 		"no room":                {[]error{noRoom}, true},
 		"no room, and room":      {[]error{noRoom, nil}, false},
+		"too large":              {[]error{&jetstream.APIError{ErrorCode: 10054}, nats.ErrMaxPayload, nats.ErrMaxPayload}, false},
 		"given up":               {[]error{context.Canceled, context.Canceled, context.Canceled}, false},
 		"no connection":          {[]error{nats.ErrConnectionReconnecting, nats.ErrDisconnected, nats.ErrReconnectBufExceeded}, false},
 	} {

@@ -11,6 +11,7 @@ import (
 	"github.com/nats-io/nats.go/micro"
 
 	"zoho-worker/internal/envelope"
+	"zoho-worker/internal/register"
 )
 
 // serveCalls offers zoho.call.<connection> to callers that wait: the request
@@ -78,7 +79,9 @@ func (c *Consumer) enqueue(connection, id string, call micro.Request) error {
 	}
 	ctx, cancel := context.WithTimeout(c.calling, 5*time.Second)
 	defer cancel()
-	if _, err := c.JetStream.PublishMsg(ctx, msg); err != nil {
+	if _, err := c.JetStream.PublishMsg(ctx, msg); register.IsTooLarge(err) {
+		return &envelope.Error{Code: envelope.TooLarge, Message: "the request is larger than a message may be: put its body into ZOHO_BODIES, see body_object"}
+	} else if err != nil {
 		c.Logger.Warn("call not stored", "connection", connection, "id", id, "err", err)
 		return &envelope.Error{Code: envelope.Internal, Message: "the request could not be stored: " + err.Error()}
 	}

@@ -2,6 +2,7 @@ package consumer
 
 import (
 	"context"
+	"fmt"
 	"runtime/debug"
 	"time"
 
@@ -34,6 +35,11 @@ type entry struct {
 	key      string        // of its chain; "": it is in none
 	suspect  bool          // two workers died that had it in hand
 	since    time.Time     // in hand since
+
+	// Calls of Zoho for it, the last few; of the goroutine that works on it.
+	tries  []try
+	first  [1]try // the memory of one, which is all that most need
+	untold int    // those before
 
 	// Under org.mu.
 	running bool
@@ -120,8 +126,44 @@ func (e *entry) overdue(now time.Time) bool {
 	return e.request != nil && !e.request.Deadline.After(now)
 }
 
+// try is a call of Zoho as a dead letter tells it.
+type try struct {
+	began  time.Time
+	status int // 0: no answer
+	unsent bool
+	code   string // Zoho's
+}
+
+func (t try) what() string {
+	switch {
+	case t.unsent:
+		return "not sent to Zoho: no connection"
+	case t.status == 0:
+		return "sent to Zoho, no answer came"
+	case t.code == "":
+		return fmt.Sprintf("sent to Zoho, which answered %d", t.status)
+	}
+	return fmt.Sprintf("sent to Zoho, which answered %d %s", t.status, t.code)
+}
+
+// triesTold bounds the calls that a dead letter tells of.
+const triesTold = 10
+
+// tell notes a call for the dead letter that the request may become.
+func (e *entry) tell(answer *zoho.Answer, began time.Time) {
+	if e.tries == nil {
+		e.tries = e.first[:0]
+	}
+	if len(e.tries) == triesTold {
+		e.tries = append(e.tries[:0], e.tries[1:]...)
+		e.untold++
+	}
+	e.tries = append(e.tries, try{began: began, status: answer.Status, unsent: answer.Unsent, code: answer.Code})
+}
+
 // Attempted takes in what became of an attempt: relay calls it after each.
 func (e *entry) Attempted(answer *zoho.Answer, began time.Time, credits int) {
+	e.tell(answer, began)
 	if e.lane == nil {
 		return
 	}

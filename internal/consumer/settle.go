@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
+	"os"
 	"runtime/debug"
 	"slices"
 	"strconv"
@@ -122,10 +124,14 @@ func (s *settlement) id() string {
 }
 
 // refuse answers an envelope that can't be carried out, or sets it aside where
-// nobody can be answered.
+// nobody can be answered. What the worker itself failed on is set aside as well:
+// its requester can't tell why, whoever runs the worker has to see it.
 func (s *settlement) refuse(e *envelope.Error) {
 	if s.id() == "" {
 		s.bury(e)
+		return
+	}
+	if e.Code == envelope.Internal && !s.keep(e) {
 		return
 	}
 	if s.digest == [32]byte{} {
@@ -267,9 +273,17 @@ func (s *settlement) ack() {
 	failpoint.Hit(failpoint.Acked)
 }
 
-// bury keeps the message whole for a person, with the reason.
+// bury keeps the message whole for a person, with the reason, and acks it.
 func (s *settlement) bury(e *envelope.Error) {
-	s.outcome = outcomeDead
+	if s.keep(e) {
+		s.outcome = outcomeDead
+		s.response = &envelope.Response{Error: e}
+		s.ack()
+	}
+}
+
+// keep stores the dead letter; false: the request comes again.
+func (s *settlement) keep(e *envelope.Error) bool {
 	msg := &nats.Msg{Subject: "zoho.dead." + s.connection, Data: s.data, Header: nats.Header{}}
 	for name, values := range s.header {
 		// The server acts on its own headers: kept for reading, not for acting.
@@ -278,23 +292,51 @@ func (s *settlement) bury(e *envelope.Error) {
 		}
 		msg.Header[name] = values
 	}
-	msg.Header.Set(dead.CodeHeader, string(e.Code))
-	msg.Header.Set(dead.ReasonHeader, strings.ToValidUTF8(e.Message, "?"))
-	msg.Header.Set(dead.SubjectHeader, s.subject)
-	msg.Header.Set(dead.ReceivedHeader, s.stored.UTC().Format(time.RFC3339Nano))
-	// The same message buried twice is one dead letter.
-	id := RequestStream + "." + strconv.FormatUint(s.sequence, 10)
+	ours := nats.Header{
+		dead.CodeHeader:     {string(e.Code)},
+		dead.ReasonHeader:   {strings.ToValidUTF8(e.Message, "?")},
+		dead.SubjectHeader:  {s.subject},
+		dead.ReceivedHeader: {s.stored.UTC().Format(time.RFC3339Nano)},
+		dead.LifeHeader:     s.life(),
+		// The same message buried twice is one dead letter.
+		jetstream.MsgIDHeader: {RequestStream + "." + strconv.FormatUint(s.sequence, 10)},
+	}
+	maps.Copy(msg.Header, ours)
+	if msg.Size() > int(s.Conn.MaxPayload()) {
+		// The stream of requests takes no message that doesn't leave room for these.
+		ours.Add(dead.LifeHeader, dead.Event{At: s.Clock.Now(), What: "its own headers did not fit into the dead letter"}.String())
+		msg.Header = ours
+	}
 	err := insist(s.calling, func(ctx context.Context) error {
-		_, err := s.JetStream.PublishMsg(ctx, msg, jetstream.WithMsgID(id))
+		_, err := s.JetStream.PublishMsg(ctx, msg)
 		return err
 	})
 	if err != nil {
 		s.outcome = outcomeNotStored
 		s.Logger.Error("dead letter not stored: the request comes again", "connection", s.connection, "err", err)
-		return
 	}
-	s.response = &envelope.Response{Error: e}
-	s.ack()
+	return err == nil
+}
+
+// life is what this worker knows of the request's life since it was published.
+func (s *settlement) life() []string {
+	now := s.Clock.Now()
+	at := func(t time.Time) time.Time { return now.Add(-time.Since(t)) } // by the server's clock
+	had := dead.Event{At: now, What: fmt.Sprintf("read out of the stream by worker %s (pid %d)", host, os.Getpid())}
+	if delivery := s.hand.delivery(s.entry); delivery != nil {
+		had = dead.Event{At: at(s.since), What: fmt.Sprintf("in hand of worker %s (pid %d)", host, os.Getpid())}
+		if meta, err := delivery.Metadata(); err == nil {
+			had.What += fmt.Sprintf(", delivery %d", meta.NumDelivered)
+		}
+	}
+	lines := []string{had.String()}
+	for i, t := range s.tries {
+		if i == 0 && s.untold > 0 {
+			lines = append(lines, dead.Event{At: at(t.began), What: fmt.Sprintf("%d calls of Zoho before this", s.untold)}.String())
+		}
+		lines = append(lines, dead.Event{At: at(t.began), What: t.what()}.String())
+	}
+	return lines
 }
 
 // describe says in the span what the wide line says.

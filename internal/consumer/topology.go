@@ -46,7 +46,7 @@ type Topology struct {
 func (t Topology) Ensure(ctx context.Context, js jetstream.JetStream) error {
 	// All at once: one after the other they were a quarter of the time to the first answer.
 	var all errgroup.Group
-	for _, config := range t.streams() {
+	for _, config := range t.streams(js.Conn().MaxPayload()) {
 		all.Go(func() error {
 			mark := digestOf(config)
 			config.Metadata = map[string]string{madeMark: mark}
@@ -57,7 +57,7 @@ func (t Topology) Ensure(ctx context.Context, js jetstream.JetStream) error {
 			case there.Metadata[madeMark] == mark:
 				return nil
 			case there.Name != "":
-				config.MaxBytes, config.MaxMsgs, config.MaxMsgSize, config.Placement = there.MaxBytes, there.MaxMsgs, there.MaxMsgSize, there.Placement
+				config.MaxBytes, config.MaxMsgs, config.Placement = there.MaxBytes, there.MaxMsgs, there.Placement
 			}
 			if _, err := js.CreateOrUpdateStream(ctx, config); err != nil {
 				return fmt.Errorf("create or update stream %s: %w", config.Name, err)
@@ -116,7 +116,13 @@ func digestOf(config any) string {
 	return hex.EncodeToString(sum[:8])
 }
 
-func (t Topology) streams() []jetstream.StreamConfig {
+// letterRoom is what a request leaves of the server's max_payload for the headers
+// of the dead letter that it may become: a subject of 4 KiB at most, a reason, and
+// a history of some lines. Without it a message that is no request would come
+// again for ever, because nothing can hold it.
+const letterRoom = 8 << 10
+
+func (t Topology) streams(maxPayload int64) []jetstream.StreamConfig {
 	return append([]jetstream.StreamConfig{
 		{
 			Name: RequestStream, Description: "requests until they are answered", Subjects: []string{"zoho.requests.>"},
@@ -125,6 +131,7 @@ func (t Topology) streams() []jetstream.StreamConfig {
 			// One consumer per lane that has work. The server's own default of 1,000
 			// holds for -1 too, and can't be changed once the stream is there.
 			MaxConsumers: 20_000,
+			MaxMsgSize:   int32(max(maxPayload-letterRoom, maxPayload/2)), //nolint:gosec // a server has no larger one
 			// Only the headers: this wakes a worker for an org that had no work.
 			RePublish: &jetstream.RePublish{Source: "zoho.requests.>", Destination: "zoho.activity.>", HeadersOnly: true},
 		},

@@ -20,6 +20,8 @@ import (
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
+
+	"zoho-worker/internal/register"
 )
 
 // StreamName is the stream of dead letters.
@@ -34,9 +36,11 @@ const (
 	ReasonHeader   = "Zoho-Dead-Reason"   // what is wrong, in words
 	SubjectHeader  = "Zoho-Dead-Subject"  // where the request was published
 	ReceivedHeader = "Zoho-Dead-Received" // when, RFC 3339
+	// LifeHeader has a value for each thing that happened to the request since then,
+	// until it was set aside: RFC 3339, a space, and words.
+	LifeHeader     = "Zoho-Dead-Life"
 	OriginalPrefix = "Original-"
-	// HistoryHeader travels with a replayed request, a value for each thing that
-	// happened to it before: RFC 3339, a space, and words.
+	// HistoryHeader is the same of the times before; it travels with a replayed request.
 	HistoryHeader = "Zoho-History"
 )
 
@@ -60,25 +64,33 @@ type Event struct {
 	What string
 }
 
-// History is what happened to the letter's request, oldest first: burials and
-// replays before, its publication, and its burial.
-func (l *Letter) History() []Event {
-	var events []Event
-	for _, line := range l.Header[HistoryHeader] {
+// String is the event as a line of a header.
+func (e Event) String() string { return e.At.UTC().Format(time.RFC3339) + " " + e.What }
+
+// events reads the lines of a header.
+func events(lines []string) (events []Event) {
+	for _, line := range lines {
 		at, what, _ := strings.Cut(line, " ")
 		if when, err := time.Parse(time.RFC3339, at); err == nil {
 			events = append(events, Event{when, what})
 		}
 	}
-	return append(events, l.life()...)
+	return events
+}
+
+// History is what happened to the letter's request, oldest first: burials and
+// replays before, its publication, who had it, its calls of Zoho, and its burial.
+func (l *Letter) History() []Event {
+	return append(events(l.Header[HistoryHeader]), l.life()...)
 }
 
 // life is what happened to the request since it was last published.
-func (l *Letter) life() (events []Event) {
+func (l *Letter) life() (told []Event) {
 	if !l.Received.IsZero() {
-		events = append(events, Event{l.Received, "published to " + l.Subject})
+		told = append(told, Event{l.Received, "published to " + l.Subject})
 	}
-	return append(events, Event{l.Buried, "set aside as dead letter " + strconv.FormatUint(l.Sequence, 10) + ", " + l.Code})
+	told = append(told, events(l.Header[LifeHeader])...)
+	return append(told, Event{l.Buried, "set aside as dead letter " + strconv.FormatUint(l.Sequence, 10) + ", " + l.Code})
 }
 
 // Own returns the names of the headers that the request came with, sorted, and
@@ -232,18 +244,27 @@ func (l *Letters) Replay(ctx context.Context, letter *Letter) error {
 	}
 	history := slices.Clone(letter.Header[HistoryHeader])
 	for _, e := range append(letter.life(), Event{time.Now(), "replayed"}) {
-		history = append(history, e.At.UTC().Format(time.RFC3339)+" "+e.What)
+		history = append(history, e.String())
 	}
 	msg.Header[HistoryHeader] = history[max(0, len(history)-maxHistory):]
-	id := "replay." + strconv.FormatUint(letter.Sequence, 10)
-	if _, err := l.js.PublishMsg(ctx, msg, jetstream.WithMsgID(id)); err != nil {
+	msg.Header.Set(jetstream.MsgIDHeader, "replay."+strconv.FormatUint(letter.Sequence, 10))
+	_, err := l.js.PublishMsg(ctx, msg)
+	if register.IsTooLarge(err) {
+		// The request is as large as the stream takes: it matters more than its past,
+		// and its own id makes it one request.
+		msg.Header.Del(HistoryHeader)
+		msg.Header.Del(jetstream.MsgIDHeader)
+		_, err = l.js.PublishMsg(ctx, msg)
+	}
+	if err != nil {
 		return fmt.Errorf("replay dead letter %d: %w", letter.Sequence, err)
 	}
 	return l.Drop(ctx, letter)
 }
 
-// maxHistory bounds what a request carries of its past: ten replays.
-const maxHistory = 30
+// maxHistory bounds what a request carries of its past, in lines: ten replays of
+// one that was never sent to Zoho.
+const maxHistory = 40
 
 // Drop removes the letter.
 func (l *Letters) Drop(ctx context.Context, letter *Letter) error {

@@ -39,9 +39,10 @@ func (c *circuit) open() (first bool) {
 	return first
 }
 
-// close takes in that Redis answered.
-func (c *circuit) close() {
+// close takes in that Redis answered, and reports whether it had not before.
+func (c *circuit) close() (back bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.opened = false
+	back, c.opened = c.opened, false
+	return back
 }

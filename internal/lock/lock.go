@@ -241,16 +241,23 @@ func (l *Locker) exchange(ctx context.Context, verb, name string, ask func(conte
 	err := ask(asking)
 	switch {
 	case err == nil:
-		l.circuit.close()
+		l.answered()
 		return nil
 	case ctx.Err() != nil:
 		return fmt.Errorf("%s lock %s: %w", verb, name, context.Cause(ctx))
 	case errors.Is(err, errNoLock), strings.Contains(err.Error(), "WRONGTYPE"):
-		l.circuit.close() // only this key
+		l.answered() // only this key
 	case l.circuit.open():
 		l.options.Logger.Warn("redis is unavailable, going on without locks", "err", err)
 	}
 	return fmt.Errorf("%s lock %s: %w: %w", verb, name, ErrUnavailable, err)
+}
+
+// answered takes in that Redis is there.
+func (l *Locker) answered() {
+	if l.circuit.close() {
+		l.options.Logger.Info("redis is back, locks are taken again")
+	}
 }
 
 // hold begins the life of a lock that was asked for at the instant asked.

@@ -1,6 +1,7 @@
 package lock
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -24,7 +25,9 @@ func locker(t *testing.T, s *redistest.Server, options Options) *Locker {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = client.Close() })
-	options.Logger = slog.New(slog.DiscardHandler)
+	if options.Logger == nil {
+		options.Logger = slog.New(slog.DiscardHandler)
+	}
 	return New(client, options)
 }
 
@@ -294,25 +297,37 @@ func TestCircuit(t *testing.T) {
 	}
 }
 
+// Redis goes and comes back: one line of the log each, however often it is asked.
 func TestComesBackByItself(t *testing.T) {
 	t.Parallel()
 	s := redistest.Start(t)
-	l := locker(t, s, Options{Cooldown: 20 * time.Millisecond})
+	var log bytes.Buffer
+	l := locker(t, s, Options{Cooldown: 20 * time.Millisecond, Logger: slog.New(slog.NewTextHandler(&log, nil))})
 	s.Kill()
-	if _, err := l.Acquire(t.Context(), "acme"); !errors.Is(err, ErrUnavailable) {
-		t.Fatal(err)
+	for range 3 {
+		if _, err := l.Acquire(t.Context(), "acme"); !errors.Is(err, ErrUnavailable) {
+			t.Fatal(err)
+		}
+		time.Sleep(30 * time.Millisecond) // it is asked again
 	}
 	s.Restart()
-	deadline := time.Now().Add(10 * time.Second)
-	for {
+	for deadline := time.Now().Add(10 * time.Second); ; {
 		k, err := l.Acquire(t.Context(), "acme")
 		if err == nil {
 			k.Release()
-			return
+			break
 		}
 		if time.Now().After(deadline) {
 			t.Fatal(err)
 		}
+	}
+	k, err := l.Acquire(t.Context(), "acme")
+	if err != nil {
+		t.Fatal(err)
+	}
+	k.Release()
+	if gone, back := strings.Count(log.String(), "redis is unavailable"), strings.Count(log.String(), "redis is back"); gone != 1 || back != 1 {
+		t.Errorf("the log is\n%s", &log)
 	}
 }
 

@@ -138,6 +138,13 @@ func (s *Stream) Put(ctx context.Context, subject string, data []byte, expected 
 	return entry.Revision, nil
 }
 
+// IsTooLarge reports whether a message was not stored because it is larger than
+// a message may be, or than its stream takes (error 10054).
+func IsTooLarge(err error) bool {
+	var api *jetstream.APIError
+	return errors.Is(err, nats.ErrMaxPayload) || errors.As(err, &api) && api.ErrorCode == 10054
+}
+
 // IsConflict reports whether the server refused a publish because the
 // subject's last sequence is not the expected one: error 10071, or 10164 while
 // another such write is being replicated.

@@ -32,7 +32,7 @@ func chaos(t *testing.T, name string, nodes int, change ...func(*options)) {
 	seed := number(t, "CHAOS_SEED", uint64(rand.Uint32()))
 	fmt.Printf("chaos with %s for %s: CHAOS_SEED=%d\n", name, length, seed)
 	plan := schedule(seed, length, nodes > 1)
-	o := options{nodes: nodes}
+	o := options{nodes: nodes, lasts: length}
 	for _, f := range change {
 		f(&o)
 	}
@@ -89,4 +89,18 @@ func (w *world) trial(name string, seed uint64, cause func(*world) (caused map[s
 		}
 	}
 	return b
+}
+
+// A run of a day is a day under load, and none is so dense that its books can't be kept.
+func TestLoadLastsAsLongAsTheFaults(t *testing.T) {
+	for _, lasts := range []time.Duration{0, 45 * time.Second, 30 * time.Minute, 24 * time.Hour} {
+		pause := pauseFor(lasts)
+		each := mostOrders / requesters
+		if mean := time.Duration(each) * pause / 2; mean < lasts || pause < leastPause {
+			t.Errorf("pauses of %s at most: the load ends after about %s of %s", pause, mean, lasts)
+		}
+	}
+	if pauseFor(45*time.Second) != leastPause {
+		t.Error("a short run is less dense than it may be")
+	}
 }

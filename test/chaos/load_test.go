@@ -32,11 +32,12 @@ type request struct {
 func (q *request) fleeting() bool { return q.inbox && q.method == "GET" }
 
 // Bounds of the load: as many requesters, each with a pause between its
-// requests, and at most so many requests in all.
+// requests, and at most so many requests in all, because the books of all of them
+// are kept in memory.
 const (
 	requesters  = 8
-	mostPause   = 700 * time.Millisecond
-	mostOrders  = 40_000
+	leastPause  = 700 * time.Millisecond
+	mostOrders  = 100_000
 	longest     = 30 * time.Minute // the deadline of a request that is not hurried
 	replyPrefix = "_INBOX.chaos."
 )
@@ -44,6 +45,7 @@ const (
 // load is the requests that the stream has acknowledged, and the replies.
 type load struct {
 	*world
+	pause    time.Duration // at most, between two requests of a requester
 	mu       sync.Mutex
 	requests map[string]*request
 	replies  map[string][][]byte
@@ -52,7 +54,7 @@ type load struct {
 }
 
 func newLoad(w *world) *load {
-	l := &load{world: w, requests: map[string]*request{}, replies: map[string][][]byte{}, replied: map[string]time.Time{}}
+	l := &load{world: w, pause: pauseFor(w.lasts), requests: map[string]*request{}, replies: map[string][][]byte{}, replied: map[string]time.Time{}}
 	sub, err := w.nc.Subscribe(replyPrefix+">", func(m *nats.Msg) {
 		l.mu.Lock()
 		defer l.mu.Unlock()
@@ -69,6 +71,12 @@ func newLoad(w *world) *load {
 	return l
 }
 
+// pauseFor is the longest pause with which the load lasts as long as the faults do:
+// twice the mean of what the requests that there may be are apart.
+func pauseFor(lasts time.Duration) time.Duration {
+	return max(leastPause, 2*lasts*requesters/mostOrders)
+}
+
 // run publishes until stop is closed and everything begun is acknowledged.
 func (l *load) run(seed uint64, stop <-chan struct{}) {
 	var all sync.WaitGroup
@@ -79,7 +87,7 @@ func (l *load) run(seed uint64, stop <-chan struct{}) {
 				select {
 				case <-stop:
 					return
-				case <-time.After(time.Duration(random.Int64N(int64(mostPause)))):
+				case <-time.After(time.Duration(random.Int64N(int64(l.pause)))):
 				}
 				q := l.make(random, fmt.Sprintf("%d-%d", i, n))
 				if !l.publish(q) {

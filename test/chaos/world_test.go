@@ -78,6 +78,7 @@ type world struct {
 // options are what differs from world to world.
 type options struct {
 	nodes  int             // NATS servers
+	lasts  time.Duration   // for how long it is under load; 0: some minutes
 	server string          // the nats-server to start with; "": that of go.mod
 	worker string          // the worker; "": as it is built
 	clocks []time.Duration // how far each worker's clock is off
@@ -234,7 +235,7 @@ func (w *world) connect(replicas int) {
 	if w.js, err = jetstream.New(w.nc); err != nil {
 		w.t.Fatal(err)
 	}
-	topology := consumer.Topology{Replicas: replicas, Retention: 24 * time.Hour}
+	topology := consumer.Topology{Replicas: replicas, Retention: w.retention()}
 	for {
 		attempt, cancel := context.WithTimeout(ctx, 10*time.Second)
 		err = topology.Ensure(attempt, w.js)
@@ -286,6 +287,7 @@ func (w *world) startWorkers(path string, replicas int) {
 			"ZOHO_ACCOUNTS_URL=" + w.zohoURL(), "ZOHO_API_URL=" + w.zohoURL(),
 			"ENCRYPTION_KEYS=" + w.keys.Reveal(), "HTTP_ADDR=127.0.0.1:0", fmt.Sprintf("REPLICAS=%d", replicas),
 			"CALL_TIMEOUT=" + callTimeout.String(), "ACK_WAIT=" + ackWait.String(), "STOP_TIMEOUT=" + stopTimeout.String(),
+			"RETENTION=" + w.retention().String(),
 			"LOG_FORMAT=text", "LOG_LEVEL=debug", "NO_COLOR=1", w.clock(i),
 		})
 		if err := p.start(); err != nil {
@@ -294,6 +296,9 @@ func (w *world) startWorkers(path string, replicas int) {
 		w.workers = append(w.workers, p)
 	}
 }
+
+// retention is for longer than a run: its books are balanced at its end.
+func (w *world) retention() time.Duration { return 24*time.Hour + w.lasts }
 
 const clientSecret = "planted-client-secret-of-chaos"
 

@@ -51,7 +51,8 @@ func TestConsoleDeadLetters(t *testing.T) {
 	p := c.person()
 	p.get("/dead").want(t, 200, "No dead letters", "Every request could be answered")
 	first := c.bury("acme", "invalid_request", "no id", []byte(`{"method":"GET","note":"<script>alert(1)</script>"}`),
-		"X-Trace", "<b>abc</b>", "traceparent", "00-1", dead.HistoryHeader, "2026-03-01T00:00:00Z replayed", dead.HistoryHeader, "nonsense")
+		"X-Trace", "<b>abc</b>", "traceparent", "00-1", dead.LifeHeader, "2026-03-04T05:06:08Z in hand of worker <i>h</i> (pid 7), delivery 3",
+		dead.LifeHeader, "2026-03-04T05:06:09Z sent to Zoho, which answered 503", dead.HistoryHeader, "2026-03-01T00:00:00Z replayed", dead.HistoryHeader, "nonsense")
 	c.bury("globex", "id_conflict", "the id was answered", []byte("\xff\x00 no text"))
 	for i := range 60 {
 		c.bury("many", "invalid_request", fmt.Sprint("reason ", i), []byte("no JSON"))
@@ -77,8 +78,9 @@ func TestConsoleDeadLetters(t *testing.T) {
 		}
 	}
 	one := p.get(fmt.Sprint("/dead/", first)).want(t, 200, "no id", "invalid_request", "zoho.requests.acme", "no such connection now",
-		"X-Trace", "<b>abc</b>", "traceparent", `"method": "GET"`, "<script>alert(1)</script>", "published to zoho.requests.acme", "set aside as dead letter", "replayed", "4 Mar 2026, 05:06 UTC")
-	if strings.Contains(one.body, "<script>alert") || strings.Contains(one.body, "<b>abc") {
+		"X-Trace", "<b>abc</b>", "traceparent", `"method": "GET"`, "<script>alert(1)</script>", "published to zoho.requests.acme", "in hand of worker <i>h</i> (pid 7), delivery 3",
+		"sent to Zoho, which answered 503", "set aside as dead letter", "replayed", "4 Mar 2026, 05:06 UTC")
+	if strings.Contains(one.body, "<script>alert") || strings.Contains(one.body, "<b>abc") || strings.Contains(one.body, "<i>h") {
 		t.Error("a letter's content is markup")
 	}
 	if strings.Contains(text(one.body), dead.CodeHeader) {

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"maps"
 	"math/rand/v2"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -249,4 +250,9 @@ func TestRequestThatKillsWorkers(t *testing.T) {
 		wantStatus(t, good, 201)
 	}
 	r.drained()
+	// Whoever runs the workers can see what it was.
+	letter := r.letter()
+	if letter.Code != string(envelope.Internal) || !strings.Contains(letter.Reason, "three workers") || !strings.Contains(string(letter.Data), `"poison"`) {
+		t.Errorf("%s: %s: %s", letter.Code, letter.Reason, letter.Data)
+	}
 }

@@ -1,13 +1,27 @@
 package integration
 
 import (
+	"bytes"
+	"context"
 	"fmt"
+	"io"
+	"net/http"
+	"os"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
+	"github.com/nats-io/nats.go"
+
+	"zoho-worker/internal/consumer"
 	"zoho-worker/internal/dead"
 	"zoho-worker/internal/envelope"
+	"zoho-worker/internal/ledger"
+	"zoho-worker/internal/register"
+	"zoho-worker/internal/relay"
+	"zoho-worker/internal/token"
+	"zoho-worker/internal/zoho"
 	"zoho-worker/internal/zoho/zohotest"
 )
 
@@ -39,8 +53,13 @@ func TestDeadLetters(t *testing.T) {
 	r.publish("demo", conflict)
 	r.publishRaw("stranger", []byte("no JSON either"))
 	eventually(t, "three dead letters", func() bool { return len(all(dead.Filter{})) == 3 })
-	if got := all(dead.Filter{Connection: "stranger"}); len(got) != 1 || string(got[0].Data) != "no JSON either" {
-		t.Fatalf("filter by connection: %v", got)
+	stranger := all(dead.Filter{Connection: "stranger"})
+	if len(stranger) != 1 || string(stranger[0].Data) != "no JSON either" {
+		t.Fatalf("filter by connection: %v", stranger)
+	}
+	// Nobody serves such a connection: its requests are not handed over.
+	if h := stranger[0].History(); len(h) != 3 || h[1].What != "read out of the stream by "+self() {
+		t.Errorf("history %v", h)
 	}
 	if got := all(dead.Filter{Before: time.Now().Add(-time.Hour)}); len(got) != 0 {
 		t.Fatalf("filter by age: %v", got)
@@ -64,8 +83,8 @@ func TestDeadLetters(t *testing.T) {
 		history = append(history, e.What)
 	}
 	want := []string{
-		"published to zoho.requests.demo", fmt.Sprintf("set aside as dead letter %d, id_conflict", got[0].Sequence), "replayed",
-		"published to zoho.requests.demo", fmt.Sprintf("set aside as dead letter %d, id_conflict", again.Sequence),
+		"published to zoho.requests.demo", "in hand of " + self() + ", delivery 1", fmt.Sprintf("set aside as dead letter %d, id_conflict", got[0].Sequence), "replayed",
+		"published to zoho.requests.demo", "in hand of " + self() + ", delivery 1", fmt.Sprintf("set aside as dead letter %d, id_conflict", again.Sequence),
 	}
 	if !slices.Equal(history, want) {
 		t.Errorf("history %q, want %q", history, want)
@@ -89,5 +108,209 @@ func TestDeadLetters(t *testing.T) {
 	}
 	if n := r.executed(); n["First"] != 1 || n["Second"] != 0 {
 		t.Fatalf("executed %v", n)
+	}
+}
+
+// self is how a dead letter names a worker of this process.
+func self() string {
+	host, _ := os.Hostname()
+	return fmt.Sprintf("worker %s (pid %d)", host, os.Getpid())
+}
+
+// letter waits for the only dead letter.
+func (r *rig) letter() *dead.Letter {
+	r.t.Helper()
+	letters, err := dead.Open(r.t.Context(), r.js)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	var picked []*dead.Letter
+	eventually(r.t, "a dead letter", func() bool {
+		picked, _, err = letters.Pick(r.t.Context(), dead.Filter{}, 2)
+		return err == nil && len(picked) > 0
+	})
+	if len(picked) != 1 {
+		r.t.Fatalf("%d dead letters", len(picked))
+	}
+	return picked[0]
+}
+
+// Two updates of one id overtake each other: the one that Zoho carried out second
+// can't be answered, and its letter tells each call that was made for it.
+func TestDeadLetterTellsItsCalls(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, zohotest.Options{})
+	r.demo(10)
+	r.worker()
+	id := r.Zoho.Records("770000001", "Leads")[0]["id"]
+	update := func(company string) doc {
+		return doc{"id": "twice", "method": "PUT", "url": "/v8/Leads", "headers": doc{"X-Test": company}, "body": doc{"data": []doc{{"id": id, "Company": company}}}}
+	}
+	of := func(company string) zohotest.Match {
+		return zohotest.Match{Method: "PUT", Where: func(c zohotest.Call) bool { return c.Header.Get("X-Test") == company }}
+	}
+	for _, fault := range []zohotest.Fault{zohotest.CutRead(zohotest.Reset), zohotest.Maintenance(), zohotest.InternalError()} {
+		fault.Match = of("Slow")
+		r.Zoho.Inject(fault)
+	}
+	hold := r.Zoho.Hold(zohotest.Executed, of("Slow"))
+	r.publish("demo", update("Slow"))
+	<-hold.Reached()
+	r.publish("demo", update("Quick"))
+	wantStatus(t, r.await("demo", "twice"), 200)
+	hold.Release()
+	letter := r.letter()
+	if letter.Code != string(envelope.IDConflict) || !strings.Contains(string(letter.Data), "Slow") {
+		t.Fatalf("%s: %s", letter.Code, letter.Data)
+	}
+	history := letter.History()
+	want := []string{
+		"published to zoho.requests.demo", "in hand of " + self() + ", delivery 1",
+		"sent to Zoho, no answer came", "sent to Zoho, which answered 503", "sent to Zoho, which answered 500 INTERNAL_ERROR",
+		"sent to Zoho, which answered 200",
+		fmt.Sprintf("set aside as dead letter %d, id_conflict", letter.Sequence),
+	}
+	for i, e := range history {
+		if i >= len(want) || !strings.HasPrefix(e.What, want[i]) {
+			t.Fatalf("history %v, want %q", history, want)
+		}
+		// The lines are told to the second.
+		if i > 0 && e.At.Before(history[i-1].At.Truncate(time.Second)) {
+			t.Errorf("%v comes after %v", e, history[i-1])
+		}
+	}
+	if len(history) != len(want) {
+		t.Fatalf("history %v, want %q", history, want)
+	}
+	if n := r.Zoho.Count(of("Slow")); n != 4 {
+		t.Errorf("the simulator saw %d calls", n)
+	}
+}
+
+// What the stream takes a dead letter can hold, headers or not: nothing that is
+// published comes again for ever, or troubles the worker.
+func TestLargestDeadLetter(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, zohotest.Options{})
+	r.demo(10)
+	w := r.worker()
+	most := int(r.nc.MaxPayload())
+	if _, err := r.js.Publish(t.Context(), "zoho.requests.demo", make([]byte, most)); !register.IsTooLarge(err) {
+		t.Fatalf("a message without room for a letter's headers: %v", err)
+	}
+	// A caller is told so in its own words.
+	const around = `{"id":"large","method":"POST","url":"/v8/Leads","body_text":"%s"}`
+	for _, less := range []int{len(around) - 2, 500, 500} { // with the caller's inbox no message holds the first
+		msg, err := r.nc.Request("zoho.call.demo", fmt.Appendf(nil, around, strings.Repeat("x", most-less)), patience)
+		if err != nil {
+			t.Fatal(err)
+		}
+		response, err := envelope.DecodeResponse(msg.Data)
+		if err != nil {
+			t.Fatal(err)
+		}
+		wantCode(t, response, envelope.TooLarge, "ZOHO_BODIES")
+	}
+	stream, err := r.js.Stream(t.Context(), "ZOHO_REQUESTS")
+	if err != nil {
+		t.Fatal(err)
+	}
+	header := nats.Header{}
+	for i := range 2000 { // each grows by what says that it is the request's own
+		header.Set(fmt.Sprintf("Nats-X%d", i), "y")
+	}
+	size := func(h nats.Header) int { return (&nats.Msg{Header: h}).Size() }
+	room := int(stream.CachedInfo().Config.MaxMsgSize)
+	bare := bytes.Repeat([]byte("x"), room)
+	laden := bytes.Repeat([]byte("y"), room-size(header))
+	for _, m := range []*nats.Msg{{Data: bare}, {Data: laden, Header: header}} {
+		m.Subject = "zoho.requests.demo"
+		if _, err := r.js.PublishMsg(t.Context(), m); err != nil {
+			t.Fatal(err)
+		}
+		letter := r.letter()
+		last := letter.History()
+		if !bytes.Equal(letter.Data, m.Data) || letter.Code != string(envelope.InvalidRequest) {
+			t.Fatalf("%s, %d bytes of %d", letter.Code, len(letter.Data), len(m.Data))
+		}
+		_, own := letter.Own()
+		if left := own["Original-Nats-X0"] == nil; m.Header != nil && (!left || !strings.Contains(last[2].What, "did not fit")) {
+			t.Errorf("headers %d, history %v", len(own), last)
+		}
+		// Sent again it is a letter again, with its past or without it.
+		letters, err := dead.Open(t.Context(), r.js)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := letters.Replay(t.Context(), letter); err != nil {
+			t.Fatal(err)
+		}
+		again := r.letter()
+		if again.Sequence == letter.Sequence || !bytes.Equal(again.Data, m.Data) {
+			t.Errorf("letter %d after %d", again.Sequence, letter.Sequence)
+		}
+		if err := letters.Drop(t.Context(), again); err != nil {
+			t.Fatal(err)
+		}
+	}
+	ready, err := http.Get("http://" + w.HTTPAddr + "/readyz")
+	if err != nil {
+		t.Fatal(err)
+	}
+	body, _ := io.ReadAll(ready.Body)
+	_ = ready.Body.Close()
+	if ready.StatusCode != 200 {
+		t.Errorf("not ready: %s", body)
+	}
+	r.drained()
+}
+
+// panics is a relay that fails after it has called Zoho.
+type panics struct{}
+
+func (panics) Do(_ context.Context, d *relay.Delivery) relay.Result {
+	for range 12 { // more than a letter tells
+		d.Observer.Attempted(&zoho.Answer{Status: 200, CreditsRemaining: -1}, time.Now(), 1)
+	}
+	d.Observer.Attempted(&zoho.Answer{Unsent: true, CreditsRemaining: -1}, time.Now(), 0)
+	panic("a fault of the worker")
+}
+
+// noTokens is a token source that nobody asks.
+type noTokens struct{}
+
+func (noTokens) Look(string) token.View    { return token.View{} }
+func (noTokens) Watch(func(string)) func() { return func() {} }
+
+// A request that makes a worker panic is answered so, once, and set aside with
+// the last calls that were made for it.
+func TestPanicIsSetAside(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, zohotest.Options{})
+	r.demo(10)
+	clock := &register.Clock{}
+	c := consumer.New(consumer.Options{
+		Conn: r.nc, JetStream: r.js, Relay: panics{}, Connections: r.store, Tokens: noTokens{}, Responses: consumer.NewResponses(r.js),
+		Ledger: ledger.Open(r.js, clock, 5*time.Second), Clock: clock, Decoder: &envelope.Decoder{}, MaxInFlight: 10, Version: "0.0.0", Logger: r.logs.logger(),
+	})
+	if err := c.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Stop(context.Background()) })
+	r.publish("demo", insert("bad", "Bad"))
+	wantCode(t, r.await("demo", "bad"), envelope.Internal, "not known")
+	r.drained()
+	letter := r.letter()
+	var history []string
+	for _, e := range letter.History() {
+		history = append(history, e.What)
+	}
+	want := []string{"published to zoho.requests.demo", "in hand of " + self() + ", delivery 1", "3 calls of Zoho before this"}
+	for range 9 {
+		want = append(want, "sent to Zoho, which answered 200")
+	}
+	want = append(want, "not sent to Zoho: no connection", fmt.Sprintf("set aside as dead letter %d, internal", letter.Sequence))
+	if !slices.Equal(history, want) || !bytes.Contains(letter.Data, []byte(`"bad"`)) {
+		t.Errorf("history %q, want %q of %s", history, want, letter.Data)
 	}
 }

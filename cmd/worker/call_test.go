@@ -1,0 +1,308 @@
+//go:build !production
+
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"reflect"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"zoho-worker/internal/app"
+	"zoho-worker/internal/consumer"
+	"zoho-worker/internal/devbox"
+	"zoho-worker/internal/envelope"
+	"zoho-worker/internal/secret"
+	"zoho-worker/internal/zoho/zohotest"
+	"zoho-worker/schemas"
+)
+
+// serve starts a worker and the connection demo; the test ends them.
+func (s *shell) serve() {
+	s.t.Helper()
+	config := app.Defaults()
+	config.NATSURL, config.RedisURL, config.EncryptionKeys = s.box.NATSURL, secret.New(s.box.RedisURL), secret.New(s.keys)
+	config.ZohoClientID, config.ZohoClientSecret = "1000.X", secret.New("client-secret")
+	config.ZohoAccountsURL, config.ZohoAPIURL, config.HTTPAddr = s.box.ZohoURL, s.box.ZohoURL, "127.0.0.1:0"
+	worker, err := app.Start(s.t.Context(), config, app.Logger(io.Discard, "error", "json"))
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	s.t.Cleanup(func() { worker.Stop(context.Background()) })
+	if err := demoConnection(s.t.Context(), worker.Connections, s.box); err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+// command runs a command against the box, and returns what it says.
+func (s *shell) command(args ...string) (out, errs string, err error) {
+	var stdout, stderr output
+	cmd := root()
+	cmd.SetOut(&stdout)
+	cmd.SetErr(&stderr)
+	cmd.SetArgs(append(args, "--nats-url", s.box.NATSURL))
+	ctx, cancel := context.WithTimeout(s.t.Context(), time.Minute)
+	defer cancel()
+	err = cmd.ExecuteContext(ctx)
+	return stdout.String(), stderr.String(), err
+}
+
+func (s *shell) jetstream() (*nats.Conn, jetstream.JetStream) {
+	s.t.Helper()
+	nc, err := nats.Connect(s.box.NATSURL)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	s.t.Cleanup(nc.Close)
+	js, err := jetstream.New(nc)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return nc, js
+}
+
+// saysOf is what each field of a request is given by on the command line.
+var saysOf = map[string][]string{
+	"id": {"id"}, "method": nil, "url": nil, "query": {"query"}, "headers": {"header"},
+	"body": {"body"}, "body_text": {"body"}, "body_base64": {"body"}, "body_object": {"body-object"},
+	"reply_to": nil, "deadline": {"deadline"}, "unique_field": {"unique-field"}, "order_key": {"order-key"},
+	"probe":                {"probe-field", "probe-coql", "probe-url", "probe-header"},
+	"retry_failed_records": {"retry-failed-records"},
+}
+
+// What an envelope can say, the command can: a new field needs a flag.
+func TestCallSaysEveryField(t *testing.T) {
+	t.Parallel()
+	var schema struct{ Properties map[string]json.RawMessage }
+	if err := json.Unmarshal(schemas.Request, &schema); err != nil {
+		t.Fatal(err)
+	}
+	flags := callCommand().Flags()
+	for field := range schema.Properties {
+		given, known := saysOf[field]
+		if !known {
+			t.Errorf("nothing says how the field %s is given", field)
+		}
+		for _, name := range given {
+			if flags.Lookup(name) == nil {
+				t.Errorf("%s: there is no flag --%s", field, name)
+			}
+		}
+	}
+	if len(schema.Properties) != len(saysOf) {
+		t.Errorf("the schema has %d fields, the command %d", len(schema.Properties), len(saysOf))
+	}
+}
+
+// The flags are the envelope that they say, and a mistake is told before anything
+// is published.
+func TestCallFlags(t *testing.T) {
+	t.Parallel()
+	const one = `{"data":[{"Last_Name":"Byron","Ref":"a-1"}]}`
+	text := filepath.Join(t.TempDir(), "leads.csv")
+	if err := os.WriteFile(text, []byte("Last_Name\nBoyle\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for name, row := range map[string]struct {
+		flags callFlags
+		want  func(r *envelope.Request) any
+		is    any
+	}{
+		"probe-field": {callFlags{body: one, probeField: "Ref"}, func(r *envelope.Request) any { return r.Probe.Field }, "Ref"},
+		"probe-coql":  {callFlags{body: one, probeCOQL: "Ref = 'a-1'"}, func(r *envelope.Request) any { return r.Probe.COQL }, "Ref = 'a-1'"},
+		"probe-url": {
+			callFlags{body: one, probeURL: "/v8/Leads/a-1?fields=Ref", probeHeader: []string{"X-EXTERNAL: Leads.Ref"}},
+			func(r *envelope.Request) any { return fmt.Sprint(r.Probe.Path, r.Probe.RawQuery, r.Probe.Headers) },
+			"/crm/v8/Leads/a-1fields=Ref[{X-EXTERNAL Leads.Ref}]",
+		},
+		"unique-field": {callFlags{id: "a-1", body: one, uniqueField: "Ref"}, func(r *envelope.Request) any { return r.UniqueField }, "Ref"},
+		"retry":        {callFlags{body: one, retryFailedRecords: true}, func(r *envelope.Request) any { return r.RetryFailedRecords }, true},
+		"order-key":    {callFlags{body: one, orderKey: "a:1"}, func(r *envelope.Request) any { return r.OrderKey }, "a:1"},
+		"body-object":  {callFlags{bodyObject: "big"}, func(r *envelope.Request) any { return r.Body }, envelope.Body{Kind: envelope.ObjectBody, Data: []byte("big")}},
+		"text":         {callFlags{body: "@" + text}, func(r *envelope.Request) any { return r.Body }, envelope.Body{Kind: envelope.TextBody, Data: []byte("Last_Name\nBoyle\n")}},
+		"bytes":        {callFlags{body: "\xff\x00"}, func(r *envelope.Request) any { return r.Body }, envelope.Body{Kind: envelope.BytesBody, Data: []byte{0xff, 0}}},
+		"query":        {callFlags{query: []string{"a=1", "a=2", "b=3"}}, func(r *envelope.Request) any { return r.RawQuery }, "a=1&a=2&b=3"},
+		"header":       {callFlags{header: []string{"X-EXTERNAL: Leads.Ref"}}, func(r *envelope.Request) any { return r.Headers }, []envelope.Header{{Name: "X-EXTERNAL", Value: "Leads.Ref"}}},
+	} {
+		request, err := row.flags.request("post", "/v8/Leads", nil)
+		if err != nil {
+			t.Errorf("%s: %v", name, err)
+			continue
+		}
+		// What is published says the same.
+		again, err := (&envelope.Decoder{}).Decode(request.AppendJSON(nil), time.Now())
+		if err != nil || again.Digest() != request.Digest() || again.OrderKey != request.OrderKey {
+			t.Errorf("%s: published as %s: %v", name, request.AppendJSON(nil), err)
+		}
+		if got := row.want(request); !reflect.DeepEqual(got, row.is) {
+			t.Errorf("%s: %v, want %v", name, got, row.is)
+		}
+	}
+	for says, flags := range map[string]callFlags{
+		"write it as name:value":              {body: one, probeURL: "/v8/Leads/a-1", probeHeader: []string{"X-EXTERNAL"}},
+		"write it as name=value":              {query: []string{"a"}},
+		"probe.field: must be the API name":   {body: one, probeField: "no name"},
+		"order_key: must be":                  {orderKey: "two words"},
+		"retry_failed_records: must be given": {retryFailedRecords: true},
+		"a duration like 30s, or a time like": {deadline: "soon"},
+	} {
+		if _, err := flags.request("POST", "/v8/Leads", nil); err == nil || !strings.Contains(err.Error(), says) {
+			t.Errorf("%+v: %v, want %q", flags, err, says)
+		}
+	}
+	s := newShell(t)
+	for _, args := range [][]string{{"--probe-field", "Ref", "--unique-field", "Ref"}, {"--probe-field", "Ref", "--probe-coql", "a = 1"}, {"--body", "{}", "--body-object", "big"}} {
+		if _, _, err := s.command(append([]string{"call", "demo", "POST", "/v8/Leads"}, args...)...); err == nil || !strings.Contains(err.Error(), "none of the others can be") {
+			t.Errorf("%v: %v", args, err)
+		}
+	}
+}
+
+// Zoho sees what the flags ask for: an insert whose answer is lost is looked up,
+// records that failed for a passing reason are sent again, an object is the body.
+func TestCall(t *testing.T) {
+	t.Parallel()
+	s := newShell(t)
+	s.serve()
+	post := zohotest.Match{Method: "POST", Path: "/crm/v8/Leads"}
+	insert := func(name string, flags ...string) (out, errs string, err error) {
+		return s.command(append([]string{
+			"call", "demo", "POST", "/v8/Leads", "--body", `{"data":[{"Last_Name":"` + name + `","External_Ref":"` + name + `"}]}`,
+		}, flags...)...)
+	}
+	there := func(name string) (n int) {
+		for _, record := range s.box.Zoho.Records(devbox.OrgID, "Leads") {
+			if record["Last_Name"] == name {
+				n++
+			}
+		}
+		return n
+	}
+	for name, flags := range map[string][]string{
+		"byfield": {"--probe-field", "External_Ref"},
+		"bycoql":  {"--probe-coql", "External_Ref = 'bycoql'"},
+		"byurl":   {"--probe-url", "/v8/Leads/byurl?fields=External_Ref", "--probe-header", "X-EXTERNAL: Leads.External_Ref"},
+	} {
+		s.box.Zoho.Inject(zohotest.CutApplied(zohotest.Reset).On("POST", "/crm/v8/Leads"))
+		_, errs, err := insert(name, flags...)
+		if err != nil || !strings.Contains(errs, "outcome confirmed") || there(name) != 1 {
+			t.Errorf("%s: %v, there %d times: %s", name, err, there(name), errs)
+		}
+	}
+	s.box.Zoho.SetUnique(devbox.OrgID, "Leads", "External_Ref")
+	s.box.Zoho.Inject(zohotest.CutApplied(zohotest.Reset).On("POST", "/crm/v8/Leads"))
+	if _, errs, err := insert("unique", "--id", "unique", "--unique-field", "External_Ref"); err != nil || !strings.Contains(errs, "outcome confirmed") || there("unique") != 1 {
+		t.Errorf("unique: %v, there %d times: %s", err, there("unique"), errs)
+	}
+	before := s.box.Zoho.Count(post)
+	s.box.Zoho.Inject(zohotest.RefuseRecords(func(map[string]any) string { return "RECORD_LOCKED" }).On("POST", "/crm/v8/Leads"))
+	out, errs, err := insert("again", "--retry-failed-records")
+	if err != nil || !strings.Contains(errs, "2 attempts") || !strings.Contains(out, "SUCCESS") || s.box.Zoho.Count(post)-before != 2 {
+		t.Errorf("again: %v, sent %d times: %s%s", err, s.box.Zoho.Count(post)-before, out, errs)
+	}
+	_, js := s.jetstream()
+	store, err := js.ObjectStore(t.Context(), consumer.BodyBucket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := store.PutString(t.Context(), "big", `{"data":[{"Last_Name":"object"}]}`); err != nil {
+		t.Fatal(err)
+	}
+	if _, errs, err := s.command("call", "demo", "POST", "/v8/Leads", "--body-object", "big", "-H", "Content-Type: application/json"); err != nil || there("object") != 1 {
+		t.Errorf("object: %v, there %d times: %s", err, there("object"), errs)
+	}
+	// Zoho's own refusal is told by the exit status.
+	var exit exitError
+	if _, errs, err := insert("unique"); !errors.As(err, &exit) || exit.status != 1 || !strings.Contains(errs, "400") {
+		t.Errorf("refused: %v, %s", err, errs)
+	}
+}
+
+// A line and a lane: a request waits for the one before it with the same key
+// while others go past, and is published where bulk work belongs.
+func TestCallOrderAndLane(t *testing.T) {
+	t.Parallel()
+	s := newShell(t)
+	s.serve()
+	nc, js := s.jetstream()
+	stored, err := nc.SubscribeSync("zoho.activity.>")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := nc.Flush(); err != nil {
+		t.Fatal(err)
+	}
+	put := func(id string, flags ...string) <-chan error {
+		done := make(chan error, 1)
+		go func() {
+			_, errs, err := s.command(append([]string{
+				"call", "demo", "POST", "/v8/Leads", "--id", id, "-H", "X-Test: " + id, "--body", `{"data":[{"Last_Name":"` + id + `"}]}`,
+			}, flags...)...)
+			if err != nil {
+				err = fmt.Errorf("%w: %s", err, errs)
+			}
+			done <- err
+		}()
+		return done
+	}
+	of := func(id string) zohotest.Match {
+		return zohotest.Match{Method: "POST", Where: func(c zohotest.Call) bool { return c.Header.Get("X-Test") == id }}
+	}
+	subject := func() string {
+		msg, err := stored.NextMsg(time.Minute)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return strings.TrimPrefix(msg.Subject, "zoho.activity.")
+	}
+	hold := s.box.Zoho.Hold(zohotest.BodyRead, of("first"))
+	first := put("first", "--order-key", "k", "--bulk")
+	<-hold.Reached()
+	if lane := subject(); lane != "demo.bulk" {
+		t.Errorf("published to the lane %s", lane)
+	}
+	second := put("second", "--order-key", "k", "--bulk")
+	if lane := subject(); lane != "demo.bulk" {
+		t.Errorf("published to the lane %s", lane)
+	}
+	// One that came later, without the key, goes past it.
+	if err := <-put("third", "--bulk"); err != nil {
+		t.Fatal(err)
+	}
+	if lane := subject(); lane != "demo.bulk" {
+		t.Errorf("published to the lane %s", lane)
+	}
+	if err := <-put("interactive"); err != nil {
+		t.Fatal(err)
+	}
+	if lane := subject(); lane != "demo" {
+		t.Errorf("published to the lane %s", lane)
+	}
+	if n := s.box.Zoho.Count(of("second")); n != 0 {
+		t.Errorf("the second of a line was sent while the first was with Zoho")
+	}
+	hold.Release()
+	for _, done := range []<-chan error{first, second} {
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	}
+	// The answer of a bulk request is where any other's is.
+	stream, err := js.Stream(t.Context(), consumer.ResponseStream)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := stream.GetLastMsgForSubject(t.Context(), consumer.ResponseSubject("demo", "second")); err != nil {
+		t.Error(err)
+	}
+}
