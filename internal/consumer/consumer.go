@@ -25,6 +25,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -100,6 +101,7 @@ type Consumer struct {
 	hand      *hand
 	metrics   *metrics
 	census    census
+	consumers atomic.Int64  // of the stream, when it was last looked at
 	strangers chan struct{} // one for each connection nobody knows that is answered for
 	stream    jetstream.Stream
 
@@ -392,6 +394,7 @@ func (c *Consumer) look(ctx context.Context) error {
 		c.Clock.Observe(info.TimeStamp, asked, time.Now())
 	}
 	c.metrics.backlog.Set(float64(info.State.Msgs))
+	c.consumers.Store(int64(info.State.Consumers))
 	defer c.takeCensus(ctx, info)
 	waiting := map[string]bool{}
 	for subject := range info.State.Subjects {

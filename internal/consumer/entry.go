@@ -87,6 +87,7 @@ func (o *org) arrived(l *lane, msg jetstream.Msg) {
 	taken := o.hand.take(e)
 	o.mu.Lock()
 	l.received++
+	l.wanted = false
 	if !taken {
 		o.mu.Unlock()
 		return // in hand already: the consumer was made anew, or the server thought this worker dead

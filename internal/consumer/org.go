@@ -77,7 +77,11 @@ func newOrg(c *Consumer, name string, hold *lease.Hold) *org {
 func (o *org) wake(k laneKey) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	if o.closed || o.lanes[k] != nil || !usable(o.directory.member(o.name, k.connection)) {
+	if l := o.lanes[k]; l != nil {
+		l.wanted = true
+		return
+	}
+	if o.closed || !usable(o.directory.member(o.name, k.connection)) {
 		return
 	}
 	l := &lane{laneKey: k, org: o, window: o.window()}

@@ -406,3 +406,42 @@ func (r *rig) sight() *consumer.Sight {
 	}
 	return &sights[0]
 }
+
+// Many connections that were busy once don't stay a burden on the stream: the
+// consumers of most go when they are idle, and each is served again when it has work.
+func TestIdleConsumersGo(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, zohotest.Options{})
+	const n, kept = 200, 128
+	name := func(i int) string { return fmt.Sprint("idle-", i) }
+	for i := range n {
+		org := r.Zoho.AddOrg(zohotest.Org{}).ID
+		r.Zoho.Seed(org, "Leads", map[string]any{"Last_Name": "Lead"})
+		r.connect(name(i), org, 5)
+	}
+	r.worker()
+	round := func(id string) {
+		for i := range n {
+			r.publish(name(i), list(id))
+		}
+		for i := range n {
+			wantStatus(t, r.await(name(i), id), 200)
+		}
+	}
+	consumers := func() int {
+		stream, err := r.js.Stream(t.Context(), consumer.RequestStream)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return stream.CachedInfo().State.Consumers
+	}
+	round("first")
+	if got := consumers(); got != n {
+		t.Errorf("%d consumers for %d busy connections", got, n)
+	}
+	eventually(t, "most consumers are gone", func() bool { return consumers() <= kept })
+	round("second")
+	if got := len(r.Zoho.Find(zohotest.Match{Method: "GET", Path: "/crm/v8/Leads"})); got != 2*n {
+		t.Errorf("%d calls for %d requests", got, 2*n)
+	}
+}
