@@ -40,12 +40,18 @@ type lane struct {
 	behind   []*entry // ordered requests, until no other worker has one of the lane
 	inHand   int
 	received int // since it is served, whatever became of them
-	running  int
-	last     uint64 // when one was started last, by org.starts
-	foreign  int    // in hand of the worker before
+	turns
+	share    *turns // of the connection's lanes of this kind together
+	foreign  int    // in hand of the worker before, or of this lane before it was closed
 	closed   bool
 	messages jetstream.MessagesContext
 	room     *sync.Cond // inHand fell, or the lane was closed
+}
+
+// turns are what decides whose turn it is.
+type turns struct {
+	running int
+	last    uint64 // when one was started last, by org.starts
 }
 
 func (l *lane) config() jetstream.ConsumerConfig {
@@ -72,10 +78,10 @@ const (
 // that it is served for the first time since the org was taken.
 func (l *lane) serve(fresh bool) {
 	o := l.org
-	for {
-		done, err := l.pull(fresh)
+	for first := true; ; {
+		done, err := l.pull(fresh, first)
 		if err == nil {
-			fresh = false
+			fresh, first = false, false
 		} else if o.pulling.Err() == nil {
 			o.Logger.Warn("lane not served for a moment", "queue", o.name, "subject", l.subject(), "err", err)
 			o.sleep(time.Second)
@@ -108,8 +114,8 @@ func (l *lane) retire() bool {
 }
 
 // pull hands the lane's requests to the org until it is idle or closed (true),
-// or has to begin again.
-func (l *lane) pull(fresh bool) (done bool, err error) {
+// or has to begin again. First says that it wasn't yet since the lane is open.
+func (l *lane) pull(fresh, first bool) (done bool, err error) {
 	o := l.org
 	setup, cancel := context.WithTimeout(o.pulling, 10*time.Second)
 	defer cancel()
@@ -128,7 +134,7 @@ func (l *lane) pull(fresh bool) (done bool, err error) {
 	if err != nil {
 		return false, fmt.Errorf("create consumer %s: %w", l.durable(), err)
 	}
-	if fresh && !o.crashed {
+	if first && !(fresh && o.crashed) {
 		l.inherit(source, source.CachedInfo())
 	}
 	messages, err := source.Messages(jetstream.PullMaxMessages(l.window), jetstream.PullExpiry(pullExpiry),
@@ -249,12 +255,19 @@ func (l *lane) drain(messages jetstream.MessagesContext) {
 	}
 }
 
-// inherit counts the requests that the worker before has in hand, which takes up
-// nothing more, until they are settled.
+// onTheWay is for how long a request that the server has handed over is awaited:
+// longer than any that isn't lost takes.
+const onTheWay = 2 * time.Second
+
+// inherit counts the requests that were in hand before the lane was opened, until
+// they are settled or come to this lane: of the worker before, which takes up
+// nothing more, or of this one, which closed the lane while its connection was
+// revoked.
 func (l *lane) inherit(source jetstream.Consumer, before *jetstream.ConsumerInfo) {
 	o, n := l.org, before.NumAckPending
 	o.mu.Lock()
 	l.foreign = n
+	o.counted[l.laneKey] = true
 	delete(o.before, l.laneKey)
 	o.countForeign()
 	l.room.Signal()
@@ -263,6 +276,7 @@ func (l *lane) inherit(source jetstream.Consumer, before *jetstream.ConsumerInfo
 		return
 	}
 	go func() {
+		var gone time.Time // since when nothing is in hand of others
 		for pause := 20 * time.Millisecond; ; pause = min(2*pause, 500*time.Millisecond) {
 			o.sleep(pause)
 			ctx, cancel := context.WithTimeout(o.pulling, 5*time.Second)
@@ -279,8 +293,17 @@ func (l *lane) inherit(source jetstream.Consumer, before *jetstream.ConsumerInfo
 				// settled: in hand, or on their way to it. Its counts may be newer than
 				// the server's, which then counts for the other.
 				settled := l.received - l.inHand
-				ours := int(info.Delivered.Consumer-before.Delivered.Consumer) - settled
-				l.foreign = max(0, min(l.foreign, info.NumAckPending-ours))
+				delivered := int(info.Delivered.Consumer - before.Delivered.Consumer)
+				others := max(0, min(l.foreign, info.NumAckPending-(delivered-settled)))
+				// What is on its way may have to go before what is in hand.
+				if others > 0 {
+					gone = time.Time{}
+				} else if gone.IsZero() {
+					gone = time.Now()
+				}
+				if others > 0 || l.received >= delivered || time.Since(gone) > onTheWay {
+					l.foreign = others
+				}
 			}
 			left := l.foreign
 			o.countForeign()
@@ -300,7 +323,7 @@ func (l *lane) inherit(source jetstream.Consumer, before *jetstream.ConsumerInfo
 // countForeign tells the governor what other workers may still have in flight.
 // The lock is held.
 func (o *org) countForeign() {
-	n := o.leftover
+	n := o.leftover + o.uncounted
 	for _, l := range o.lanes {
 		n += l.foreign
 	}

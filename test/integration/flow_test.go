@@ -106,7 +106,9 @@ func TestWeights(t *testing.T) {
 		}
 		return all
 	}
-	query := func(limit string) doc { return doc{"select_query": "select id from Leads where Last_Name = 'Seed'" + limit} }
+	query := func(limit string) doc {
+		return doc{"select_query": "select id from Leads where Last_Name = 'Seed'" + limit}
+	}
 	ids := func(n int) (all []string) {
 		for i := range n {
 			all = append(all, fmt.Sprint(100+i))
