@@ -41,8 +41,11 @@ type lane struct {
 	inHand   int
 	received int // since it is served, whatever became of them
 	turns
-	share    *turns // of the connection's lanes of this kind together
-	foreign  int    // in hand of the worker before, or of this lane before it was closed
+	share   *turns // of the connection's lanes of this kind together
+	foreign int    // in hand of the worker before: each may be a call in flight
+	// awaited are all that were handed out before the lane was opened, and neither
+	// are settled nor came to it.
+	awaited  int
 	closed   bool
 	messages jetstream.MessagesContext
 	room     *sync.Cond // inHand fell, or the lane was closed
@@ -102,7 +105,7 @@ func (l *lane) retire() bool {
 		return true
 	}
 	// While the worker before has some of it in hand, they are counted here.
-	if l.inHand > 0 || l.foreign > 0 {
+	if l.inHand > 0 || l.awaited > 0 {
 		return o.pulling.Err() != nil
 	}
 	l.closed = true
@@ -228,7 +231,7 @@ func (l *lane) hasRoom() bool {
 	defer o.mu.Unlock()
 	// Until nothing is in hand of the worker before, everything is taken in that
 	// is handed over: what waits in between would be taken for the other's.
-	for l.inHand >= l.window && l.foreign == 0 && !l.closed {
+	for l.inHand >= l.window && l.awaited == 0 && !l.closed {
 		if aside := l.setAside(); aside != nil {
 			o.mu.Unlock()
 			o.moveAside(aside)
@@ -266,7 +269,9 @@ const onTheWay = 2 * time.Second
 func (l *lane) inherit(source jetstream.Consumer, before *jetstream.ConsumerInfo) {
 	o, n := l.org, before.NumAckPending
 	o.mu.Lock()
-	l.foreign = n
+	// Only a worker that gave the org up with calls under way has some in flight.
+	calls := o.inherited && !o.counted[l.laneKey]
+	l.await(n, calls)
 	o.counted[l.laneKey] = true
 	delete(o.before, l.laneKey)
 	o.countForeign()
@@ -287,14 +292,14 @@ func (l *lane) inherit(source jetstream.Consumer, before *jetstream.ConsumerInfo
 			}
 			o.mu.Lock()
 			if errors.Is(err, jetstream.ErrConsumerNotFound) || err == nil && !info.Created.Equal(before.Created) {
-				l.foreign = 0 // forgotten, or made anew: all of it comes to this worker
+				l.await(0, calls) // forgotten, or made anew: all of it comes to this worker
 			} else if err == nil {
 				// Of what was delivered since, this worker's are those that it has not
 				// settled: in hand, or on their way to it. Its counts may be newer than
 				// the server's, which then counts for the other.
 				settled := l.received - l.inHand
 				delivered := int(info.Delivered.Consumer - before.Delivered.Consumer)
-				others := max(0, min(l.foreign, info.NumAckPending-(delivered-settled)))
+				others := max(0, min(l.awaited, info.NumAckPending-(delivered-settled)))
 				// What is on its way may have to go before what is in hand.
 				if others > 0 {
 					gone = time.Time{}
@@ -302,10 +307,10 @@ func (l *lane) inherit(source jetstream.Consumer, before *jetstream.ConsumerInfo
 					gone = time.Now()
 				}
 				if others > 0 || l.received >= delivered || time.Since(gone) > onTheWay {
-					l.foreign = others
+					l.await(others, calls)
 				}
 			}
-			left := l.foreign
+			left := l.awaited
 			o.countForeign()
 			if left == 0 {
 				l.settle()
@@ -318,6 +323,13 @@ func (l *lane) inherit(source jetstream.Consumer, before *jetstream.ConsumerInfo
 			}
 		}
 	}()
+}
+
+// await notes how many are awaited; calls says that they may be calls in flight.
+func (l *lane) await(n int, calls bool) {
+	if l.awaited = n; calls {
+		l.foreign = n
+	}
 }
 
 // countForeign tells the governor what other workers may still have in flight.

@@ -231,7 +231,7 @@ func (c *Consumer) finished(queue string) {
 	o.countForeign()
 	if o.leftover == 0 {
 		for _, l := range o.lanes {
-			if l.foreign == 0 {
+			if l.awaited == 0 {
 				l.settle()
 			}
 		}

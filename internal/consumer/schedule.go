@@ -15,7 +15,7 @@ type chain struct{ waiting []*entry }
 // queue puts an entry that is new in hand where it belongs; the lock is held.
 func (o *org) queue(e *entry) {
 	if e.key != "" {
-		if e.lane.foreign > 0 || o.leftover > 0 {
+		if e.lane.awaited > 0 || o.leftover > 0 {
 			e.lane.behind = append(e.lane.behind, e)
 			return
 		}
