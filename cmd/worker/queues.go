@@ -46,7 +46,7 @@ restart, and survives one.`,
 			if reason != "" {
 				cause += ": " + reason
 			}
-			now := time.Now()
+			now := r.Now(ctx)
 			until := now.Add(d)
 			if err := setPause(ctx, r, q, &flow.Pause{Until: until.UTC(), Cause: cause}, now); err != nil {
 				return err
@@ -73,7 +73,7 @@ because Zoho refused calls: it will be paused again if Zoho still does.`,
 				fmt.Fprintf(cmd.OutOrStdout(), "queue %s is not paused\n", q.Name)
 				return nil
 			}
-			now := time.Now()
+			now := r.Now(ctx)
 			if err := setPause(ctx, r, q, nil, now); err != nil {
 				return err
 			}

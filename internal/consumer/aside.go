@@ -82,6 +82,9 @@ func (o *org) moved(e *entry) bool {
 	}
 	o.mu.Lock()
 	e.running = false
+	if o.closed {
+		defer o.finished(o.name) // it was counted as under way
+	}
 	switch {
 	case err == nil:
 		o.left(e)

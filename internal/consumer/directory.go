@@ -131,6 +131,19 @@ func (l Lane) aside() (Lane, bool) {
 	return l, false
 }
 
+// twin is the lane beside it that heavy requests are moved to, or came from.
+func (l Lane) twin() Lane {
+	switch l {
+	case Interactive:
+		return heavyLane
+	case heavyLane:
+		return Interactive
+	case Bulk:
+		return heavyBulk
+	}
+	return Bulk
+}
+
 // laneKey names one lane of one connection.
 type laneKey struct {
 	connection string

@@ -74,13 +74,13 @@ func (h *hand) of(o *org) (entries []*entry) {
 	return entries
 }
 
-// leftovers are how many requests of the queue are in hand of orgs that were
-// closed, and so under way.
-func (h *hand) leftovers(queue string) (n int) {
+// leftovers are how many requests of the org are in hand of earlier tenures of it,
+// and so under way.
+func (h *hand) leftovers(o *org) (n int) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	for _, e := range h.held {
-		if e.lane.org.name == queue {
+		if e.lane.org != o && e.lane.org.name == o.name {
 			n++
 		}
 	}

@@ -45,15 +45,24 @@ type lane struct {
 	behind   []*entry // ordered requests, until no other worker has one of the lane
 	inHand   int
 	received int // since it is served, whatever became of them
-	running  int
-	last     uint64 // when one was started last, by org.starts
-	foreign  int    // in hand of the worker before
-	closed   bool
+	turns
+	share   *turns // of the connection's lanes of this kind together
+	foreign int    // in hand of the worker before: each may be a call in flight
+	// awaited are all that were handed out before the lane was opened, and neither
+	// are settled nor came to it.
+	awaited int
+	closed  bool
 	// wanted says that somebody announced a request since it was last pulled from
 	// or handed one over.
 	wanted   bool
 	messages jetstream.MessagesContext
 	room     *sync.Cond // inHand fell, or the lane was closed
+}
+
+// turns are what decides whose turn it is.
+type turns struct {
+	running int
+	last    uint64 // when one was started last, by org.starts
 }
 
 func (l *lane) config() jetstream.ConsumerConfig {
@@ -80,10 +89,10 @@ const (
 // that it is served for the first time since the org was taken.
 func (l *lane) serve(fresh bool) {
 	o := l.org
-	for {
-		done, err := l.pull(fresh)
+	for first := true; ; {
+		done, err := l.pull(fresh, first)
 		if err == nil {
-			fresh = false
+			fresh, first = false, false
 		} else if o.pulling.Err() == nil {
 			o.Logger.Warn("lane not served for a moment", "queue", o.name, "subject", l.subject(), "err", err)
 			o.sleep(time.Second)
@@ -134,12 +143,12 @@ func (l *lane) over() (done, idle bool) {
 		return true, false
 	}
 	// While the worker before has some of it in hand, they are counted here.
-	return false, l.inHand == 0 && l.foreign == 0 && !l.wanted
+	return false, l.inHand == 0 && l.awaited == 0 && !l.wanted
 }
 
 // pull hands the lane's requests to the org until it is idle or closed (true),
-// or has to begin again.
-func (l *lane) pull(fresh bool) (done bool, err error) {
+// or has to begin again. First says that it wasn't yet since the lane is open.
+func (l *lane) pull(fresh, first bool) (done bool, err error) {
 	o := l.org
 	l.served()
 	setup, cancel := context.WithTimeout(o.pulling, 10*time.Second)
@@ -159,7 +168,7 @@ func (l *lane) pull(fresh bool) (done bool, err error) {
 	if err != nil {
 		return false, fmt.Errorf("create consumer %s: %w", l.durable(), err)
 	}
-	if fresh && !o.crashed {
+	if first && !(fresh && o.crashed) {
 		l.inherit(source, source.CachedInfo())
 	}
 	messages, err := source.Messages(jetstream.PullMaxMessages(l.window), jetstream.PullExpiry(pullExpiry),
@@ -260,7 +269,7 @@ func (l *lane) hasRoom() bool {
 	defer o.mu.Unlock()
 	// Until nothing is in hand of the worker before, everything is taken in that
 	// is handed over: what waits in between would be taken for the other's.
-	for l.inHand >= l.window && l.foreign == 0 && !l.closed {
+	for l.inHand >= l.window && l.awaited == 0 && !l.closed {
 		if aside := l.setAside(); aside != nil {
 			o.mu.Unlock()
 			o.moveAside(aside)
@@ -287,12 +296,21 @@ func (l *lane) drain(messages jetstream.MessagesContext) {
 	}
 }
 
-// inherit counts the requests that the worker before has in hand, which takes up
-// nothing more, until they are settled.
+// onTheWay is for how long a request that the server has handed over is awaited:
+// longer than any that isn't lost takes.
+const onTheWay = 2 * time.Second
+
+// inherit counts the requests that were in hand before the lane was opened, until
+// they are settled or come to this lane: of the worker before, which takes up
+// nothing more, or of this one, which closed the lane while its connection was
+// revoked.
 func (l *lane) inherit(source jetstream.Consumer, before *jetstream.ConsumerInfo) {
 	o, n := l.org, before.NumAckPending
 	o.mu.Lock()
-	l.foreign = n
+	// Only a worker that gave the org up with calls under way has some in flight.
+	calls := o.inherited && !o.counted[l.laneKey]
+	l.await(n, calls)
+	o.counted[l.laneKey] = true
 	delete(o.before, l.laneKey)
 	o.countForeign()
 	l.room.Signal()
@@ -301,6 +319,7 @@ func (l *lane) inherit(source jetstream.Consumer, before *jetstream.ConsumerInfo
 		return
 	}
 	go func() {
+		var gone time.Time // since when nothing is in hand of others
 		for pause := 20 * time.Millisecond; ; pause = min(2*pause, 500*time.Millisecond) {
 			o.sleep(pause)
 			ctx, cancel := context.WithTimeout(o.pulling, 5*time.Second)
@@ -311,16 +330,25 @@ func (l *lane) inherit(source jetstream.Consumer, before *jetstream.ConsumerInfo
 			}
 			o.mu.Lock()
 			if errors.Is(err, jetstream.ErrConsumerNotFound) || err == nil && !info.Created.Equal(before.Created) {
-				l.foreign = 0 // forgotten, or made anew: all of it comes to this worker
+				l.await(0, calls) // forgotten, or made anew: all of it comes to this worker
 			} else if err == nil {
 				// Of what was delivered since, this worker's are those that it has not
 				// settled: in hand, or on their way to it. Its counts may be newer than
 				// the server's, which then counts for the other.
 				settled := l.received - l.inHand
-				ours := int(info.Delivered.Consumer-before.Delivered.Consumer) - settled
-				l.foreign = max(0, min(l.foreign, info.NumAckPending-ours))
+				delivered := int(info.Delivered.Consumer - before.Delivered.Consumer)
+				others := max(0, min(l.awaited, info.NumAckPending-(delivered-settled)))
+				// What is on its way may have to go before what is in hand.
+				if others > 0 {
+					gone = time.Time{}
+				} else if gone.IsZero() {
+					gone = time.Now()
+				}
+				if others > 0 || l.received >= delivered || time.Since(gone) > onTheWay {
+					l.await(others, calls)
+				}
 			}
-			left := l.foreign
+			left := l.awaited
 			o.countForeign()
 			if left == 0 {
 				l.settle()
@@ -335,10 +363,17 @@ func (l *lane) inherit(source jetstream.Consumer, before *jetstream.ConsumerInfo
 	}()
 }
 
+// await notes how many are awaited; calls says that they may be calls in flight.
+func (l *lane) await(n int, calls bool) {
+	if l.awaited = n; calls {
+		l.foreign = n
+	}
+}
+
 // countForeign tells the governor what other workers may still have in flight.
 // The lock is held.
 func (o *org) countForeign() {
-	n := o.leftover
+	n := o.leftover + o.uncounted
 	for _, l := range o.lanes {
 		n += l.foreign
 	}

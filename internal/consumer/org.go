@@ -37,6 +37,10 @@ type org struct {
 	died, deaths     map[string]uint64 // of the death before, and with the last one
 	trial, convicted uint64
 	before           map[laneKey]int // requests in hand of the worker before, of lanes not served yet
+	// counted are the lanes whose requests in hand of the worker before were counted;
+	// uncounted is how many calls it had under way, until all are.
+	counted   map[laneKey]bool
+	uncounted int
 	// blocked is why nothing more was started when it was last tried.
 	blocked  flow.Reason
 	starts   uint64
@@ -63,8 +67,12 @@ func newOrg(c *Consumer, name string, hold *lease.Hold) *org {
 	o := &org{
 		Consumer: c, name: name, hold: hold, crashed: hold.Crashed, inherited: st.Running > 0 && !hold.Crashed,
 		flow: flow.New(c.directory.limits(name), st.State), resumed: st.Resumed,
-		lanes: map[laneKey]*lane{}, started: map[laneKey]bool{}, chains: map[string]*chain{}, before: map[laneKey]int{},
+		lanes: map[laneKey]*lane{}, started: map[laneKey]bool{}, chains: map[string]*chain{},
+		before: map[laneKey]int{}, counted: map[laneKey]bool{},
 		quiet: time.Now(), saved: time.Now(), died: st.Deaths, deaths: map[string]uint64{},
+	}
+	if o.inherited {
+		o.uncounted = st.Running
 	}
 	maps.Copy(o.deaths, st.Deaths)
 	if hold.Crashed && !hold.Own {
@@ -81,10 +89,18 @@ func (o *org) wake(k laneKey) {
 		l.wanted = true
 		return
 	}
-	if o.closed || !usable(o.directory.member(o.name, k.connection)) {
+	if o.closed {
 		return
 	}
-	l := &lane{laneKey: k, org: o, window: o.window()}
+	if !usable(o.directory.member(o.name, k.connection)) {
+		delete(o.before, k) // nobody would ever count it off
+		o.countForeign()
+		return
+	}
+	l := &lane{laneKey: k, org: o, window: o.window(), share: &turns{}}
+	if twin := o.lanes[laneKey{k.connection, k.lane.twin()}]; twin != nil {
+		l.share = twin.share
+	}
 	l.room = sync.NewCond(&o.mu)
 	o.lanes[k] = l
 	o.quiet = time.Time{}

@@ -60,7 +60,7 @@ func (c *Consumer) taken(queue string) {
 		return
 	}
 	o := newOrg(c, queue, hold)
-	o.leftover = c.hand.leftovers(queue)
+	o.leftover = c.hand.leftovers(o)
 	o.countForeign()
 	c.orgs[queue] = o
 	c.mu.Unlock()
@@ -81,13 +81,21 @@ func (c *Consumer) taken(queue string) {
 	// What else has waited of an org that was not given up for want of work; of an
 	// inherited one, all that is in hand of the worker before is counted before
 	// anything is started.
-	found := map[laneKey]bool{}
+	found, all := map[laneKey]bool{}, true
 	if !hold.Vacant || o.inherited {
-		found = c.find(ctx, o)
+		found, all = c.find(ctx, o)
+	}
+	for o.inherited && !all && !o.gone() {
+		c.sleep(time.Second)
+		found, all = c.findAgain(o)
 	}
 	for k := range wanted {
 		found[k] = true
 	}
+	o.mu.Lock()
+	o.uncounted = 0 // each is in o.before now, or in its lane's count
+	o.countForeign()
+	o.dispatch()
 	for k := range found {
 		o.wake(k)
 	}
@@ -95,37 +103,66 @@ func (c *Consumer) taken(queue string) {
 
 func keep(state json.RawMessage) (json.RawMessage, error) { return state, nil }
 
-// find returns the lanes of an org that have requests. What it can't see now,
-// the next look does.
-func (c *Consumer) find(ctx context.Context, o *org) map[laneKey]bool {
-	found := map[laneKey]bool{}
+// findAgain is find when it could not see all.
+func (c *Consumer) findAgain(o *org) (map[laneKey]bool, bool) {
+	ctx, cancel := context.WithTimeout(c.pulling, 10*time.Second)
+	defer cancel()
+	return c.find(ctx, o)
+}
+
+// gone reports whether the org is no longer served.
+func (o *org) gone() bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.closed || o.pulling.Err() != nil
+}
+
+// askEach is up to how many connections of an org are asked for one by one: the
+// counts of a whole stream are longer than theirs, and come with one question.
+const askEach = 8
+
+// find returns the lanes of an org that have requests, and whether it could see
+// all. What it can't see now, the next look does.
+func (c *Consumer) find(ctx context.Context, o *org) (found map[laneKey]bool, all bool) {
+	found = map[laneKey]bool{}
+	var filters []string
 	for _, name := range c.directory.names(o.name) {
-		for _, filter := range []string{requestPrefix + name, requestPrefix + name + ".>"} {
-			info, err := c.stream.Info(ctx, jetstream.WithSubjectFilter(filter))
-			if err != nil {
-				return found
-			}
-			for subject := range info.State.Subjects {
-				k, ok := parseLane(restOf(subject))
-				if !ok {
-					continue
-				}
+		filters = append(filters, requestPrefix+name, requestPrefix+name+".>")
+	}
+	if len(filters) > 2*askEach {
+		filters = []string{requestPrefix + ">"}
+	}
+	for _, filter := range filters {
+		info, err := c.stream.Info(ctx, jetstream.WithSubjectFilter(filter))
+		if err != nil {
+			return found, false
+		}
+		for subject := range info.State.Subjects {
+			if k, ok := parseLane(restOf(subject)); ok && c.directory.member(o.name, k.connection) != nil {
 				found[k] = true
-				if !o.inherited || !usable(c.directory.member(o.name, name)) {
-					continue
-				}
-				if there, err := c.stream.Consumer(ctx, k.durable()); err == nil {
-					o.mu.Lock()
-					if o.lanes[k] == nil {
-						o.before[k] = there.CachedInfo().NumAckPending
-					}
-					o.countForeign()
-					o.mu.Unlock()
-				}
 			}
 		}
 	}
-	return found
+	all = true
+	for k := range found {
+		if !o.inherited || !usable(c.directory.member(o.name, k.connection)) {
+			continue
+		}
+		there, err := c.stream.Consumer(ctx, k.durable())
+		switch {
+		case errors.Is(err, jetstream.ErrConsumerNotFound): // nothing of it is in hand
+		case err != nil:
+			all = false
+		default:
+			o.mu.Lock()
+			if !o.counted[k] {
+				o.before[k] = there.CachedInfo().NumAckPending
+			}
+			o.countForeign()
+			o.mu.Unlock()
+		}
+	}
+	return found, all
 }
 
 // session is what this worker says of itself to the others.
@@ -188,8 +225,15 @@ func (c *Consumer) finished(queue string) {
 		return
 	}
 	o.mu.Lock()
-	o.leftover = max(0, o.leftover-1)
+	o.leftover = c.hand.leftovers(o)
 	o.countForeign()
+	if o.leftover == 0 {
+		for _, l := range o.lanes {
+			if l.awaited == 0 {
+				l.settle()
+			}
+		}
+	}
 	o.dispatch()
 }
 

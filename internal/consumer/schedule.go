@@ -15,7 +15,7 @@ type chain struct{ waiting []*entry }
 // queue puts an entry that is new in hand where it belongs; the lock is held.
 func (o *org) queue(e *entry) {
 	if e.key != "" {
-		if e.lane.foreign > 0 {
+		if e.lane.awaited > 0 || o.leftover > 0 {
 			e.lane.behind = append(e.lane.behind, e)
 			return
 		}
@@ -97,6 +97,7 @@ func (o *org) advance() (last *entry) {
 		e.idle = e.refused != nil || !e.request.Deadline.After(now)
 		if !e.idle && !o.gate.enter(o) {
 			o.holdBack(waitWorker, time.Time{})
+			o.arm(now, waitWorker, time.Time{})
 			return last
 		}
 		o.start(e, now)
@@ -187,12 +188,17 @@ func rank(r flow.Reason) int {
 	return slices.Index([]flow.Reason{flow.Paused, flow.CreditsOut, flow.Full, flow.BudgetSpent, flow.Reserved, flow.HeavyPaused, flow.HeavyFull}, r)
 }
 
-// before reports whether l's turn comes before m's.
+// before reports whether l's turn comes before m's: first it is between
+// connections, then between the two lanes of one.
 func (l *lane) before(m *lane) bool {
-	if l.running != m.running {
-		return l.running < m.running
+	a, b := *l.share, *m.share
+	if l.share == m.share {
+		a, b = l.turns, m.turns
 	}
-	return l.last < m.last
+	if a.running != b.running {
+		return a.running < b.running
+	}
+	return a.last < b.last
 }
 
 // head is the first of the lane's requests that can be started.
@@ -213,7 +219,11 @@ func (l *lane) head(now time.Time) (e *entry, reason flow.Reason, until time.Tim
 			continue
 		}
 		if reason == "" || rank(why) < rank(reason) {
-			reason, until = why, at
+			reason = why
+		}
+		// Each line is looked at when it may go on, whatever holds the other back.
+		if !at.IsZero() && (until.IsZero() || at.Before(until)) {
+			until = at
 		}
 	}
 	return e, reason, until
@@ -236,10 +246,11 @@ func (o *org) start(e *entry, now time.Time) {
 		e.waited = o.held(e, now)
 	}
 	o.starts++
-	l.last = o.starts
+	l.last, l.share.last = o.starts, o.starts
 	e.running = true
 	if !e.idle {
 		l.running++
+		l.share.running++
 		o.flow.Start(e.ask)
 	}
 	o.requests.Add(1)
@@ -276,6 +287,7 @@ func (o *org) carry(e *entry) (next *entry) {
 	e.running = false
 	if !e.idle {
 		e.lane.running--
+		e.lane.share.running--
 		o.flow.End(e.ask)
 	}
 	switch {
@@ -378,18 +390,29 @@ func (o *org) arm(now time.Time, reason flow.Reason, until time.Time) {
 		o.timer.Stop()
 		o.timer = nil
 	}
-	switch reason {
-	case "", flow.Full, flow.HeavyFull:
-		return // a call that ends comes here
-	}
-	for _, l := range o.lanes {
-		for _, line := range l.lines() {
-			for _, e := range *line {
-				if e.request != nil && (until.IsZero() || e.request.Deadline.Before(until)) {
-					until = e.request.Deadline
-				}
+	look := func(entries []*entry) {
+		for _, e := range entries {
+			if e.request != nil && (until.IsZero() || e.request.Deadline.Before(until)) {
+				until = e.request.Deadline
 			}
 		}
+	}
+	switch reason {
+	case "", waitWorker, flow.Full, flow.HeavyFull:
+		until = time.Time{} // a call that ends comes here
+	default:
+		for _, l := range o.lanes {
+			for _, line := range l.lines() {
+				look(*line)
+			}
+		}
+	}
+	// What stands behind another in its order may wait for longer than a call takes.
+	for _, c := range o.chains {
+		look(c.waiting)
+	}
+	for _, l := range o.lanes {
+		look(l.behind)
 	}
 	if until.IsZero() {
 		return
@@ -410,7 +433,25 @@ func (o *org) overdue(now time.Time) {
 				return order(a.overdue(now)) - order(b.overdue(now))
 			})
 		}
+		l.behind = o.drop(l.behind, now)
 	}
+	for _, c := range o.chains {
+		c.waiting = o.drop(c.waiting, now)
+	}
+}
+
+// drop takes those out of a row in order whose deadlines are over: they are
+// answered without a call, and what comes after them still waits for the one
+// before. The lock is held.
+func (o *org) drop(row []*entry, now time.Time) []*entry {
+	return slices.DeleteFunc(row, func(e *entry) bool {
+		if !e.overdue(now) {
+			return false
+		}
+		e.key = ""
+		e.lane.line(e, true)
+		return true
+	})
 }
 
 func order(first bool) int {

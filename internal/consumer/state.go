@@ -44,6 +44,10 @@ func SetPause(p *flow.Pause, now time.Time) func(json.RawMessage) (json.RawMessa
 			_ = json.Unmarshal(data, &st) // one that can't be read says nothing
 		}
 		if st.Hand = p; p == nil {
+			// Later than the last time, whosever clock that was by: the owner looks for it.
+			if last := st.Resumed; !now.After(last) {
+				now = last.Add(time.Nanosecond)
+			}
 			st.Pause, st.HeavyPause, st.Resumed = nil, nil, now
 		}
 		return json.Marshal(st)
@@ -95,6 +99,7 @@ func (o *org) merge(data json.RawMessage) (json.RawMessage, error) {
 	o.flow.Changed()
 	st := state{State: o.flow.State(), Resumed: o.resumed, Deaths: maps.Clone(o.deaths), Trial: o.trial}
 	if o.closed {
+		st.State = o.flow.Leaving(o.Clock.Now())
 		st.Running, _ = o.flow.Running()
 		st.Running += o.leftover
 	}

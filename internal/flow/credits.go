@@ -341,6 +341,31 @@ func (s State) clone() State {
 // State returns the state to be saved: a copy.
 func (g *Governor) State() State { return g.state.clone() }
 
+// Leaving returns the state to be saved by who gives the org up with calls in
+// flight: the next owner hears nothing of what they cost, so what they may use
+// is taken for used.
+func (g *Governor) Leaving(now time.Time) State {
+	s := g.State()
+	if g.pending == 0 {
+		return s
+	}
+	s.Used.add(now, g.pending)
+	for name, n := range g.spending {
+		if g.limits.Budgets[name] == 0 {
+			continue
+		}
+		if s.Callers == nil {
+			s.Callers = map[string]*Usage{}
+		}
+		if s.Callers[name] == nil {
+			s.Callers[name] = &Usage{}
+		}
+		s.Callers[name].add(now, n)
+	}
+	s.Left = max(0, s.Left-int64(g.pending))
+	return s
+}
+
 // Changed reports whether the state changed since the last call of Changed.
 func (g *Governor) Changed() bool {
 	changed := g.changed

@@ -1,6 +1,7 @@
 package flow
 
 import (
+	"encoding/json"
 	"testing"
 	"time"
 )
@@ -213,6 +214,32 @@ func TestBudget(t *testing.T) {
 	if callers := g.State().Callers; len(callers) != 0 {
 		t.Errorf("%v is of no use", callers)
 	}
+}
+
+// Who gives the org up takes for used what its calls in flight may use: the next
+// owner hears nothing of them, and must not give it out again.
+func TestLeaving(t *testing.T) {
+	t.Parallel()
+	limits := Limits{Places: 20, Budgets: map[string]int{"demo": 100}}
+	g := New(limits, State{})
+	run(g, 1, Ask{Connection: "other", Credits: 7})
+	if s := g.Leaving(start); s.Used.total != 7 || len(s.Callers) != 0 || !s.Known.IsZero() {
+		t.Errorf("%+v", s)
+	}
+	g.Spent(start, start, "demo", 30, 90)
+	run(g, 1, Ask{Connection: "demo", Credits: 60})
+	before, _ := json.Marshal(g.State())
+	s := g.Leaving(start)
+	if s.Used.total != 97 || s.Callers["demo"].total != 90 || s.Left != 23 {
+		t.Errorf("%+v", s)
+	}
+	if after, _ := json.Marshal(g.State()); string(after) != string(before) {
+		t.Error("asked for it, and changed by it")
+	}
+	next := New(limits, s)
+	may(t, next, start, Ask{Connection: "demo", Credits: 11}, BudgetSpent)
+	may(t, next, start, Ask{Connection: "demo", Credits: 10}, "")
+	may(t, next, start, Ask{Connection: "other", Credits: 24}, CreditsOut)
 }
 
 // At this pace.

@@ -128,6 +128,16 @@ func (r *Reader) stream(ctx context.Context, name string) Stream {
 	return s
 }
 
+// Now is the server's time, by which pauses count; this machine's where the server
+// doesn't say it.
+func (r *Reader) Now(ctx context.Context) time.Time {
+	stream, err := r.JS.Stream(ctx, consumer.RequestStream)
+	if err != nil {
+		return time.Now()
+	}
+	return now(stream.CachedInfo())
+}
+
 // now is the server's time, where it says it.
 func now(info *jetstream.StreamInfo) time.Time {
 	if info.TimeStamp.IsZero() {

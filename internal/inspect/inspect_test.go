@@ -174,6 +174,7 @@ func TestWhyInHand(t *testing.T) {
 		{"heavy_place", flow.State{}, Heavy, "light requests go past it"},
 		{"credits", flow.State{Left: 7, Known: now}, Credits, "used up (7 are left, 0 used by this client); looked at again in"},
 		{"reserve", flow.State{Left: 7, Known: now}, Credits, "kept for interactive requests"},
+		{"reserve", flow.State{Left: 7, Known: now, Used: flow.Usage{First: now.UnixNano() / int64(15*time.Minute), Counts: []int{1000}}}, Credits, "at this pace none are left at"},
 		{"budget", flow.State{}, Credits, "connection acme has used its share"},
 		{"order", flow.State{}, Ordered, "it starts when the one before it is answered"},
 		{"token", flow.State{}, Token, "there is no access token of acme now, looked at again in"},

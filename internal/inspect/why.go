@@ -575,6 +575,9 @@ func (q *Queue) credits() string {
 	if q.Credits.Remaining != nil {
 		said = fmt.Sprintf("%d are left, ", *q.Credits.Remaining) + said
 	}
+	if at := q.Credits.OutAt; !at.IsZero() && *q.Credits.Remaining > 0 {
+		said += ", at this pace none are left at " + clock(at)
+	}
 	return said
 }
 

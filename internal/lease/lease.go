@@ -479,13 +479,14 @@ func (b *Book) Mine(queue string) bool {
 	return b.valid() && b.records[queue].Owner == b.id
 }
 
-// Others returns the sessions of other workers that seem to last, by id.
+// Others returns the sessions of other workers that seem to last, by id. An
+// earlier one of this worker's seems to for a while, and is none.
 func (b *Book) Others() map[string]Session {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	others := map[string]Session{}
 	for id, s := range b.others {
-		if id != b.id && !s.over {
+		if !s.over && !slices.Contains(b.past, id) {
 			others[id] = s.Session
 		}
 	}

@@ -478,6 +478,30 @@ func TestServerAway(t *testing.T) {
 	}
 }
 
+// An earlier session of the worker's own seems to last for a while, and is nobody
+// whom an org can be handed to.
+func TestOwnPast(t *testing.T) {
+	t.Parallel()
+	s := serve(t)
+	a, b := begin(t, s, long), begin(t, s, long)
+	first := a.ID()
+	eventually(t, "a sees b and itself", func() bool {
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		return len(a.Book.others) == 2
+	})
+	a.Book.lost(first)
+	if err := a.begin(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if others := a.Others(); len(others) != 1 || a.ID() == first {
+		t.Errorf("others are %v, the session was %s and is %s", others, first, a.ID())
+	}
+	if _, there := a.Others()[b.ID()]; !there {
+		t.Error("the other worker is gone")
+	}
+}
+
 // Others are seen with what they say, until they end.
 func TestOthers(t *testing.T) {
 	t.Parallel()

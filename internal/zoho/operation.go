@@ -56,6 +56,7 @@ var rows = []row{
 	{"POST", "{m}/*/photo", Operation{"upload", false, false, 1}},
 	{"GET", "{m}/*/Attachments/*", Operation{"download", true, false, 1}},
 	{"GET", "{m}/*/photo", Operation{"download", true, false, 1}},
+	{"POST", "settings/modules", Operation{"module.create", false, false, 500}},
 	{"GET", "settings/…", Operation{"settings", true, false, 1}},
 	{"GET", "{m}/search", Operation{"records.search", true, false, 1}},
 	{"GET", "{m}/deleted", Operation{"records.deleted", true, false, 2}},
@@ -65,6 +66,11 @@ var rows = []row{
 	{"POST", "Leads/actions/mass_convert", Operation{"leads.mass_convert", false, false, 200}},
 	{"POST", "{m}/*/actions/convert", Operation{"leads.convert", false, true, 5}},
 	{"POST", "{m}/*/actions/send_mail", Operation{"mail.send", false, true, 20}},
+	{"POST", "{m}/*/actions/merge", Operation{"records.merge", false, false, 50}},
+	{"POST", "{m}/*/actions/add_tags", Operation{"records.tag", false, false, 1}},
+	{"POST", "{m}/*/actions/remove_tags", Operation{"records.tag", false, false, 1}},
+	{"POST", "{m}/actions/add_tags", Operation{"records.tag", false, false, 1}},
+	{"POST", "{m}/actions/remove_tags", Operation{"records.tag", false, false, 1}},
 	{"GET", "{m}", Operation{"records.list", true, false, 1}},
 	{"GET", "{m}/*", Operation{"records.get", true, false, 1}},
 	{"POST", "{m}", Operation{"records.insert", false, false, 1}},
@@ -107,6 +113,7 @@ type Class struct {
 // that isn't here is of the class "read".
 var classes = map[string]string{
 	"records.insert": "insert", "records.update": "update", "records.upsert": "upsert",
+	"records.merge": "update", "records.tag": "update", "module.create": other,
 	"records.delete": "delete", "records.mass_delete": "delete",
 	"leads.convert": "convert", "leads.mass_convert": "convert",
 	"bulk.read": "bulk", "bulk.write": "bulk", "bulk.result": "bulk", "bulk.status": "bulk",

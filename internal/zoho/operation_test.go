@@ -31,6 +31,10 @@ func TestOperationOf(t *testing.T) {
 		{"POST", "/crm/v8/Leads/1/actions/convert", "leads.convert", false, true, 5},
 		{"POST", "/crm/v8/Leads/actions/mass_convert", "leads.mass_convert", false, false, 200},
 		{"POST", "/crm/v8/Deals/1/actions/send_mail", "mail.send", false, true, 20},
+		{"POST", "/crm/v8/Leads/1/actions/merge", "records.merge", false, false, 50},
+		{"POST", "/crm/v8/Leads/1/actions/add_tags", "records.tag", false, false, 1},
+		{"POST", "/crm/v8/Leads/actions/remove_tags", "records.tag", false, false, 1},
+		{"POST", "/crm/v8/settings/modules", "module.create", false, false, 500},
 		{"POST", "/crm/v8/coql", "coql", true, true, 1},
 		{"POST", "/crm/v8/coql/", "other", false, false, 1},
 		{"POST", "/crm/v8/%63oql", "records.insert", false, false, 1}, // not known to be COQL

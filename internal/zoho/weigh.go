@@ -1,6 +1,7 @@
 package zoho
 
 import (
+	"math"
 	"strconv"
 	"strings"
 
@@ -19,44 +20,69 @@ type Weight struct {
 // more than ten are heavy).
 const heavyRecords = 10
 
+// mostRecords is how many records a write may have at most (zoho-facts 4.2),
+// mostTagged how many may be tagged at once (zoho-facts 3.2).
+const (
+	mostRecords = 100
+	mostTagged  = 500
+)
+
 // Weigh returns the request's operation and weight. A body that is kept in the
-// object store weighs as little as its operation can.
+// object store isn't seen yet: it is too large for a message, so it weighs as
+// much as its operation can.
 func Weigh(r *envelope.Request) (Operation, Weight) {
 	op := OperationOf(r.Method, r.Path)
-	return op, op.weigh(r, r.Body.Data)
+	if r.Body.Kind == envelope.ObjectBody {
+		return op, op.weigh(r.RawQuery, nil, true)
+	}
+	return op, op.weigh(r.RawQuery, r.Body.Data, false)
 }
 
 // Cost is what a call of the request with this body costs of the org's credits.
 func Cost(r *envelope.Request, body []byte) int {
-	return OperationOf(r.Method, r.Path).weigh(r, body).Credits
+	return OperationOf(r.Method, r.Path).weigh(r.RawQuery, body, false).Credits
 }
 
-func (o Operation) weigh(r *envelope.Request, body []byte) Weight {
+func (o Operation) weigh(rawQuery string, body []byte, unseen bool) Weight {
 	w := Weight{Credits: o.Credits, Heavy: o.Heavy}
-	json := r.Body.Kind == envelope.JSONBody
+	count := func(member string, most int) int {
+		if unseen {
+			return most
+		}
+		return envelope.CountElements(body, member)
+	}
 	switch o.Name {
 	case "records.list", "related.list":
-		view := has(r.RawQuery, "cvid")
+		view := has(rawQuery, "cvid")
 		if view {
 			w.Credits = 3
 		}
-		w.Heavy = w.Heavy || view || has(r.RawQuery, "sort_by")
+		w.Heavy = w.Heavy || view || has(rawQuery, "sort_by")
 	case "records.insert", "records.update", "records.upsert":
-		if json {
-			n := envelope.CountElements(body, "data")
-			w.Credits = max(1, (n+9)/10)
-			w.Heavy = w.Heavy || n > heavyRecords
-		}
+		n := count("data", mostRecords)
+		w.Credits = perEach(n, 10)
+		w.Heavy = w.Heavy || n > heavyRecords
+	case "records.tag":
+		w.Credits = perEach(max(count("ids", mostTagged), idsOf(rawQuery)), 50)
 	case "records.mass_delete":
-		if json {
-			w.Credits = max(1, (envelope.CountElements(body, "ids")+99)/100)
-		}
+		w.Credits = perEach(max(count("ids", mostTagged), idsOf(rawQuery)), 100)
 	case "coql":
-		if json {
-			w.Credits = coqlCredits(body)
-		}
+		w.Credits = coqlCredits(body)
 	}
 	return w
+}
+
+// perEach is one credit for each so many of n, and one at least.
+func perEach(n, each int) int { return max(1, (n+each-1)/each) }
+
+// idsOf is how many ids the query's parameter of that name lists.
+func idsOf(rawQuery string) int {
+	for pair := range strings.SplitSeq(rawQuery, "&") {
+		if key, value, _ := strings.Cut(pair, "="); key == "ids" && value != "" {
+			return strings.Count(strings.ReplaceAll(strings.ToLower(value), "%2c", ","), ",") + 1
+		}
+	}
+	return 0
 }
 
 // has reports whether the query has the parameter.
@@ -74,23 +100,43 @@ func has(rawQuery, name string) bool {
 // coqlCredits is what a COQL query costs by its LIMIT: 1 up to 200 rows, 2 up
 // to 1,000, 3 up to 2,000 (zoho-facts 3.2). Without one it is 200.
 func coqlCredits(body []byte) int {
-	query := strings.ToLower(string(body))
-	at := strings.LastIndex(query, "limit")
-	if at < 0 {
+	switch rows := rowsOf(strings.ToLower(string(body))); {
+	case rows <= 200:
 		return 1
-	}
-	// LIMIT rows, or LIMIT offset, rows.
-	limit := 0
-	for _, field := range strings.FieldsFunc(query[at+len("limit"):], func(r rune) bool { return r < '0' || r > '9' }) {
-		if n, err := strconv.Atoi(field); err == nil && n <= 2000 {
-			limit = max(limit, n)
-		}
-	}
-	switch {
-	case limit <= 200:
-		return 1
-	case limit <= 1000:
+	case rows <= 1000:
 		return 2
 	}
 	return 3
+}
+
+// rowsOf is how many rows a query in lower case asks for: LIMIT rows, LIMIT
+// offset, rows, or LIMIT rows OFFSET offset.
+func rowsOf(query string) int {
+	const limit = "limit"
+	inWord := func(c byte) bool { return c == '_' || c >= '0' && c <= '9' || c >= 'a' && c <= 'z' }
+	for rest := query; ; {
+		at := strings.LastIndex(rest, limit)
+		if at < 0 {
+			return 0
+		}
+		clause := query[at+len(limit):]
+		// A field may be called Credit_Limit.
+		if rest = query[:at]; at > 0 && inWord(query[at-1]) || clause != "" && inWord(clause[0]) {
+			continue
+		}
+		clause, _, _ = strings.Cut(clause, `"`)
+		numbers := strings.FieldsFunc(clause, func(r rune) bool { return r < '0' || r > '9' })
+		if len(numbers) == 0 {
+			return 0
+		}
+		said := numbers[0]
+		if len(numbers) > 1 && !strings.Contains(clause, "offset") {
+			said = numbers[1]
+		}
+		rows, err := strconv.Atoi(said)
+		if err != nil {
+			return math.MaxInt
+		}
+		return rows
+	}
 }

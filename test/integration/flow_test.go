@@ -92,6 +92,78 @@ func TestHeavyRequests(t *testing.T) {
 	r.judged(20, 10)
 }
 
+// Whatever an operation costs by Zoho's price list, the requester is told so, Zoho
+// charges it, and the org's ledger has it (zoho-facts 3.2).
+func TestWeights(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, zohotest.Options{})
+	r.limited(zohotest.Limits{Concurrency: 20, SubConcurrency: 10, Credits: 1_000_000})
+	r.worker()
+	rows := func(n int) []doc {
+		all := make([]doc, n)
+		for i := range all {
+			all[i] = doc{"Last_Name": fmt.Sprint("W", i)}
+		}
+		return all
+	}
+	query := func(limit string) doc {
+		return doc{"select_query": "select id from Leads where Last_Name = 'Seed'" + limit}
+	}
+	ids := func(n int) (all []string) {
+		for i := range n {
+			all = append(all, fmt.Sprint(100+i))
+		}
+		return all
+	}
+	total := 0
+	for i, row := range []struct {
+		method, url string
+		body        any
+		credits     int
+	}{
+		{"GET", "/v8/Leads?fields=Last_Name", nil, 1},
+		{"GET", "/v8/Leads?fields=Last_Name&sort_by=id", nil, 1},
+		{"GET", "/v8/Leads?fields=Last_Name&cvid=7", nil, 3},
+		{"GET", "/v8/Leads/deleted", nil, 2},
+		{"GET", "/v8/Leads/actions/count", nil, 50},
+		{"POST", "/v8/Leads", doc{"data": rows(10)}, 1},
+		{"POST", "/v8/Leads", doc{"data": rows(11)}, 2},
+		{"POST", "/v8/Leads/upsert", doc{"data": rows(100), "duplicate_check_fields": []string{"Last_Name"}}, 10},
+		{"PUT", "/v8/Leads", doc{"data": rows(21)}, 3},
+		{"POST", "/v8/Leads/1/actions/add_tags", doc{"tags": []doc{{"name": "a"}}}, 1},
+		{"POST", "/v8/Leads/actions/add_tags", doc{"tags": []doc{{"name": "a"}}, "ids": ids(51)}, 2},
+		{"POST", "/v8/Leads/actions/remove_tags?ids=" + strings.Join(ids(500), ","), nil, 10},
+		{"POST", "/v8/Leads/actions/mass_delete", doc{"ids": ids(101)}, 2},
+		{"POST", "/v8/Leads/1/actions/convert", doc{}, 5},
+		{"POST", "/v8/Leads/actions/mass_convert", doc{}, 200},
+		{"POST", "/v8/Leads/1/actions/send_mail", doc{}, 20},
+		{"POST", "/v8/Leads/1/actions/merge", doc{}, 50},
+		{"POST", "/bulk/v8/read", doc{"query": doc{"module": "Leads"}}, 50},
+		{"POST", "/bulk/v8/write", doc{}, 500},
+		{"POST", "/v8/settings/modules", doc{}, 500},
+		{"POST", "/v8/coql", query(" limit 200"), 1},
+		{"POST", "/v8/coql", query(" limit 201"), 2},
+		{"POST", "/v8/coql", query(" limit 2000"), 3},
+		{"POST", "/v8/__composite_requests", doc{"__composite_requests": []doc{}}, 1},
+	} {
+		d := doc{"id": fmt.Sprint("w-", i), "method": row.method, "url": row.url}
+		if row.body != nil {
+			d["body"] = row.body
+		}
+		got := r.call("demo", d)
+		if got.Status == 0 || got.Attempts != 1 || got.Credits == nil || got.Credits.Used != row.credits {
+			t.Errorf("%s %.60s: want %d credits, response is %.300s", row.method, row.url, row.credits, got.AppendJSON(nil))
+		}
+		total += row.credits
+		if charged := r.Zoho.Counts(devbox.OrgID).CreditsCharged; charged != total {
+			t.Fatalf("%s %.60s: Zoho has charged %d in all, want %d", row.method, row.url, charged, total)
+		}
+	}
+	if s := r.sight(); s == nil || s.State.Forecast(time.Now()).Used != total {
+		t.Errorf("the ledger has %+v, want %d", s, total)
+	}
+}
+
 // Interactive requests go before bulk ones, which have a place all the same.
 func TestLanes(t *testing.T) {
 	t.Parallel()

@@ -1,0 +1,134 @@
+package consumer
+
+import (
+	"encoding/json"
+	"fmt"
+	"sync"
+	"testing"
+	"time"
+
+	"zoho-worker/internal/connection"
+	"zoho-worker/internal/envelope"
+	"zoho-worker/internal/flow"
+)
+
+// orgOf is an org of a worker that does nothing, with one lane.
+func orgOf(limits flow.Limits, state flow.State, k laneKey) (*org, *lane) {
+	o := &org{
+		Consumer: &Consumer{directory: newDirectory(0), hand: newHand(time.Hour)}, flow: flow.New(limits, state),
+		lanes: map[laneKey]*lane{}, chains: map[string]*chain{}, before: map[laneKey]int{}, counted: map[laneKey]bool{},
+	}
+	l := &lane{laneKey: k, org: o, share: &turns{}}
+	l.room = sync.NewCond(&o.mu)
+	o.lanes[k] = l
+	return o, l
+}
+
+func waiting(l *lane, sequence uint64, ask flow.Ask, deadline time.Time) *entry {
+	return &entry{lane: l, sequence: sequence, ask: ask, request: &envelope.Request{Deadline: deadline}}
+}
+
+// An org is looked at again when the first of its lines may go on, whatever holds
+// the others back for longer.
+func TestLookedAtAgain(t *testing.T) {
+	t.Parallel()
+	now := time.Date(2026, 3, 1, 10, 0, 0, 0, time.UTC)
+	pause := &flow.Pause{Until: now.Add(5 * time.Second), Cause: "429", For: flow.SubConcurrency}
+	o, l := orgOf(flow.Limits{Places: 20, Reserve: 0.1}, flow.State{HeavyPause: pause, Known: now, Left: 100}, laneKey{"demo", Bulk})
+	// A light one that costs more than bulk work may have, a heavy one that costs little.
+	deadline := now.Add(time.Hour)
+	l.line(waiting(l, 1, flow.Ask{Connection: "demo", Bulk: true, Credits: 95}, deadline), false)
+	l.line(waiting(l, 2, flow.Ask{Connection: "demo", Bulk: true, Heavy: true, Credits: 1}, deadline), false)
+	best, reason, until := o.next(now)
+	if best != nil || reason != flow.Reserved || !until.Equal(pause.Until) {
+		t.Errorf("%+v, %q, looked at again at %s, want %s", best, reason, until, pause.Until)
+	}
+	if best, _, _ = o.next(pause.Until); best == nil || best.sequence != 2 {
+		t.Errorf("after the pause %+v is next", best)
+	}
+}
+
+// Requests in hand of the worker before are no longer counted for a lane that
+// can't be served: its connection was revoked, or moved to another org.
+func TestNotCountedForEver(t *testing.T) {
+	t.Parallel()
+	o, _ := orgOf(flow.Limits{Places: 5}, flow.State{}, laneKey{"demo", Interactive})
+	gone := laneKey{"gone", Interactive}
+	o.before[gone] = 5
+	o.countForeign()
+	if o.flow.Places() != 0 {
+		t.Fatalf("%d places", o.flow.Places())
+	}
+	o.wake(gone)
+	if o.flow.Places() != 5 {
+		t.Errorf("%d places", o.flow.Places())
+	}
+}
+
+// An org that counts ten thousand connections chooses among those with requests.
+func BenchmarkNext(b *testing.B) {
+	for _, n := range []int{1, 100, 10_000} {
+		b.Run(fmt.Sprint(n), func(b *testing.B) {
+			now := time.Now()
+			o, first := orgOf(flow.Limits{Places: 25}, flow.State{}, laneKey{"c", Interactive})
+			delete(o.lanes, first.laneKey)
+			for i := range n {
+				k := laneKey{fmt.Sprint("c", i), Interactive}
+				l := &lane{laneKey: k, org: o, share: &turns{}}
+				l.line(waiting(l, uint64(i), flow.Ask{Connection: k.connection, Credits: 1}, now.Add(time.Hour)), false)
+				o.lanes[k] = l
+			}
+			for b.Loop() {
+				if best, _, _ := o.next(now); best == nil {
+					b.Fatal("none")
+				}
+			}
+		})
+	}
+}
+
+// A person's end of all pauses is heeded by whosever clock it was given.
+func TestResumedByAnyClock(t *testing.T) {
+	t.Parallel()
+	now := time.Date(2026, 3, 1, 10, 0, 0, 0, time.UTC)
+	var data json.RawMessage
+	var before time.Time
+	// Ten minutes ahead, right, ten minutes behind, and at the same instant again.
+	for i, at := range []time.Duration{10 * time.Minute, 0, -10 * time.Minute, -10 * time.Minute} {
+		var err error
+		if data, err = SetPause(nil, now.Add(at))(data); err != nil {
+			t.Fatal(err)
+		}
+		var st state
+		if err := json.Unmarshal(data, &st); err != nil {
+			t.Fatal(err)
+		}
+		if !st.Resumed.After(before) {
+			t.Errorf("%d: resumed at %s, not after %s: nobody would heed it", i, st.Resumed, before)
+		}
+		before = st.Resumed
+	}
+}
+
+// An org's limits follow its connections, of which the smallest counts.
+func TestLimitsOfOrg(t *testing.T) {
+	t.Parallel()
+	d := newDirectory(0.1)
+	put := func(name, org, edition string, credits int) {
+		d.put(&connection.Connection{Name: name, Location: "us", Environment: connection.Production, OrgID: org, Edition: edition, DailyCredits: credits, Status: connection.Active})
+	}
+	put("a", "1", "ultimate", 0)
+	put("b", "1", "free", 100)
+	queue := d.queue("a")
+	if l := d.limits(queue); l.Places != 5 || l.Budgets["b"] != 100 || l.Budgets["a"] != 0 {
+		t.Errorf("%+v", l)
+	}
+	put("b", "2", "free", 100) // moved to another org
+	if l := d.limits(queue); l.Places != 25 || len(l.Budgets) != 0 || d.queue("b") == queue {
+		t.Errorf("%+v", l)
+	}
+	put("a", "1", "standard", 0)
+	if l := d.limits(queue); l.Places != 10 {
+		t.Errorf("%+v", l)
+	}
+}
