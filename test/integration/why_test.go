@@ -223,7 +223,8 @@ func TestLimitAndPauseChangeAtOnce(t *testing.T) {
 	r.wantWhy("demo", "refused", inspect.Paused, "because Zoho answered 429")
 }
 
-// SIGHUP changes the log level of a running worker, and nothing else.
+// SIGHUP, or a changed file, changes the log level of a running worker, and nothing
+// else.
 func TestHangup(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, zohotest.Options{})
@@ -252,4 +253,11 @@ func TestHangup(t *testing.T) {
 	worker.signal(syscall.SIGHUP)
 	eventually(t, "the fault is told", func() bool { return strings.Contains(r.logs.text.String(), "configuration not taken") })
 	wantStatus(t, r.call("demo", list("still")), 200)
+	// Nobody needs to send a signal: a container may have nobody who could.
+	write("log-level: error\n")
+	eventually(t, "the file is seen", func() bool { return strings.Contains(r.logs.text.String(), "log_level=error") })
+	write("log-level: debug\n")
+	eventually(t, "the file is seen again", func() bool { return strings.Contains(r.logs.text.String(), "log_level=debug") })
+	wantStatus(t, r.call("demo", list("debugged")), 200)
+	eventually(t, "the request is logged", func() bool { return strings.Contains(r.logs.text.String(), "id=debugged") })
 }
