@@ -174,9 +174,21 @@ func TestMetricsAreBounded(t *testing.T) {
 	}
 	r.drained()
 	before := series(scrape(t, w.HTTPAddr))
+	// One in 250 is a connection that there is, of an org of its own.
+	name := func(i int) string {
+		if i%250 == 0 {
+			return fmt.Sprintf("known-%d", i)
+		}
+		return fmt.Sprintf("stranger-%d", i)
+	}
+	for i := 0; i < connections; i += 250 {
+		id := fmt.Sprint(550_000_000 + i)
+		r.Zoho.AddOrg(zohotest.Org{ID: id, Name: id, Concurrency: 5})
+		r.connect(name(i), id, 5)
+	}
 	begun := time.Now()
 	for i := range connections {
-		send(fmt.Sprintf("stranger-%d", i), i)
+		send(name(i), i)
 	}
 	stream, err := r.js.Stream(t.Context(), "ZOHO_REQUESTS")
 	if err != nil {
