@@ -21,7 +21,8 @@ func checkCommand() *cobra.Command {
 Redis, Zoho's hosts of each data centre in use), and say everything that is wrong
 at once, with how to mend it. It changes nothing.
 
-Exit status: 0 if a worker can do its work (warnings included), 1 if there is a fault.`,
+Exit status: 0, with warnings too; 1 if there is a fault: what a worker can't do
+without, or what is configured and doesn't work.`,
 		Example: `  worker check --config /etc/zoho-worker.yaml`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			var findings []app.Finding

@@ -63,7 +63,7 @@ func withRecords(cmd *cobra.Command, config *app.Config, work func(context.Conte
 	}
 	keyring, err := secret.ParseKeyring(config.EncryptionKeys.Reveal())
 	if err != nil {
-		return fmt.Errorf("--encryption-keys (ENCRYPTION_KEYS): the workers' keys are needed to seal a refresh token: %w", err)
+		return fmt.Errorf("--encryption-keys (ENCRYPTION_KEYS): the workers' keys are needed, they seal and open the refresh tokens: %w", err)
 	}
 	logger := app.Logger(os.Stderr, config.LogLevel, config.LogFormat)
 	nc, err := app.Connect(*config, "zoho-worker connections", logger)

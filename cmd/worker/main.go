@@ -66,8 +66,8 @@ func runCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "run", Short: "Run a worker until SIGTERM", Args: cobra.NoArgs,
 		Long: `Run a worker against the servers that flags, environment or configuration file
-name. It creates or updates the streams and buckets it needs. SIGHUP reads the
-configuration again, for the log level.`,
+name. It creates or updates the streams and buckets it needs. When the file changes,
+and at SIGHUP, it is read again, for the log level.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := config.Load(cmd.Flags(), os.LookupEnv); err != nil {
 				return err
@@ -79,7 +79,7 @@ configuration again, for the log level.`,
 			level.Set(app.Level(config.LogLevel))
 			logger := app.LoggerAt(os.Stderr, level, config.LogFormat)
 			defer app.Flush(logger)
-			app.FollowHangups(cmd.Context(), config, level, logger)
+			app.FollowChanges(cmd.Context(), config, level, logger)
 			return app.Run(cmd.Context(), config, logger)
 		},
 	}

@@ -27,7 +27,7 @@ func statusCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "status", Short: "Show streams, org queues, connections and workers on one screen", Args: cobra.NoArgs,
 		Long: `Show streams, org queues, connections and workers on one screen. It needs to look
-only: see the user "observer" in deploy/nats/nats-server.conf.`,
+only: see the user "observer" in deploy/nats/accounts.conf.`,
 		Example: `  worker status --watch`,
 	}
 	config := clientConfig(cmd)

@@ -126,7 +126,7 @@ func checkNATS(ctx context.Context, f *findings, c Config, logger *slog.Logger) 
 	defer cancel()
 	account, err := js.AccountInfo(bounded)
 	if err != nil {
-		f.fault("JetStream", "enable it (jetstream { store_dir: … }) for this account, and allow the user what deploy/nats/nats-server.conf allows the worker",
+		f.fault("JetStream", "enable it (jetstream { store_dir: … }) for this account, and allow the user what deploy/nats/accounts.conf allows the worker",
 			"%v%s", err, because(denied))
 		return nil
 	}
@@ -216,7 +216,7 @@ func checkStreams(ctx context.Context, f *findings, c Config, js jetstream.JetSt
 			missing = append(missing, name)
 			continue
 		case err != nil:
-			f.fault("stream "+name, "may this user ask for it? See deploy/nats/nats-server.conf", "%v", err)
+			f.fault("stream "+name, "may this user ask for it? See deploy/nats/accounts.conf", "%v", err)
 			continue
 		}
 		info := stream.CachedInfo()
@@ -261,7 +261,7 @@ func checkConnections(ctx context.Context, f *findings, c Config, js jetstream.J
 	}
 	store, err := connection.Open(ctx, js, keyring, connection.Options{Logger: logger})
 	if err != nil {
-		f.fault("connections", "may this user read "+connection.StreamName+"? See deploy/nats/nats-server.conf", "%v", err)
+		f.fault("connections", "may this user read "+connection.StreamName+"? See deploy/nats/accounts.conf", "%v", err)
 		return nil
 	}
 	defer store.Close()

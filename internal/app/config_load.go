@@ -37,7 +37,7 @@ func (c *Config) connectionSettings() []setting {
 		hidden("encryption-keys", &c.EncryptionKeys, "keys that seal what is stored: id:base64 of 32 bytes, comma separated, the first seals"),
 		number("replicas", &c.Replicas, "replicas of every stream: 1 on a single server, 3 in a cluster"),
 		duration("retention", &c.Retention, "how long responses and claims are kept, and ids remembered"),
-		text("log-level", &c.LogLevel, "debug, info, warn or error; SIGHUP reads it again from the file"),
+		text("log-level", &c.LogLevel, "debug, info, warn or error; a worker follows its file"),
 		text("log-format", &c.LogFormat, "json, text, or auto: text on a terminal, else json"),
 	}
 }

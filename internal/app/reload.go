@@ -1,29 +1,51 @@
 package app
 
 import (
+	"bytes"
 	"context"
 	"log/slog"
 	"os"
 	"os/signal"
 	"syscall"
+	"time"
 )
 
-// FollowHangups reads the configuration again at every SIGHUP, until ctx ends,
-// and sets what may change while the worker runs: the log level. Limits and
-// statuses of connections need no signal: they are records in JetStream that all
+// lookAtFile is the time between two looks at the configuration file.
+const lookAtFile = 2 * time.Second
+
+// FollowChanges reads the configuration again when its file changes and at every
+// SIGHUP, until ctx ends, and sets what may change while the worker runs: the log
+// level. The file is looked at because a container without a shell can't be sent
+// a signal from within, and Kubernetes changes a mounted file by itself. Limits and
+// statuses of connections need neither: they are records in JetStream that all
 // workers watch. A configuration with a fault changes nothing.
-func FollowHangups(ctx context.Context, c Config, level *slog.LevelVar, logger *slog.Logger) {
+func FollowChanges(ctx context.Context, c Config, level *slog.LevelVar, logger *slog.Logger) {
 	hangups := make(chan os.Signal, 1)
 	signal.Notify(hangups, syscall.SIGHUP)
+	content := func() []byte {
+		if c.File == "" {
+			return nil
+		}
+		data, _ := os.ReadFile(c.File) // one that is away for a moment has not changed
+		return data
+	}
+	last := content()
 	go func() {
 		defer signal.Stop(hangups)
+		look := time.NewTicker(lookAtFile)
+		defer look.Stop()
 		for {
 			select {
 			case <-ctx.Done():
 				return
 			case <-hangups:
-				c = c.reloaded(level, logger)
+			case <-look.C:
+				if now := content(); now == nil || bytes.Equal(now, last) {
+					continue
+				}
 			}
+			last = content()
+			c = c.reloaded(level, logger)
 		}
 	}()
 }
@@ -41,11 +63,14 @@ func (c Config) reloaded(level *slog.LevelVar, logger *slog.Logger) Config {
 			waiting = append(waiting, name)
 		}
 	}
-	level.Set(Level(fresh.LogLevel))
-	logger.Info("configuration read again", "log_level", fresh.LogLevel, "log_level_from", fresh.Origin("log-level"))
+	// Seen by who reads at the level of before, or of now.
+	seen := max(slog.LevelInfo, level.Level(), Level(fresh.LogLevel))
+	level.Set(min(level.Level(), Level(fresh.LogLevel)))
+	logger.Log(context.Background(), seen, "configuration read again", "log_level", fresh.LogLevel, "log_level_from", fresh.Origin("log-level"))
 	if len(waiting) > 0 {
 		logger.Warn("some settings change with a restart only", "settings", waiting)
 	}
+	level.Set(Level(fresh.LogLevel))
 	c.LogLevel = fresh.LogLevel
 	return c
 }

@@ -103,17 +103,8 @@ func (e *entry) inHand() InHand {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	h.Running = e.running
-	switch {
-	case e.running:
-	case e.timer != nil:
-		h.Waits, h.Until = string(e.waits), e.until
-	default:
-		now := o.Clock.Now()
-		reason, until := o.flow.May(now, e.ask)
-		h.Waits, h.Until = string(reason), until
-		if c := o.chains[e.key]; e.key != "" && c != nil && slices.Contains(c.waiting, e) {
-			h.Waits, h.Until = "order", time.Time{}
-		}
+	if !e.running {
+		h.Waits, h.Until = e.waitsFor(o.Clock.Now())
 		for _, line := range e.lane.lines() {
 			if i := slices.Index(*line, e); i >= 0 {
 				h.Before = i

@@ -26,7 +26,8 @@ type sight struct {
 	at              time.Time
 	waiting, inHand int
 	places          int
-	paused, parked  bool
+	// served says that a worker serves it, which says itself what it has no places for.
+	served, paused, broke, parked bool
 	// since is when the queue was first seen paused; calm how often in a row it
 	// was seen not paused since. A queue that Zoho refuses tries now and then,
 	// and is paused again: that doesn't make it calm.
@@ -34,11 +35,11 @@ type sight struct {
 	calm  int
 }
 
-// runnable is how many of the waiting requests a worker could start now: none
-// of a queue that is paused or waits for a person, and of the others as many as
-// the org has free places.
-func (s *sight) runnable() int {
-	if s.paused || s.parked {
+// unserved is how many of the waiting requests a worker could start now that
+// takes the queue up: none of one that is served, paused, out of credits or waits
+// for a person, and of the others as many as the org has free places.
+func (s *sight) unserved() int {
+	if s.served || s.paused || s.broke || s.parked {
 		return 0
 	}
 	return max(0, min(s.waiting, s.places-s.inHand))
@@ -46,28 +47,32 @@ func (s *sight) runnable() int {
 
 // totals are the census in numbers.
 type totals struct {
-	forWorker, forPlace, forPause, forPerson int // requests not handed out, by what they wait for
-	inHand                                   int
-	running, full, paused, parked            int // queues
-	pausedFor, oldest                        time.Duration
+	forWorker, forPlace, forPause, forCredits, forPerson int // requests not under way, by what they wait for
+	inHand                                               int
+	running, full, paused, broke, parked                 int // queues
+	pausedFor, oldest                                    time.Duration
 }
 
-func (c *census) totals(now time.Time, server time.Time) totals {
+// totals adds up; wanting is what the workers have no places for.
+func (c *census) totals(now, server time.Time, wanting int) totals {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	var t totals
 	for _, s := range c.queues {
 		t.inHand += s.inHand
-		switch runnable := s.runnable(); {
+		switch {
 		case s.parked:
 			t.parked++
 			t.forPerson += s.waiting
 		case s.paused:
 			t.paused++
 			t.forPause += s.waiting
+		case s.broke:
+			t.broke++
+			t.forCredits += s.waiting
 		default:
-			t.forWorker += runnable
-			t.forPlace += s.waiting - runnable
+			t.forWorker += s.unserved()
+			t.forPlace += s.waiting - s.unserved()
 			if s.inHand >= s.places {
 				t.full++
 			} else {
@@ -78,6 +83,9 @@ func (c *census) totals(now time.Time, server time.Time) totals {
 			t.pausedFor = max(t.pausedFor, now.Sub(s.since))
 		}
 	}
+	// What a worker says of itself may be newer than what was seen in the stream.
+	t.forWorker += wanting
+	t.forPlace = max(0, t.forPlace-wanting)
 	if !c.oldest.IsZero() {
 		t.oldest = max(0, server.Sub(c.oldest))
 	}
@@ -163,13 +171,15 @@ func (c *Consumer) ask(ctx context.Context, name string, stored int, now time.Ti
 		c.census.put(name, seen) // they have no consumer
 		return
 	}
+	seen.served = c.leases.Owner(name) != "" || c.leases.Mine(name)
 	if record, ok := c.leases.Record(name); ok {
-		st := DecodeState(record.State)
-		if st.Limit > 0 {
-			seen.places = min(seen.places, st.Limit)
-		}
-		for _, p := range []*flow.Pause{st.Pause, st.Hand} {
-			seen.paused = seen.paused || p != nil && c.Clock.Now().Before(p.Until)
+		governor := flow.New(c.directory.limits(name), DecodeState(record.State))
+		seen.places = governor.Limit()
+		switch why, _ := governor.May(c.Clock.Now(), flow.Ask{Credits: 1}); why {
+		case flow.Paused:
+			seen.paused = true
+		case flow.CreditsOut:
+			seen.broke = true
 		}
 	}
 	handed := 0

@@ -5,8 +5,9 @@ import (
 	"time"
 )
 
-// What is runnable: of each queue that isn't paused or parked, as many as it has
-// free places; one busy org hides nothing of another.
+// What a worker could start: what the workers say that they have no places for,
+// and of each queue that nobody serves as many as it has free places; one busy org
+// hides nothing of another.
 func TestRunnable(t *testing.T) {
 	t.Parallel()
 	for _, row := range []struct {
@@ -18,24 +19,30 @@ func TestRunnable(t *testing.T) {
 		{"places for all", sight{waiting: 2, inHand: 0, places: 10}, 2},
 		{"full", sight{waiting: 1000, inHand: 10, places: 10}, 0},
 		{"above its limit, just lowered", sight{waiting: 1000, inHand: 10, places: 5}, 0},
+		{"served", sight{waiting: 100, places: 10, served: true}, 0},
 		{"paused", sight{waiting: 100, places: 10, paused: true}, 0},
+		{"out of credits", sight{waiting: 100, places: 10, broke: true}, 0},
 		{"parked", sight{waiting: 100, places: 10, parked: true}, 0},
 		{"idle", sight{places: 10}, 0},
 	} {
-		if got := row.runnable(); got != row.want {
+		if got := row.unserved(); got != row.want {
 			t.Errorf("%s: %d, want %d", row.name, got, row.want)
 		}
 	}
 	now := time.Now()
 	c := &census{}
-	c.put("busy", sight{at: now, waiting: 1000, inHand: 10, places: 10})
+	c.put("busy", sight{at: now, waiting: 1000, inHand: 10, places: 10, served: true})
 	c.put("free", sight{at: now, waiting: 4, inHand: 1, places: 10})
-	c.put("paused", sight{at: now, waiting: 50, places: 10, paused: true})
+	c.put("paused", sight{at: now, waiting: 50, places: 10, paused: true, served: true})
+	c.put("broke", sight{at: now, waiting: 70, places: 10, broke: true, served: true})
 	c.put("parked", sight{at: now, waiting: 60, places: 1, parked: true})
-	got := c.totals(now, now)
-	want := totals{forWorker: 4, forPlace: 1000, forPause: 50, forPerson: 60, inHand: 11, running: 1, full: 1, paused: 1, parked: 1}
-	if got != want {
+	want := totals{forPlace: 1000, forWorker: 4, forPause: 50, forCredits: 70, forPerson: 60, inHand: 11, running: 1, full: 1, paused: 1, broke: 1, parked: 1}
+	if got := c.totals(now, now, 0); got != want {
 		t.Errorf("got %+v, want %+v", got, want)
+	}
+	want.forPlace, want.forWorker = 700, 304
+	if got := c.totals(now, now, 300); got != want {
+		t.Errorf("with a worker that has no places for 300: got %+v, want %+v", got, want)
 	}
 }
 
@@ -46,7 +53,7 @@ func TestLongestPause(t *testing.T) {
 	c := &census{}
 	look := func(after time.Duration, paused bool) time.Duration {
 		c.put("q", sight{at: begun.Add(after), waiting: 1, places: 1, paused: paused})
-		return c.totals(begun.Add(after), begun).pausedFor
+		return c.totals(begun.Add(after), begun, 0).pausedFor
 	}
 	for i, row := range []struct {
 		paused bool

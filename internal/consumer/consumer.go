@@ -121,6 +121,8 @@ type Consumer struct {
 	backlog   map[string]*expiry          // orgs of this worker with requests that don't move
 	handed    time.Time                   // when an org was last handed over; lookOut's own
 	woken     map[laneKey]time.Time       // when another worker was last told of a request
+	waiting   map[string]int              // requests in the stream at the last look, by connection; lookOut's own
+	told      map[string]telling          // what was said of requests that wait; lookOut's own
 	closers   []func()
 	soon      chan struct{} // something changed: look
 }
@@ -376,6 +378,7 @@ func (c *Consumer) lookOut() {
 		}
 		c.expire(ctx)
 		c.tidy(ctx)
+		c.tellWaits()
 		cancel()
 	}
 }
@@ -397,9 +400,11 @@ func (c *Consumer) look(ctx context.Context) error {
 	c.consumers.Store(int64(info.State.Consumers))
 	defer c.takeCensus(ctx, info)
 	waiting := map[string]bool{}
-	for subject := range info.State.Subjects {
+	c.waiting = make(map[string]int, len(info.State.Subjects))
+	for subject, n := range info.State.Subjects {
 		rest := restOf(subject)
 		name, _, _ := strings.Cut(rest, ".")
+		c.waiting[name] += int(n)
 		queue := c.directory.queue(name)
 		waiting[queue] = true
 		if owner := c.leases.Owner(queue); queue == "" || owner == "" {

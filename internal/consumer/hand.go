@@ -74,6 +74,19 @@ func (h *hand) of(o *org) (entries []*entry) {
 	return entries
 }
 
+// storedBefore returns what is in hand and was stored before an instant, by org.
+func (h *hand) storedBefore(at time.Time) map[*org][]*entry {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	old := map[*org][]*entry{}
+	for _, e := range h.held {
+		if e.stored.Before(at) {
+			old[e.lane.org] = append(old[e.lane.org], e)
+		}
+	}
+	return old
+}
+
 // leftovers are how many requests of the org are in hand of earlier tenures of it,
 // and so under way.
 func (h *hand) leftovers(o *org) (n int) {

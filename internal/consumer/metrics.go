@@ -92,7 +92,7 @@ func newMetrics(r prometheus.Registerer, c *Consumer) *metrics {
 		Name: "zoho_worker_held", Help: "Requests in hand of this worker that wait for their start.",
 	}, func() float64 { taken, _ := c.gate.state(); return float64(max(0, c.hand.len()-taken)) })
 	f.NewGaugeFunc(prometheus.GaugeOpts{
-		Name: "zoho_worker_max_in_flight", Help: "Requests that this worker may have in hand.",
+		Name: "zoho_worker_max_in_flight", Help: "Requests that this worker may have under way.",
 	}, func() float64 { return float64(c.MaxInFlight) })
 	f.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "zoho_worker_queues_active", Help: "Orgs that this worker serves.",
@@ -142,10 +142,10 @@ func describe(name, help string, labels ...string) *prometheus.Desc {
 }
 
 var (
-	waitingDesc = describe("waiting_requests", "Requests not handed out, of all workers, by what they wait for: worker, place, pause, authorization.", "for")
-	runDesc     = describe("runnable_backlog", "Requests that another worker could start now. The same for all workers: take max().")
-	inHandDesc  = describe("in_hand", "Requests handed out to workers, all of them.")
-	queuesDesc  = describe("queues", "Org queues with work, by state: running, full, paused, parked.", "state")
+	waitingDesc = describe("waiting_requests", "Requests not under way, of all workers, by what they wait for: worker, place, pause, credits, authorization.", "for")
+	runDesc     = describe("runnable_backlog", "Requests that only a worker's place is missing for. The same for all workers: take max().")
+	inHandDesc  = describe("in_hand", "Requests handed out to workers, of each org as many as it has places at most.")
+	queuesDesc  = describe("queues", "Org queues with work, by state: running, full, paused, credits, parked.", "state")
 	pausedDesc  = describe("pause_longest_seconds", "For how long the queue has been paused that has been so for longest.")
 	oldestDesc  = describe("oldest_request_seconds", "Age of the oldest request in the stream.")
 	lookedDesc  = describe("last_look_timestamp_seconds", "When this worker last looked at the stream.")
@@ -160,19 +160,25 @@ func (censusMetrics) Describe(to chan<- *prometheus.Desc) {
 
 // Collect implements prometheus.Collector.
 func (m censusMetrics) Collect(to chan<- prometheus.Metric) {
-	t := m.census.totals(time.Now(), m.Clock.Now())
+	wanting := m.wanting()
+	for _, s := range m.leases.Others() {
+		wanting += s.Wanting
+	}
+	t := m.census.totals(time.Now(), m.Clock.Now(), wanting)
 	gauge := func(d *prometheus.Desc, value float64, labels ...string) {
 		to <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, value, labels...)
 	}
 	gauge(waitingDesc, float64(t.forWorker), "worker")
 	gauge(waitingDesc, float64(t.forPlace), "place")
 	gauge(waitingDesc, float64(t.forPause), "pause")
+	gauge(waitingDesc, float64(t.forCredits), "credits")
 	gauge(waitingDesc, float64(t.forPerson), "authorization")
 	gauge(runDesc, float64(t.forWorker))
 	gauge(inHandDesc, float64(t.inHand))
 	gauge(queuesDesc, float64(t.running), "running")
 	gauge(queuesDesc, float64(t.full), "full")
 	gauge(queuesDesc, float64(t.paused), "paused")
+	gauge(queuesDesc, float64(t.broke), "credits")
 	gauge(queuesDesc, float64(t.parked), "parked")
 	gauge(pausedDesc, t.pausedFor.Seconds())
 	gauge(oldestDesc, t.oldest.Seconds())

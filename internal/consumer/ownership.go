@@ -171,7 +171,36 @@ func (c *Consumer) session() lease.Session {
 	n := len(c.orgs)
 	c.mu.Unlock()
 	taken, _ := c.gate.state()
-	return lease.Session{Host: host, PID: os.Getpid(), Orgs: n, Free: c.MaxInFlight - taken}
+	return lease.Session{Host: host, PID: os.Getpid(), Orgs: n, Free: c.MaxInFlight - taken, Wanting: c.wanting()}
+}
+
+// wanting is how many requests this worker would start now if it had more places.
+func (c *Consumer) wanting() (n int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, o := range c.orgs {
+		o.mu.Lock()
+		n += o.wanting()
+		o.mu.Unlock()
+	}
+	return n
+}
+
+// wanting is how many of the org's requests only a place of this worker is
+// missing for. The lock is held.
+func (o *org) wanting() int {
+	if o.blocked != waitWorker {
+		return 0
+	}
+	light, heavy := 0, 0
+	for _, l := range o.lanes {
+		light += len(l.light)
+		heavy += len(l.heavy)
+	}
+	// What is in the stream doesn't count: a worker has more in hand of each lane
+	// than the org has places, if there is more.
+	free, heavyFree := o.flow.Free()
+	return min(free, light+min(heavy, heavyFree))
 }
 
 // leaseChanged hears of a changed record of an org, or that a worker is gone.

@@ -142,6 +142,11 @@ func (g *Governor) heavyPlaces() int { return max(0, g.heavyLimit()-g.foreign) }
 // Running is how many calls are in flight, and how many of them heavy.
 func (g *Governor) Running() (all, heavy int) { return g.running, g.heavy }
 
+// Free is how many more calls may be in flight now, and how many more heavy ones.
+func (g *Governor) Free() (all, heavy int) {
+	return max(0, g.Places()-g.running), max(0, g.heavyPlaces()-g.heavy)
+}
+
 // Foreign says how many calls of another worker may still be in flight.
 func (g *Governor) Foreign(n int) { g.foreign = max(0, n) }
 

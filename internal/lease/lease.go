@@ -64,9 +64,11 @@ const (
 type Session struct {
 	Host string `json:"host"`
 	PID  int    `json:"pid"`
-	// Orgs is how many orgs it serves; Free how many places it has left.
-	Orgs int `json:"orgs"`
-	Free int `json:"free"`
+	// Orgs is how many orgs it serves; Free how many places it has left; Wanting how
+	// many requests of its orgs it would start now if it had more.
+	Orgs    int `json:"orgs"`
+	Free    int `json:"free"`
+	Wanting int `json:"wanting,omitempty"`
 }
 
 // Record is what the record of an org says.

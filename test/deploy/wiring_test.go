@@ -59,7 +59,7 @@ func TestComposeWiring(t *testing.T) {
 	redisAddr, simulatorAddr := freeAddr(t), freeAddr(t)
 	_, simulatorPort, _ := net.SplitHostPort(simulatorAddr)
 	place := strings.NewReplacer(
-		"/run/secrets/", secrets+"/", "tls://nats:4222", "tls://"+natsAddr,
+		"/run/secrets/", secrets+"/", "/etc/zoho-worker/", filepath.Join(root, "deploy/compose/config")+"/", "tls://nats:4222", "tls://"+natsAddr,
 		"https://simulator:8443", "https://localhost:"+simulatorPort, ":8443", simulatorAddr,
 	)
 	rewrite(t, filepath.Join(secrets, "redis-url"), "redis:6379", redisAddr)

@@ -174,9 +174,21 @@ func TestMetricsAreBounded(t *testing.T) {
 	}
 	r.drained()
 	before := series(scrape(t, w.HTTPAddr))
+	// One in 250 is a connection that there is, of an org of its own.
+	name := func(i int) string {
+		if i%250 == 0 {
+			return fmt.Sprintf("known-%d", i)
+		}
+		return fmt.Sprintf("stranger-%d", i)
+	}
+	for i := 0; i < connections; i += 250 {
+		id := fmt.Sprint(550_000_000 + i)
+		r.Zoho.AddOrg(zohotest.Org{ID: id, Name: id, Concurrency: 5})
+		r.connect(name(i), id, 5)
+	}
 	begun := time.Now()
 	for i := range connections {
-		send(fmt.Sprintf("stranger-%d", i), i)
+		send(name(i), i)
 	}
 	stream, err := r.js.Stream(t.Context(), "ZOHO_REQUESTS")
 	if err != nil {
@@ -201,42 +213,79 @@ func TestMetricsAreBounded(t *testing.T) {
 	}
 }
 
-// What is runnable leaves out orgs at their limit, paused ones and revoked connections.
+// What is runnable is what only a place of a worker is missing for: it leaves out
+// orgs at their limit, paused ones and revoked connections. Another worker starts
+// it, though an org is served by one at a time.
 func TestRunnableBacklog(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, zohotest.Options{})
-	r.demo(3)
-	r.Zoho.AddOrg(zohotest.Org{ID: "880", Name: "Paused", Concurrency: 5})
-	r.connect("paused", "880", 5)
-	r.Zoho.AddOrg(zohotest.Org{ID: "990", Name: "Revoked", Concurrency: 5})
-	r.connect("revoked", "990", 5)
+	org := func(name, id string, places int) {
+		r.Zoho.AddOrg(zohotest.Org{ID: id, Name: name, Concurrency: places})
+		r.connect(name, id, places)
+	}
+	org("one", "660", 3)
+	org("two", "770", 3)
+	org("paused", "880", 5)
+	org("revoked", "990", 5)
 	if _, err := r.store.MarkRevoked(t.Context(), "revoked", 1, "test"); err != nil {
 		t.Fatal(err)
 	}
-	// The org of demo has 3 places, and calls that take long; another waits for Retry-After.
-	r.Zoho.Inject(zohotest.DelayBefore(4*time.Second).On("GET", "/crm/v8/Contacts").Repeat(-1))
 	r.Zoho.Inject(zohotest.AnswerWith("limit", 429, "", "Retry-After", "60").On("GET", "/crm/v8/Accounts").Repeat(-1))
-	get := func(id, module string) doc {
-		return doc{"id": id, "method": "GET", "url": "/v8/" + module, "query": doc{"fields": "Last_Name"}}
-	}
 	for i := range 20 {
-		r.publish("demo", get(fmt.Sprintf("d%d", i), "Contacts"))
-		r.publish("paused", get(fmt.Sprintf("p%d", i), "Accounts"))
-		r.publish("revoked", get(fmt.Sprintf("r%d", i), "Leads"))
+		r.publish("paused", doc{"id": fmt.Sprintf("p%d", i), "method": "GET", "url": "/v8/Accounts", "query": doc{"fields": "Account_Name"}})
+		r.publish("revoked", list(fmt.Sprintf("r%d", i)))
 	}
-	w := r.worker(func(c *app.Config) { c.MaxInFlight = 2 })
-	eventually(t, "the census sees all three", func() bool {
+	// No call is given up while it is held.
+	places := func(n int) func(*app.Config) {
+		return func(c *app.Config) { c.MaxInFlight, c.CallTimeout, c.StopTimeout = n, 2*patience, 3*patience }
+	}
+	w := r.worker(places(4))
+	eventually(t, "the paused org and the revoked connection are seen", func() bool {
 		return metric(t, w.HTTPAddr, "zoho_worker_queues", "state=paused") == 1 && metric(t, w.HTTPAddr, "zoho_worker_queues", "state=parked") == 1 &&
-			metric(t, w.HTTPAddr, "zoho_worker_waiting_requests", "for=authorization") >= 19 &&
+			metric(t, w.HTTPAddr, "zoho_worker_waiting_requests", "for=authorization") == 20 &&
 			metric(t, w.HTTPAddr, "zoho_worker_waiting_requests", "for=pause") >= 15
 	})
-	if got := metric(t, w.HTTPAddr, "zoho_worker_runnable_backlog"); got > 3 {
-		t.Fatalf("runnable backlog is %v, with one org of 3 places that can start anything", got)
+	if got := metric(t, w.HTTPAddr, "zoho_worker_runnable_backlog"); got != 0 {
+		t.Fatalf("runnable backlog is %v, and no worker could start anything", got)
 	}
-	if got := metric(t, w.HTTPAddr, "zoho_worker_backlog"); got < 50 {
+	if got := metric(t, w.HTTPAddr, "zoho_worker_backlog"); got != 40 {
 		t.Fatalf("backlog is %v", got)
 	}
 	if got := metric(t, w.HTTPAddr, "zoho_worker_pause_longest_seconds"); got <= 0 {
 		t.Fatalf("longest pause is %v", got)
+	}
+
+	// Two orgs of three places each, and a worker with four.
+	const n = 80
+	posts := zohotest.Match{Method: "POST", Path: "/crm/v8/Leads"}
+	hold := r.Zoho.Hold(zohotest.BodyRead, posts)
+	for i := range n {
+		r.publish("one", insert(fmt.Sprintf("i%d", i), fmt.Sprint("One", i)))
+		r.publish("two", insert(fmt.Sprintf("i%d", i), fmt.Sprint("Two", i)))
+	}
+	for i := range 4 {
+		select {
+		case <-hold.Reached():
+		case <-time.After(patience):
+			t.Fatalf("%d of 4 calls are under way", i)
+		}
+	}
+	eventually(t, "two more could be started, and the rest waits for its org's other calls", func() bool {
+		return metric(t, w.HTTPAddr, "zoho_worker_runnable_backlog") == 2 && metric(t, w.HTTPAddr, "zoho_worker_waiting_requests", "for=place") >= 2*n-8
+	})
+	r.Zoho.SetLatency(500 * time.Millisecond)
+	hold.Release()
+	other := r.worker(places(8))
+	eventually(t, "the other has the place that was missing, and nothing more could be started", func() bool {
+		return metric(t, other.HTTPAddr, "zoho_worker_in_flight") == 3 && metric(t, w.HTTPAddr, "zoho_worker_in_flight") == 3 &&
+			metric(t, w.HTTPAddr, "zoho_worker_runnable_backlog") == 0 && metric(t, other.HTTPAddr, "zoho_worker_runnable_backlog") == 0 &&
+			metric(t, other.HTTPAddr, "zoho_worker_waiting_requests", "for=place") > 0
+	})
+	r.Zoho.SetLatency(0)
+	for _, name := range []string{"one", "two"} {
+		r.awaitAll(name, n)
+	}
+	if seen := r.Zoho.Count(posts); seen != 2*n {
+		t.Errorf("the simulator saw %d POSTs for %d requests", seen, 2*n)
 	}
 }

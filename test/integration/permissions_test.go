@@ -1,8 +1,8 @@
 package integration
 
 import (
-	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"os/exec"
 	"strings"
@@ -60,21 +60,86 @@ func TestPermissionsOfWorker(t *testing.T) {
 		t.Error("no dead letter")
 	}
 	s.drained()
+	// Another worker: it hears of requests whose org the first serves, and is given
+	// the orgs when that one stops. Both are asked what they serve and have in hand.
+	other := s.worker(s.as("worker"))
+	hold := s.Zoho.Hold(zohotest.BodyRead, zohotest.Match{Method: "POST", Path: "/crm/v8/Leads"})
+	for i := range 20 {
+		s.publish("second", insert(fmt.Sprint("h", i), fmt.Sprint("Held", i)))
+	}
+	<-hold.Reached()
+	asking, err := app.Connect(s.configAs2("worker", "_INBOX.zoho-worker"), "why", slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(asking.Close)
+	ajs, err := jetstream.New(asking)
+	if err != nil {
+		t.Fatal(err)
+	}
+	reader := &inspect.Reader{NC: asking, JS: ajs}
+	eventually(t, "a request in hand is told of", func() bool {
+		why, err := reader.Why(t.Context(), "second", "h0")
+		return err == nil && why.State == inspect.InCall
+	})
+	if overview, err := reader.Overview(t.Context()); err != nil || len(overview.Workers) != 2 {
+		t.Errorf("overview %+v, %v", overview, err)
+	}
+	hold.Release()
+	stop(w)
+	for i := range 20 {
+		wantStatus(t, s.await("second", fmt.Sprint("h", i)), 201)
+	}
+	wantStatus(t, s.call("second", list("after")), 200)
+	if metric(t, other.HTTPAddr, "zoho_worker_requests_total", "outcome=answered") == 0 {
+		t.Error("the other worker answered nothing")
+	}
 	if faults, all := findings(t, s.configAs("worker")); faults != "" {
 		t.Errorf("worker check finds faults:\n%s", all)
 	}
 	if seen := s.violations.of("worker.zoho-worker"); len(seen) > 0 {
 		t.Errorf("the worker wanted what it may not:\n%s", strings.Join(seen, "\n"))
 	}
-	// It may not touch what is nobody's but the account's.
-	js, err := jetstream.New(s.connect("worker", nats.CustomInboxPrefix("_INBOX.zoho-worker")))
-	if err != nil {
-		t.Fatal(err)
+	// It may not touch what is nobody's but the account's, nor say what only callers
+	// or the server say.
+	broken := make(chan error, 100)
+	nc := s.connect("worker", nats.CustomInboxPrefix("_INBOX.zoho-worker"), nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) { broken <- err }))
+	for _, stream := range inspect.Streams() {
+		for _, call := range []string{"DELETE", "PURGE", "SNAPSHOT", "RESTORE", "PEER.REMOVE", "LEADER.STEPDOWN"} {
+			mayNotPublish(t, nc, broken, "$JS.API.STREAM."+call+"."+stream)
+		}
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
-	defer cancel()
-	if err := js.DeleteStream(ctx, "ZOHO_REQUESTS"); !refused(err) {
-		t.Errorf("a worker may delete a stream: %v", err)
+	for _, subject := range []string{
+		"$JS.API.STREAM.MSG.DELETE.ZOHO_CLAIMS", "$JS.API.STREAM.MSG.DELETE.ZOHO_RESPONSES", "$JS.API.STREAM.MSG.DELETE.ZOHO_QUEUES",
+		"$JS.API.STREAM.CREATE.OTHER", "$JS.API.STREAM.NAMES", "$JS.API.STREAM.LIST", "$JS.API.CONSUMER.CREATE.ZOHO_CLAIMS.x", "$JS.API.CONSUMER.CREATE.ZOHO_RESPONSES.x",
+		"$JS.ACK.ZOHO_DEAD.x.1.1.1.1.0", "$JS.API.ACCOUNT.PURGE.ZOHO", "$SYS.REQ.SERVER.PING", "$SRV.PING", "$KV.x",
+		"zoho.activity.acme", "zoho.call.acme", "zoho.workers.a.b", "zoho.queues.a.b", "zoho.hand.a.b", "zoho.orgs.a", "other",
+	} {
+		mayNotPublish(t, nc, broken, subject)
+	}
+	for _, subject := range []string{
+		">", "zoho.>", "zoho.requests.>", "zoho.responses.>", "zoho.tokens.*", "zoho.connections.*", "zoho.workers.*", "zoho.queues.*",
+		"_INBOX.>", "_INBOX.acme.>", "$JS.>", "$JS.API.>", "$JS.EVENT.>", "$SRV.>", "$SYS.>",
+	} {
+		mayNotSubscribe(t, nc, broken, subject)
+	}
+}
+
+func mayNotPublish(t *testing.T, nc *nats.Conn, broken <-chan error, subject string) {
+	t.Helper()
+	if err := nc.Publish(subject, []byte("{}")); err == nil && !violated(nc, broken, subject) {
+		t.Errorf("it may publish to %s", subject)
+	}
+}
+
+func mayNotSubscribe(t *testing.T, nc *nats.Conn, broken <-chan error, subject string) {
+	t.Helper()
+	sub, err := nc.SubscribeSync(subject)
+	if err == nil && !violated(nc, broken, subject) {
+		t.Errorf("it may subscribe to %s", subject)
+	}
+	if sub != nil {
+		_ = sub.Unsubscribe()
 	}
 }
 
@@ -86,11 +151,6 @@ func (s *secureRig) configAs(user string) app.Config {
 
 // connect2 adds a connection to the org of demo.
 func (s *secureRig) connect2(name string) { s.rig.connect(name, "770000001", 5) }
-
-// refused: nobody answers to what may not be asked.
-func refused(err error) bool {
-	return errors.Is(err, context.DeadlineExceeded) || errors.Is(err, nats.ErrTimeout) || errors.Is(err, nats.ErrPermissionViolation)
-}
 
 // A caller of one connection may use that one and see nothing else.
 func TestPermissionsOfCaller(t *testing.T) {
@@ -160,22 +220,14 @@ func TestPermissionsOfCaller(t *testing.T) {
 		"$JS.API.CONSUMER.CREATE.ZOHO_REQUESTS.x.zoho.requests.acme", "$JS.API.CONSUMER.MSG.NEXT.ZOHO_REQUESTS.x", "$JS.API.CONSUMER.DELETE.ZOHO_REQUESTS.x",
 		"$JS.ACK.ZOHO_REQUESTS.x.1.1.1.1.0", "$JS.ACK.x", "$JSC.R.x", "$O.ZOHO_BODIES.C.x", "$SRV.STATS.zoho", "$SRV.PING", "$SYS.REQ.SERVER.PING", "$SYS.ACCOUNT.ZOHO.CONNECT",
 	} {
-		if err := nc.Publish(subject, []byte("{}")); err == nil && !violated(nc, broken, subject) {
-			t.Errorf("a caller may publish to %s", subject)
-		}
+		mayNotPublish(t, nc, broken, subject)
 	}
 	for _, subject := range []string{
 		">", "*", "zoho.>", "zoho.requests.>", "zoho.requests.acme", "zoho.requests.other", "zoho.responses.>", "zoho.responses.other.*", "zoho.responses.*.a", "zoho.responses.*.>",
 		"zoho.tokens.*", "zoho.connections.acme", "zoho.claims.acme.*", "zoho.events.acme", "zoho.activity.>", "zoho.call.*", "zoho.call.acme", "zoho.hand.*", "zoho.orgs", "zoho.wake.>", "zoho.wake.acme", "zoho.workers.*", "zoho.queues.*",
 		"_INBOX.>", "_INBOX.*.*", "_INBOX.zoho-worker.>", "_INBOX.other.>", "$JS.>", "$JS.API.>", "$JS.EVENT.>", "$JS.ACK.>", "$SRV.>", "$SRV.PING", "$SYS.>", "$O.>",
 	} {
-		sub, err := nc.SubscribeSync(subject)
-		if err == nil && !violated(nc, broken, subject) {
-			t.Errorf("a caller may subscribe to %s", subject)
-		}
-		if sub != nil {
-			_ = sub.Unsubscribe()
-		}
+		mayNotSubscribe(t, nc, broken, subject)
 	}
 	// A queue group makes no difference.
 	if _, err := nc.QueueSubscribeSync("zoho.call.*", "q"); err == nil && !violated(nc, broken, "zoho.call.*") {
@@ -253,7 +305,7 @@ func TestPermissionsOfObserver(t *testing.T) {
 	}
 	for _, subject := range []string{
 		"$JS.API.STREAM.MSG.GET.ZOHO_RESPONSES", "$JS.API.STREAM.MSG.GET.ZOHO_CONNECTIONS", "$JS.API.STREAM.MSG.GET.ZOHO_TOKENS",
-		"$JS.API.CONSUMER.CREATE.ZOHO_RESPONSES", "$JS.API.STREAM.DELETE.ZOHO_DEAD", "zoho.requests.demo", "zoho.hand.demo", "zoho.queues.x",
+		"$JS.API.CONSUMER.CREATE.ZOHO_RESPONSES", "$JS.API.STREAM.DELETE.ZOHO_DEAD", "zoho.requests.demo", "zoho.hand.demo", "zoho.queues.x", "zoho.workers.x", "zoho.wake.demo", "zoho.claims.demo.one", "zoho.responses.demo.one",
 	} {
 		if _, err := nc.Request(subject, []byte(`{"last_by_subj":"zoho.responses.demo.one"}`), 300*time.Millisecond); err == nil {
 			t.Errorf("an observer may ask %s", subject)

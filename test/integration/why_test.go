@@ -1,15 +1,21 @@
 package integration
 
 import (
+	"encoding/json"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
 
+	"github.com/nats-io/nats.go"
+
+	"zoho-worker/internal/app"
 	"zoho-worker/internal/devbox"
 	"zoho-worker/internal/flow"
 	"zoho-worker/internal/inspect"
@@ -109,6 +115,68 @@ func TestWhy(t *testing.T) {
 	}
 }
 
+// What requests wait for is in the log too, in words: one line for an org, not one
+// for each request.
+func TestLogSaysWhatRequestsWaitFor(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, zohotest.Options{})
+	for name, id := range map[string]string{"full": "660", "paused": "770", "ordered": "880", "gone": "990"} {
+		r.Zoho.AddOrg(zohotest.Org{ID: id, Name: name, Concurrency: 2})
+		r.connect(name, id, 2)
+	}
+	if _, err := r.store.MarkRevoked(t.Context(), "gone", 1, "test"); err != nil {
+		t.Fatal(err)
+	}
+	long := func(c *app.Config) { c.CallTimeout, c.StopTimeout = 2*patience, 3*patience }
+	r.worker(long)
+	hold := r.Zoho.Hold(zohotest.BodyRead, zohotest.Match{Method: "POST", Path: "/crm/v8/Leads"})
+	defer hold.Release()
+	r.Zoho.Inject(zohotest.AnswerWith("limit", 429, "", "Retry-After", "90").On("GET", "/crm/v8/Accounts").Repeat(-1))
+	// They were stored a while ago, and moved from another lane since.
+	ago := time.Now().Add(-time.Minute).UTC().Format(time.RFC3339Nano)
+	publish := func(name string, d doc) {
+		t.Helper()
+		data, err := json.Marshal(d)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := r.js.PublishMsg(t.Context(), &nats.Msg{Subject: "zoho.requests." + name, Data: data, Header: nats.Header{"Zoho-Stored": {ago}}}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for i := range 12 {
+		publish("full", insert(fmt.Sprint("f", i), fmt.Sprint("Full", i)))
+		publish("paused", doc{"id": fmt.Sprint("p", i), "method": "GET", "url": "/v8/Accounts", "query": doc{"fields": "Account_Name"}})
+		ordered := insert(fmt.Sprint("o", i), fmt.Sprint("Ordered", i))
+		ordered["order_key"] = "k"
+		publish("ordered", ordered)
+		publish("gone", list(fmt.Sprint("g", i)))
+	}
+	lines := func() (found []string) {
+		for line := range strings.Lines(r.logs.text.String()) {
+			if strings.Contains(line, `msg="requests wait"`) {
+				found = append(found, strings.TrimSpace(line))
+			}
+		}
+		return found
+	}
+	for _, want := range []string{
+		`connection=full id=f2 .* requests=10 reason=place why="all 2 places of the org are taken by its calls under way"`,
+		`connection=paused id=p\d+ .* requests=12 reason=pause why="Zoho refuses more calls of the org \(429.*\), until 2`,
+		`connection=ordered id=o1 .* requests=11 reason=order why="it starts when the one before it is answered"`,
+		`connection=gone id="" waited_ms=0 requests=12 reason=authorization why="the connection is revoked: it has to be authorized again"`,
+	} {
+		form := regexp.MustCompile(want)
+		eventually(t, want, func() bool { return slices.ContainsFunc(lines(), form.MatchString) })
+	}
+	for _, line := range lines() {
+		t.Log(line)
+	}
+	if n := len(lines()); n > 8 {
+		t.Errorf("%d lines for four orgs", n)
+	}
+}
+
 // An org's limit and its pause change while the workers run.
 func TestLimitAndPauseChangeAtOnce(t *testing.T) {
 	t.Parallel()
@@ -155,7 +223,8 @@ func TestLimitAndPauseChangeAtOnce(t *testing.T) {
 	r.wantWhy("demo", "refused", inspect.Paused, "because Zoho answered 429")
 }
 
-// SIGHUP changes the log level of a running worker, and nothing else.
+// SIGHUP, or a changed file, changes the log level of a running worker, and nothing
+// else.
 func TestHangup(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, zohotest.Options{})
@@ -184,4 +253,11 @@ func TestHangup(t *testing.T) {
 	worker.signal(syscall.SIGHUP)
 	eventually(t, "the fault is told", func() bool { return strings.Contains(r.logs.text.String(), "configuration not taken") })
 	wantStatus(t, r.call("demo", list("still")), 200)
+	// Nobody needs to send a signal: a container may have nobody who could.
+	write("log-level: error\n")
+	eventually(t, "the file is seen", func() bool { return strings.Contains(r.logs.text.String(), "log_level=error") })
+	write("log-level: debug\n")
+	eventually(t, "the file is seen again", func() bool { return strings.Contains(r.logs.text.String(), "log_level=debug") })
+	wantStatus(t, r.call("demo", list("debugged")), 200)
+	eventually(t, "the request is logged", func() bool { return strings.Contains(r.logs.text.String(), "id=debugged") })
 }

@@ -1,0 +1,25 @@
+package consumer
+
+import (
+	"slices"
+	"testing"
+	"time"
+)
+
+// What goes on waiting is told more and more seldom, and never given up.
+func TestTelling(t *testing.T) {
+	t.Parallel()
+	begun := time.Now()
+	var kept telling
+	var told []int
+	for second := 0; second < 3600; second += 5 {
+		var due bool
+		if kept, due = kept.next(begun.Add(time.Duration(second) * time.Second)); due {
+			told = append(told, second)
+		}
+	}
+	want := []int{0, 30, 90, 210, 450, 930, 1530, 2130, 2730, 3330}
+	if !slices.Equal(told, want) {
+		t.Errorf("told at %v, want %v", told, want)
+	}
+}
