@@ -62,7 +62,7 @@ func (l *load) envelope(n int, pad string) []byte {
 
 func (l *load) heard(msg *nats.Msg) {
 	at := time.Now()
-	if !bytes.Contains(msg.Data[:min(len(msg.Data), 200)], []byte(`"status":20`)) {
+	if !bytes.Contains(msg.Data, []byte(`"status":20`)) {
 		l.faults.Add(1)
 		text := string(msg.Data[:min(len(msg.Data), 300)])
 		l.fault.CompareAndSwap(nil, &text)
