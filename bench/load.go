@@ -93,6 +93,11 @@ func (l *load) publish(connection string) error {
 // wave sends n requests to the connections by turns, with at most window
 // unanswered at a time, and waits for all the answers.
 func (l *load) wave(n, window int, connections ...string) error {
+	return l.bursts(n, 1, window, connections...)
+}
+
+// bursts is wave with so many requests in a row for each connection.
+func (l *load) bursts(n, burst, window int, connections ...string) error {
 	free := make(chan struct{}, window)
 	l.mu.Lock()
 	l.free = free
@@ -116,7 +121,7 @@ func (l *load) wave(n, window int, connections ...string) error {
 				return fmt.Errorf("no answer for %s: %d are missing%s", patience, want-l.count.Load(), l.complaint())
 			}
 		}
-		if err := l.publish(connections[i%len(connections)]); err != nil {
+		if err := l.publish(connections[i/burst%len(connections)]); err != nil {
 			return err
 		}
 	}

@@ -313,21 +313,17 @@ func (c *cell) steady(_ context.Context, l *load, p *process) error {
 	return err
 }
 
-// turns has one connection active after the other, for a burst each.
+// turns has one connection active after the other, for a burst each; what is in
+// flight is the same for any number of connections.
 func (c *cell) turns(_ context.Context, l *load, p *process) error {
-	each := func(n int) error {
-		for _, connection := range l.w.connectionIDs {
-			if err := l.wave(n, c.scenario.window, connection); err != nil {
-				return err
-			}
-		}
-		return nil
+	bursts := func(n int) error {
+		return l.bursts(n*len(l.w.connectionIDs), n, c.scenario.window, l.w.connectionIDs...)
 	}
-	if err := each(1); err != nil { // every connection has its token
+	if err := bursts(1); err != nil { // every connection has its token
 		return err
 	}
 	n := max(1, c.scaled(c.scenario.messages)/len(l.w.connectionIDs))
-	return c.timed(p, l.w.nats, n*len(l.w.connectionIDs), func() error { return each(n) })
+	return c.timed(p, l.w.nats, n*len(l.w.connectionIDs), func() error { return bursts(n) })
 }
 
 // backlog has the candidate, stopped meanwhile, work off what has piled up.

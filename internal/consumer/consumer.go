@@ -99,6 +99,7 @@ type Consumer struct {
 	leases    *lease.Book
 	gate      *gate
 	hand      *hand
+	removal   *removal
 	metrics   *metrics
 	census    census
 	consumers atomic.Int64  // of the stream, when it was last looked at
@@ -163,6 +164,9 @@ func (c *Consumer) Start(ctx context.Context) (err error) {
 	if c.stream, err = c.JetStream.Stream(ctx, RequestStream); err != nil {
 		return fmt.Errorf("open stream %s: %w", RequestStream, err)
 	}
+	if c.removal, err = newRemoval(c.Conn); err != nil {
+		return fmt.Errorf("hear of deletions: %w", err)
+	}
 	for _, known := range c.Connections.All() {
 		c.directory.put(known)
 	}
@@ -195,7 +199,7 @@ func (c *Consumer) Start(ctx context.Context) (err error) {
 		c.lookSoon()
 	}
 	c.loops.Go(c.lookOut)
-	c.alive.Go(func() { c.hand.keepAlive(c.calling) })
+	c.alive.Go(func() { c.hand.keepAlive(c.calling, c.removal.tick) })
 	return nil
 }
 
@@ -231,6 +235,9 @@ func (c *Consumer) Stop(ctx context.Context) {
 		c.Logger.Warn("stop budget is over: cutting the calls that are left", "in_flight", c.hand.len())
 		c.stopCall(ErrStopBudget)
 		<-done
+	}
+	if c.removal != nil {
+		c.removal.close()
 	}
 	c.leases.Close(ctx)
 	c.stopCall(nil)

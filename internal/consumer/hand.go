@@ -100,8 +100,9 @@ func (h *hand) leftovers(o *org) (n int) {
 	return n
 }
 
-// keepAlive tells the server that what is in hand is being worked on, until ctx ends.
-func (h *hand) keepAlive(ctx context.Context) {
+// keepAlive tells the server that what is in hand is being worked on, until ctx
+// ends, and calls also each time.
+func (h *hand) keepAlive(ctx context.Context, also func()) {
 	ticker := time.NewTicker(h.every)
 	defer ticker.Stop()
 	var alive []jetstream.Msg
@@ -111,6 +112,7 @@ func (h *hand) keepAlive(ctx context.Context) {
 			return
 		case <-ticker.C:
 		}
+		also()
 		alive = alive[:0]
 		h.mu.Lock()
 		for _, e := range h.held {

@@ -168,6 +168,7 @@ func (l *lane) pull(fresh, first bool) (done bool, err error) {
 	if err != nil {
 		return false, fmt.Errorf("create consumer %s: %w", l.durable(), err)
 	}
+	o.consumers.Add(1) // until the next look says how many there are
 	if first && !(fresh && o.crashed) {
 		l.inherit(source, source.CachedInfo())
 	}

@@ -30,6 +30,9 @@ import (
 // done takes the request off the stream.
 func (c *Consumer) done(e *entry) error {
 	if delivery := c.hand.delivery(e); delivery != nil {
+		if c.consumers.Load() > ackedMost {
+			return c.removal.settle(e.sequence, delivery)
+		}
 		return delivery.Ack()
 	}
 	return c.stream.DeleteMsg(c.calling, e.sequence)
