@@ -39,7 +39,7 @@ func main() {
 	upstream := flag.String("upstream", "", "be the upstream, with this directory for its certificate (the harness starts itself so)")
 	flag.IntVar(&s.repeat, "repeat", 3, "how often everything is measured; medians are reported")
 	flag.Float64Var(&s.scale, "scale", 1, "share of the messages that is sent")
-	flag.StringVar(&s.scenarios, "scenarios", "get,get-tls,post,flight,steady", "what to measure, of "+strings.Join(names(), ","))
+	flag.StringVar(&s.scenarios, "scenarios", "get,get-tls,post,flight,flight-200ms,steady", "what to measure, of "+strings.Join(names(), ","))
 	flag.StringVar(&s.candidates, "candidates", "", "who is measured; default: worker, baseline and the peers on the PATH")
 	flag.StringVar(&s.worker, "workers", "", "binaries of other workers, to be measured beside this one")
 	flag.StringVar(&s.keep, "keep", "", "directory for logs; default: one that is removed")
@@ -156,6 +156,8 @@ var scenarios = []scenario{
 	{name: "get-tls", method: "GET", secure: true, connections: 1, places: 64, flight: 64, window: 1000, messages: 30_000, run: (*cell).throughput},
 	{name: "post", method: "POST", connections: 1, places: 64, flight: 64, window: 1000, messages: 15_000, run: (*cell).throughput},
 	{name: "flight", method: "GET", peers: true, connections: 40, places: 25, flight: 1000, delay: 100 * time.Millisecond, window: 2000, messages: 30_000, run: (*cell).throughput},
+	// Half the rate, for a machine on which processors and not the worker end the one above.
+	{name: "flight-200ms", method: "GET", connections: 40, places: 25, flight: 1000, delay: 200 * time.Millisecond, window: 2000, messages: 20_000, run: (*cell).throughput},
 	{name: "flight-tls", method: "GET", secure: true, connections: 40, places: 25, flight: 1000, delay: 100 * time.Millisecond, window: 2000, messages: 30_000, run: (*cell).throughput},
 	{name: "steady", method: "GET", peers: true, connections: 1, places: 64, flight: 64, messages: 1000, run: (*cell).steady},
 	{name: "turns-10", method: "GET", connections: 10, places: 64, flight: 64, window: 64, messages: 20_000, run: (*cell).turns},
@@ -259,6 +261,9 @@ func (c *cell) timed(p, server *process, messages int, work func() error) error 
 		return fmt.Errorf("the upstream saw %d requests, not %d", got, messages)
 	}
 	c.add("/s", float64(messages)/took.Seconds())
+	if delay := c.scenario.delay; delay > 0 {
+		c.add("of the ideal", float64(messages)/took.Seconds()*delay.Seconds()/float64(c.scenario.flight))
+	}
 	c.add("µs", float64((after-spent).Microseconds())/float64(messages))
 	c.add("nats-server µs", float64((serving-served).Microseconds())/float64(messages))
 	c.add("new connections per request", float64(seen.Connections-before.Connections)/float64(messages))

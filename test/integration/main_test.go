@@ -1,6 +1,7 @@
 package integration
 
 import (
+	"flag"
 	"os"
 	"testing"
 
@@ -8,6 +9,13 @@ import (
 )
 
 func TestMain(m *testing.M) {
+	flag.Parse()
+	asked := false
+	flag.Visit(func(f *flag.Flag) { asked = asked || f.Name == "test.parallel" })
+	if !asked {
+		// Most of a test is waiting, for leases and timeouts as long as in production.
+		_ = flag.Set("test.parallel", "6")
+	}
 	goleak.VerifyTestMain(m, goleak.Cleanup(func(status int) {
 		if built.dir != "" {
 			_ = os.RemoveAll(built.dir)
