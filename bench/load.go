@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
 )
 
 // load publishes requests and hears the answers.
@@ -128,19 +129,24 @@ func (l *load) bursts(n, burst, window int, connections ...string) error {
 	return l.wait(want)
 }
 
-// backlog publishes n requests and waits until the server has stored them.
+// backlog publishes n requests and waits until the server has stored them: it
+// drops what comes faster than it can store, unless somebody waits for its word.
 func (l *load) backlog(n int, connections ...string) error {
+	var failed error
+	js, err := jetstream.New(l.w.nc, jetstream.WithPublishAsyncMaxPending(4096),
+		jetstream.WithPublishAsyncErrHandler(func(_ jetstream.JetStream, _ *nats.Msg, err error) { failed = err }))
+	if err != nil {
+		return err
+	}
 	for i := range n {
-		if err := l.publish(connections[i%len(connections)]); err != nil {
+		l.next++
+		if _, err := js.PublishAsync("zoho.requests."+connections[i%len(connections)], l.envelope(l.next, l.pad)); err != nil {
 			return err
 		}
-		if i%1000 == 999 {
-			if err := l.w.nc.Flush(); err != nil {
-				return err
-			}
-		}
 	}
-	return l.w.nc.Flush()
+	<-js.PublishAsyncComplete()
+	js.CleanupPublisher()
+	return failed
 }
 
 // wait waits until want answers were heard in all.
