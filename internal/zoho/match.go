@@ -14,8 +14,10 @@ type form struct {
 	open     bool // "…" stands at the end: any more segments, or none
 }
 
-var forms = func() map[string][]form {
-	all := make(map[string][]form)
+// forms are those that a method's paths can fit, by their number of segments; the
+// last are for all paths that have more than any pattern.
+var forms = func() map[string][][]form {
+	all, longest := make([]form, 0, len(rows)), 0
 	for i := range rows {
 		f := form{row: &rows[i]}
 		pattern, bulk := strings.CutPrefix(rows[i].pattern, "bulk:")
@@ -23,15 +25,20 @@ var forms = func() map[string][]form {
 		if last := len(f.segments) - 1; f.segments[last] == "…" {
 			f.segments, f.open = f.segments[:last], true
 		}
-		methods := []string{rows[i].method}
-		if rows[i].method == "" {
-			methods = []string{"GET", "POST", "PUT", "PATCH", "DELETE"}
-		}
-		for _, method := range methods {
-			all[method] = append(all[method], f)
+		all, longest = append(all, f), max(longest, len(f.segments))
+	}
+	fitting := make(map[string][][]form)
+	for _, method := range []string{"GET", "POST", "PUT", "PATCH", "DELETE"} {
+		fitting[method] = make([][]form, longest+2)
+		for n := range fitting[method] {
+			for _, f := range all {
+				if (f.method == "" || f.method == method) && (n == len(f.segments) || n > len(f.segments) && f.open) {
+					fitting[method][n] = append(fitting[method][n], f)
+				}
+			}
 		}
 	}
-	return all
+	return fitting
 }()
 
 // match returns the first row that a method and the path behind the version fit.
@@ -43,18 +50,21 @@ func match(method, path string, bulk bool) *row {
 		segment, rest, more = strings.Cut(rest, "/")
 		segments = append(segments, segment)
 	}
-	for i := range forms[method] {
-		if f := &forms[method][i]; f.bulk == bulk && f.fits(segments) {
+	of := forms[method]
+	if of == nil {
+		return nil
+	}
+	of = of[min(len(segments), len(of)-1):]
+	for i := range of[0] {
+		if f := &of[0][i]; f.bulk == bulk && f.fits(segments) {
 			return f.row
 		}
 	}
 	return nil
 }
 
+// fits reports whether the path, which has the right number of segments, fits.
 func (f *form) fits(path []string) bool {
-	if len(path) < len(f.segments) || len(path) > len(f.segments) && !f.open {
-		return false
-	}
 	for i, want := range f.segments {
 		have := path[i]
 		switch want {
