@@ -342,17 +342,17 @@ func TestCredits(t *testing.T) {
 		}
 	}
 	blocked("reserve")
-	used := r.Zoho.CreditsUsed(devbox.OrgID)
-	if used < 190 || used > 196 { // the reserve is a tenth of what is left and what we used
+	// The reserve is a tenth of what is left and what we used. What has been started
+	// may not have arrived at Zoho yet.
+	eventually(t, "bulk requests use what they may", func() bool { return r.Zoho.CreditsUsed(devbox.OrgID) >= 190 })
+	if used := r.Zoho.CreditsUsed(devbox.OrgID); used > 196 {
 		t.Errorf("%d credits are used", used)
 	}
 	for i := range n {
 		r.publish("demo", list(fmt.Sprint("now-", i)))
 	}
 	blocked("credits")
-	if used := r.Zoho.CreditsUsed(devbox.OrgID); used != 200 {
-		t.Errorf("%d credits are used", used)
-	}
+	eventually(t, "all credits are used", func() bool { return r.Zoho.CreditsUsed(devbox.OrgID) == 200 })
 	if c := r.Zoho.Counts(devbox.OrgID); c.Refused.Sum() != 0 {
 		t.Errorf("refused: %+v", c.Refused)
 	}
