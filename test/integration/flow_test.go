@@ -367,16 +367,16 @@ func TestLimitsFall(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, zohotest.Options{})
 	r.limited(zohotest.Limits{Concurrency: 20, SubConcurrency: 10})
-	r.Zoho.SetLatency(10 * time.Millisecond)
-	r.worker()
-	r.worker()
+	r.Zoho.SetLatency(50 * time.Millisecond)
 	const n = 600
 	for i := range n {
 		r.publish("demo", list(fmt.Sprint("r-", i)))
-		if i == n/4 {
-			r.Zoho.SetLimits(devbox.OrgID, zohotest.Limits{Concurrency: 6, SubConcurrency: 10})
-		}
 	}
+	r.worker()
+	r.worker()
+	calls := zohotest.Match{Method: "GET", Path: "/crm/v8/Leads"}
+	eventually(t, "the org is busy", func() bool { return len(r.Zoho.Find(calls)) >= n/4 })
+	r.Zoho.SetLimits(devbox.OrgID, zohotest.Limits{Concurrency: 6, SubConcurrency: 10})
 	for id, response := range r.awaitAll("demo", n) {
 		if response.Status != 200 || response.Error != nil {
 			t.Fatalf("%s is %s", id, response.AppendJSON(nil))
