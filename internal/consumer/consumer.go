@@ -100,6 +100,7 @@ type Consumer struct {
 	gate      *gate
 	hand      *hand
 	removal   *removal
+	runners   *runners
 	metrics   *metrics
 	census    census
 	consumers atomic.Int64  // of the stream, when it was last looked at
@@ -150,6 +151,7 @@ func New(o Options) *Consumer {
 	})
 	c.metrics = newMetrics(o.Metrics, c)
 	c.pulling, c.stopPull = context.WithCancel(context.Background())
+	c.runners = newRunners(c.pulling)
 	c.calling, c.stopCall = context.WithCancelCause(context.Background())
 	return c
 }
@@ -199,7 +201,12 @@ func (c *Consumer) Start(ctx context.Context) (err error) {
 		c.lookSoon()
 	}
 	c.loops.Go(c.lookOut)
-	c.alive.Go(func() { c.hand.keepAlive(c.calling, c.removal.tick) })
+	c.alive.Go(func() {
+		c.hand.keepAlive(c.calling, func() {
+			c.removal.tick()
+			c.endIdle()
+		})
+	})
 	return nil
 }
 

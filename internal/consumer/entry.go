@@ -87,7 +87,7 @@ func (o *org) arrived(l *lane, msg jetstream.Msg) {
 	taken := o.hand.take(e)
 	o.mu.Lock()
 	l.received++
-	l.wanted = false
+	l.wanted, l.came = false, e.since
 	if !taken {
 		o.mu.Unlock()
 		return // in hand already: the consumer was made anew, or the server thought this worker dead
@@ -118,8 +118,8 @@ func (c *Consumer) decode(e *entry) {
 		return
 	}
 	e.digest = request.Digest()
-	var w zoho.Weight
-	e.op, w = zoho.Weigh(request)
+	e.op = zoho.OperationOf(request.Method, request.Path)
+	w := e.op.Weigh(request)
 	e.ask = flow.Ask{Connection: e.connection, Heavy: w.Heavy, Bulk: e.lane != nil && e.lane.lane.bulk(), Credits: w.Credits}
 }
 

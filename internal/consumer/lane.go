@@ -4,11 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"sync"
 	"time"
 
-	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 )
 
@@ -56,6 +56,7 @@ type lane struct {
 	// or handed one over.
 	wanted   bool
 	messages jetstream.MessagesContext
+	came     time.Time  // when a request came last, or it was begun to be pulled from
 	room     *sync.Cond // inHand fell, or the lane was closed
 }
 
@@ -78,7 +79,7 @@ func (l *lane) config() jetstream.ConsumerConfig {
 }
 
 // Pulls are open for expiry and show that the server is there every heartbeat.
-// A lane without a request for idle is no longer pulled from.
+// A lane that has had no request for idle is soon no longer pulled from.
 const (
 	pullExpiry    = 10 * time.Second
 	pullHeartbeat = 2 * time.Second
@@ -183,12 +184,10 @@ func (l *lane) pull(fresh, first bool) (done bool, err error) {
 	}
 	defer l.drain(messages)
 	for l.hasRoom() {
-		msg, err := messages.Next(jetstream.NextMaxWait(idle))
+		msg, err := messages.Next()
 		switch {
 		case err == nil:
 			o.arrived(l, msg)
-		case errors.Is(err, nats.ErrTimeout):
-			return true, nil
 		case errors.Is(err, jetstream.ErrMsgIteratorClosed):
 			return true, nil
 		case errors.Is(err, jetstream.ErrNoHeartbeat), errors.Is(err, jetstream.ErrConsumerDeleted), errors.Is(err, jetstream.ErrConsumerNotFound):
@@ -259,8 +258,24 @@ func (o *org) putOnTrial() {
 func (l *lane) opened(messages jetstream.MessagesContext) bool {
 	l.org.mu.Lock()
 	defer l.org.mu.Unlock()
-	l.messages = messages
+	l.messages, l.came = messages, time.Now()
 	return !l.closed
+}
+
+// endIdle ends the pulls of lanes that have had no request for a while.
+func (c *Consumer) endIdle() {
+	c.mu.Lock()
+	orgs := slices.Collect(maps.Values(c.orgs))
+	c.mu.Unlock()
+	for _, o := range orgs {
+		o.mu.Lock()
+		for _, l := range o.lanes {
+			if l.messages != nil && l.inHand == 0 && time.Since(l.came) >= idle {
+				l.messages.Drain()
+			}
+		}
+		o.mu.Unlock()
+	}
 }
 
 // hasRoom waits until the lane may take another request in hand; false: it is closed.

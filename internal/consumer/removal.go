@@ -2,48 +2,48 @@ package consumer
 
 import (
 	"strconv"
-	"sync"
+	"sync/atomic"
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 )
 
-// removal takes settled requests off a stream that has many consumers. An ack has
-// the server look at every consumer, for whether it wants the message too
-// (measured: 0.5 µs of its processor time for each of them). For a message that is
-// gone there is no such look. So the message is deleted first, and acked when the
-// server says that it is gone, or says nothing for too long.
+// removal takes settled requests off the stream. An ack has the server look at
+// every consumer of the stream, for whether it wants the message too (measured:
+// 0.5 µs of its processor time for each of them); a deletion has it look at the
+// consumer that has the message, and ends the delivery as an ack does. So where
+// there are many consumers, the message is deleted.
+//
+// A deletion that is lost is a lost ack: the request comes again after AckWait.
 type removal struct {
 	conn  *nats.Conn
-	inbox string // what the server answers to, before the sequence
+	inbox string // before the number of the deletion
 	sub   *nats.Subscription
 
-	mu sync.Mutex
-	// asked are the deliveries whose messages are being deleted, by sequence; late
-	// those that were when the last tick came.
-	asked, late map[uint64]jetstream.Msg
+	asked atomic.Uint64 // deletions
+	done  atomic.Uint64 // as far as the server has told
 }
 
 const (
-	// ackedMost is up to how many consumers of the stream an ack costs less than a
-	// deletion and its answer.
+	// ackedMost is up to how many consumers of the stream an ack costs the server
+	// less than a deletion.
 	ackedMost = 128
-	// askedMost bounds the deletions under way: what is beyond is acked as it is.
-	askedMost = 512
+	// deletionsMost bounds the deletions under way: the server drops all that wait
+	// for their turn if there are too many (10,000), whoever asked.
+	deletionsMost = 512
+	// toldEvery is how many deletions share one answer. The server carries out none
+	// that doesn't say where to answer to, but nobody has to listen there.
+	toldEvery = 64
 
 	deletion = "$JS.API.STREAM.MSG.DELETE." + RequestStream
 )
 
 func newRemoval(conn *nats.Conn) (*removal, error) {
-	r := &removal{conn: conn, inbox: conn.NewInbox() + ".", asked: map[uint64]jetstream.Msg{}}
+	r := &removal{conn: conn, inbox: conn.NewInbox()}
 	var err error
-	r.sub, err = conn.Subscribe(r.inbox+"*", func(m *nats.Msg) {
-		// Deleted, or it can't be: an ack is right in either case. One that is lost
-		// costs a place of the consumer's until AckWait.
-		if sequence, err := strconv.ParseUint(m.Subject[len(r.inbox):], 10, 64); err == nil {
-			if delivery := r.take(sequence); delivery != nil {
-				_ = delivery.Ack()
-			}
+	r.sub, err = conn.Subscribe(r.inbox+".*", func(m *nats.Msg) {
+		if n, err := strconv.ParseUint(m.Subject[len(r.inbox)+1:], 10, 64); err == nil {
+			r.done.Store(n)
 		}
 	})
 	return r, err
@@ -51,53 +51,23 @@ func newRemoval(conn *nats.Conn) (*removal, error) {
 
 // settle takes a request off the stream.
 func (r *removal) settle(sequence uint64, delivery jetstream.Msg) error {
-	r.mu.Lock()
-	full := len(r.asked) >= askedMost
-	if !full {
-		r.asked[sequence] = delivery
-	}
-	r.mu.Unlock()
-	if full {
+	if r.asked.Load()-r.done.Load() >= deletionsMost {
 		return delivery.Ack()
+	}
+	n := r.asked.Add(1)
+	answer := r.inbox
+	if n%toldEvery == 0 {
+		answer += "." + strconv.FormatUint(n, 10)
 	}
 	var room [64]byte
 	ask := append(room[:0], `{"seq":`...)
 	ask = strconv.AppendUint(ask, sequence, 10)
 	ask = append(ask, `,"no_erase":true}`...)
-	if err := r.conn.PublishRequest(deletion, r.inbox+strconv.FormatUint(sequence, 10), ask); err != nil {
-		r.take(sequence)
-		return err // the connection's: an ack would fare no better
-	}
-	return nil
+	return r.conn.PublishRequest(deletion, answer, ask)
 }
 
-func (r *removal) take(sequence uint64) jetstream.Msg {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	for _, of := range []map[uint64]jetstream.Msg{r.asked, r.late} {
-		if delivery := of[sequence]; delivery != nil {
-			delete(of, sequence)
-			return delivery
-		}
-	}
-	return nil
-}
+// tick forgets answers that were lost, as with the connection.
+func (r *removal) tick() { r.done.Store(r.asked.Load()) }
 
-// tick acks what has waited since before the last tick: the answer is lost, as
-// with the connection.
-func (r *removal) tick() {
-	r.mu.Lock()
-	late := r.late
-	r.asked, r.late = map[uint64]jetstream.Msg{}, r.asked
-	r.mu.Unlock()
-	for _, delivery := range late {
-		_ = delivery.Ack()
-	}
-}
-
-// close acks what is left.
-func (r *removal) close() {
-	_ = r.sub.Unsubscribe()
-	r.tick()
-	r.tick()
-}
+// close ends the listening.
+func (r *removal) close() { _ = r.sub.Unsubscribe() }

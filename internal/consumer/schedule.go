@@ -70,7 +70,7 @@ func (l *lane) settle() {
 // gives it up.
 func (o *org) dispatch() {
 	if e := o.advance(); e != nil {
-		go o.run(e)
+		o.runners.run(e)
 	}
 }
 
@@ -102,7 +102,7 @@ func (o *org) advance() (last *entry) {
 		}
 		o.start(e, now)
 		if last != nil {
-			go o.run(last)
+			o.runners.run(last)
 		}
 		last = e
 	}
@@ -229,7 +229,7 @@ func (l *lane) head(now time.Time) (e *entry, reason flow.Reason, until time.Tim
 	return e, reason, until
 }
 
-// start takes an entry that is first in its line for started, which run carries
+// start takes an entry that is first in its line for started, which carry carries
 // out; the lock is held. One that is answered without a call takes no place.
 func (o *org) start(e *entry, now time.Time) {
 	l := e.lane
@@ -256,14 +256,8 @@ func (o *org) start(e *entry, now time.Time) {
 	o.requests.Add(1)
 }
 
-// run carries out an entry that was started, and what can be started then.
-func (o *org) run(e *entry) {
-	for e != nil {
-		e = o.carry(e)
-	}
-}
-
-// carry carries an entry as far as it can be now, and returns the next to run.
+// carry carries an entry that was started as far as it can be now, and returns the
+// next one, which was started meanwhile.
 func (o *org) carry(e *entry) (next *entry) {
 	defer o.requests.Done()
 	onTrial := e.suspect && !e.idle

@@ -68,7 +68,7 @@ func (c *Consumer) work(queue string, e *entry) (wait *relay.Wait) {
 	}
 	failpoint.Hit(failpoint.Decoded)
 	result := c.Relay.Do(s.ctx, &relay.Delivery{
-		Connection: e.connection, Request: e.request, Digest: e.digest,
+		Connection: e.connection, Request: e.request, Operation: e.op, Digest: e.digest,
 		ReceivedAt: e.stored, Redelivered: e.again, Stopping: c.pulling.Done(), Observer: e,
 		Waited: e.waited,
 	})

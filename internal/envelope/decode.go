@@ -53,7 +53,7 @@ type draft struct {
 }
 
 // Decode decodes and validates a request that the server stored at received.
-// The request's body aliases data.
+// The request's body and texts alias data, which must not be written to any more.
 //
 // Every error is an *Error, InvalidRequest or TooLarge, and comes with a
 // Request that holds the ID and the ReplyTo, each only if it could be read and
@@ -161,7 +161,7 @@ func (d *Decoder) field(s *scanner, r *draft, field int) {
 				s.refuse(inSchema, "must be 1 to 128 of A-Z a-z 0-9 _ -")
 				return
 			}
-			r.ID = string(id)
+			r.ID = view(id)
 		}
 	case fieldMethod:
 		if text, ok := s.text(); ok {
@@ -188,7 +188,7 @@ func (d *Decoder) field(s *scanner, r *draft, field int) {
 				s.refuse(rule, why)
 				return
 			}
-			r.ReplyTo = string(text)
+			r.ReplyTo = view(text)
 		}
 	case fieldDeadline:
 		if text, ok := s.text(); ok {
@@ -384,11 +384,11 @@ func (r *draft) finish(s *scanner, received time.Time) {
 			s.refuse(ruleBytes, "must have at most 8192 bytes once encoded, together with url's own")
 		}
 		joined := append(make([]byte, 0, size), r.urlQuery...)
-		r.RawQuery = string(append(append(joined, '&'), r.query...))
+		r.RawQuery = view(append(append(joined, '&'), r.query...))
 	} else if len(r.query) > 0 {
-		r.RawQuery = string(r.query)
+		r.RawQuery = view(r.query)
 	} else {
-		r.RawQuery = string(r.urlQuery)
+		r.RawQuery = view(r.urlQuery)
 	}
 	if r.UniqueField != "" && s.fault == nil {
 		s.field = "unique_field"

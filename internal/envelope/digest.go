@@ -26,10 +26,15 @@ func (r *Request) Digest() (sum [32]byte) {
 	part(r.Method)
 	part(r.Path)
 	part(r.RawQuery)
-	headers := make([]Header, 0, 16)
+	var room [8]Header
+	headers := room[:0]
+	names := d.names[:0]
 	for _, header := range r.Headers {
-		headers = append(headers, Header{Name: lower(header.Name), Value: header.Value})
+		from := len(names)
+		names = appendLower(names, header.Name)
+		headers = append(headers, Header{Name: view(names[from:]), Value: header.Value})
 	}
+	d.names = names
 	slices.SortFunc(headers, func(a, b Header) int {
 		return cmp.Or(cmp.Compare(a.Name, b.Name), cmp.Compare(a.Value, b.Value))
 	})
@@ -64,6 +69,7 @@ func (r *Request) Digest() (sum [32]byte) {
 type digester struct {
 	hash  hash.Hash
 	parts []byte
+	names []byte // of headers, in small letters
 }
 
 var digesters = sync.Pool{New: func() any { return &digester{hash: sha256.New()} }}

@@ -80,9 +80,9 @@ func (r *Response) AppendJSON(dst []byte) []byte {
 	dst = append(dst, `,"attempts":`...)
 	dst = strconv.AppendInt(dst, int64(r.Attempts), 10)
 	dst = append(dst, `,"received_at":"`...)
-	dst = r.ReceivedAt.UTC().AppendFormat(dst, timeFormat)
+	dst = appendTime(dst, r.ReceivedAt)
 	dst = append(dst, `","finished_at":"`...)
-	dst = r.FinishedAt.UTC().AppendFormat(dst, timeFormat)
+	dst = appendTime(dst, r.FinishedAt)
 	dst = append(dst, '"')
 	if r.Outcome != "" {
 		dst = appendField(append(dst, ','), "outcome", r.Outcome)
@@ -117,6 +117,15 @@ func (r *Response) AppendJSON(dst []byte) []byte {
 		dst = append(dst, '}')
 	}
 	return append(dst, '}')
+}
+
+// appendTime appends t in timeFormat. AppendFormat writes no layout but RFC 3339's
+// own in one go.
+func appendTime(dst []byte, t time.Time) []byte {
+	t = t.UTC()
+	dst = t.AppendFormat(dst, time.RFC3339)
+	ms := t.Nanosecond() / int(time.Millisecond)
+	return append(dst[:len(dst)-1], '.', byte('0'+ms/100), byte('0'+ms/10%10), byte('0'+ms%10), 'Z')
 }
 
 // appendField appends "name":"value". The name must need no escaping.

@@ -49,7 +49,7 @@ func headersField(s *scanner) []Header {
 			s.refuse(ruleBytes, "must have at most 16384 bytes of names and values")
 			return nil
 		}
-		h := Header{Name: name, Value: string(value)}
+		h := Header{Name: name, Value: view(value)}
 		if !httpguts.ValidHeaderFieldValue(h.Value) {
 			s.refuse(inSchema, "must not have control characters in a value")
 			return nil
@@ -66,7 +66,7 @@ func headerName(s *scanner, raw []byte) (string, bool) {
 	if !ok {
 		return "", s.refuse(ruleSurrogate, "must not have half a surrogate pair (\\ud800 to \\udfff) in a name")
 	}
-	name := string(key)
+	name := view(key)
 	if len(name) > maxHeaderName || !httpguts.ValidHeaderFieldName(name) {
 		return "", s.refuse(inSchema, "must have names of 1 to 128 letters, digits or !#$%&'*+-.^_`|~")
 	}

@@ -1,9 +1,13 @@
 package envelope
 
 import (
+	"bytes"
+	"encoding/binary"
+	"math/bits"
 	"strconv"
 	"unicode/utf16"
 	"unicode/utf8"
+	"unsafe"
 )
 
 // scanner walks once through a JSON document. It keeps the first fault and
@@ -114,22 +118,42 @@ var plain = func() (t [256]bool) {
 	return t
 }()
 
+// plainPrefix returns how many plain bytes b begins with. It looks at eight at a time.
+func plainPrefix(b []byte) (n int) {
+	const low, high = 0x0101010101010101, 0x8080808080808080
+	for ; n+8 <= len(b); n += 8 {
+		w := binary.LittleEndian.Uint64(b[n:])
+		quote, slash := w^(low*'"'), w^(low*'\\')
+		// The high bit of the first byte that is below a space, or 0 once what is
+		// looked for is taken away; of those behind it, some are wrong.
+		found := ((w - low*' ') &^ w) | ((quote - low) &^ quote) | ((slash - low) &^ slash)
+		if found &= high; found != 0 {
+			return n + bits.TrailingZeros64(found)/8
+		}
+	}
+	for n < len(b) && plain[b[n]] {
+		n++
+	}
+	return n
+}
+
 // rawString reads a string and returns what stands between the quotes.
 func (s *scanner) rawString() ([]byte, bool) {
 	if s.peek() != '"' {
 		return nil, s.syntax()
 	}
 	start := s.pos + 1
-	for i := start; i < len(s.data); i++ {
-		c := s.data[i]
-		if plain[c] {
-			continue
+	for i := start; ; i++ {
+		i += plainPrefix(s.data[i:])
+		s.pos = i
+		if i == len(s.data) {
+			return nil, s.syntax()
 		}
+		c := s.data[i]
 		if c == '"' {
 			s.pos = i + 1
 			return s.data[start:i:i], true
 		}
-		s.pos = i
 		if c != '\\' || i+1 == len(s.data) {
 			return nil, s.syntax()
 		}
@@ -145,8 +169,6 @@ func (s *scanner) rawString() ([]byte, bool) {
 			return nil, s.syntax()
 		}
 	}
-	s.pos = len(s.data)
-	return nil, s.syntax()
 }
 
 // skip reads one value of any type. JSON's grammar is checked to the last
@@ -271,11 +293,8 @@ func (s *scanner) text() ([]byte, bool) {
 // unquote resolves the escapes of a string that rawString returned. It returns
 // false, and U+FFFD in its place, for half a surrogate pair.
 func unquote(raw []byte) (text []byte, ok bool) {
-	i := 0
-	for i < len(raw) && raw[i] != '\\' {
-		i++
-	}
-	if i == len(raw) {
+	i := bytes.IndexByte(raw, '\\')
+	if i < 0 {
 		return raw, true
 	}
 	ok = true
@@ -321,6 +340,9 @@ func unquote(raw []byte) (text []byte, ok bool) {
 	}
 	return text, ok
 }
+
+// view returns b as a string, without a copy. Documents are never written to.
+func view(b []byte) string { return unsafe.String(unsafe.SliceData(b), len(b)) }
 
 func hex4(b []byte) (r rune, ok bool) {
 	if len(b) < 4 {

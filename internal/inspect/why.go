@@ -248,7 +248,7 @@ func (r *Reader) explain(ctx context.Context, w *Why, msg *jetstream.RawStreamMs
 	request, err := (&envelope.Decoder{MaxBytes: 64 << 20, ReplyPrefixes: []string{""}}).Decode(msg.Data, w.StoredAt)
 	if err == nil {
 		w.request, w.Deadline = request, request.Deadline
-		_, w.weight = zoho.Weigh(request)
+		w.weight = zoho.OperationOf(request.Method, request.Path).Weigh(request)
 	}
 	var hand *consumer.InHand
 	var record *connection.Connection

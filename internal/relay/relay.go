@@ -37,6 +37,8 @@ import (
 type Delivery struct {
 	Connection string
 	Request    *envelope.Request
+	// Operation is what the request asks for.
+	Operation zoho.Operation
 	// Digest is the request's content, see envelope.Request.Digest.
 	Digest [32]byte
 	// ReceivedAt is when the server stored the request, by its clock.
@@ -169,7 +171,7 @@ func New(o Options) *Relay {
 // Do carries the request out as far as it can be now. It blocks for the length
 // of the calls and the pauses between them, so its caller keeps the message alive.
 func (r *Relay) Do(ctx context.Context, d *Delivery) Result {
-	j := &job{Relay: r, Delivery: d, once: !zoho.Repeatable(d.Request)}
+	j := &job{Relay: r, Delivery: d, once: !d.Operation.MayRepeat(d.Request)}
 	return j.finish(ctx, j.do(ctx))
 }
 
@@ -351,7 +353,7 @@ func (j *job) attempt(ctx context.Context) *zoho.Answer {
 	}
 	ctx, span := trace.BeginCall(ctx, "attempt")
 	j.sent = true // until it is proved otherwise, a panic included
-	answer := j.exchange(ctx, call, zoho.Cost(j.Request, call.Body))
+	answer := j.exchange(ctx, call, j.Operation.Cost(j.Request, call.Body))
 	if span.On() {
 		span.String("http.request.method", call.Method)
 		span.String("url.path", call.Path)

@@ -2,6 +2,7 @@ package zoho
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -13,6 +14,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -374,6 +376,68 @@ func TestWhatTheKernelTook(t *testing.T) {
 				t.Errorf("%d bytes of %d taken: %d permits, answer %+v", n, size, permits, a)
 			}
 		}
+	}
+}
+
+// A real kernel that takes a request in pieces, and one that takes nothing.
+func TestRealKernel(t *testing.T) {
+	t.Parallel()
+	listener, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = listener.Close() })
+	where := place{"http", listener.Addr().String()}
+	connect := func() (client, server *net.TCPConn) {
+		t.Helper()
+		c, err := (&net.Dialer{}).DialContext(t.Context(), "tcp", where.host)
+		if err != nil {
+			t.Fatal(err)
+		}
+		s, err := listener.Accept()
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _, _ = c.Close(), s.Close() })
+		client, server = c.(*net.TCPConn), s.(*net.TCPConn)
+		return client, server
+	}
+
+	// Neither buffer holds the request: what the kernel doesn't take at once is
+	// written when there is room, and once.
+	client, server := connect()
+	if err := errors.Join(client.SetWriteBuffer(1024), server.SetReadBuffer(1024)); err != nil {
+		t.Fatal(err)
+	}
+	k := newKept(client, where)
+	head, body := []byte("POST /crm/v8/Leads HTTP/1.1\r\n\r\n"), bytes.Repeat([]byte("x"), 1<<20)
+	arrived := make(chan []byte, 1)
+	go func() {
+		got := make([]byte, len(head)+len(body))
+		n, _ := io.ReadFull(server, got)
+		arrived <- got[:n]
+		_, _ = server.Write([]byte("HTTP/1.1 204 No Content\r\n\r\n"))
+	}()
+	if err := k.send(head, body); err != nil {
+		t.Error(err)
+	}
+	var r reply
+	if again, err := k.read(&r, 1<<20); err != nil || !again || r.status != 204 {
+		t.Errorf("again %v, status %d, %v", again, r.status, err)
+	}
+	if got := <-arrived; !bytes.Equal(got, append(head, body...)) || k.out.Load() != int64(len(got)) {
+		t.Errorf("%d bytes arrived, %d were counted", len(got), k.out.Load())
+	}
+
+	// This end may write no more.
+	client, _ = connect()
+	if err := client.CloseWrite(); err != nil {
+		t.Fatal(err)
+	}
+	c := newClient(t, "http://"+where.host)
+	c.pool.put(newKept(client, where))
+	if a := do(t, c, insert()); !a.Unsent || !errors.Is(a.Err, syscall.EPIPE) || !strings.Contains(a.Err.Error(), "write tcp 127.0.0.1:") {
+		t.Errorf("answer %+v", a)
 	}
 }
 

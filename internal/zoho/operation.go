@@ -171,7 +171,8 @@ func OperationOf(method, path string) Operation {
 	return Operation{Name: other, Repeatable: safe, Credits: 1}
 }
 
-// Repeatable reports whether r can be sent twice without doing more than once.
+// MayRepeat reports whether r, a request of the operation, can be sent twice
+// without doing more than once.
 // Besides what the table says, that is
 //   - an insert of one record whose unique_field holds the request's id, so
 //     that a repetition is refused with DUPLICATE_DATA (zoho-facts 6);
@@ -181,16 +182,15 @@ func OperationOf(method, path string) Operation {
 //     and compared uncut, so that it isn't found (zoho-facts 6, S81).
 //
 // In doubt it says no: then the request is claimed and sent once.
-func Repeatable(r *envelope.Request) bool {
-	op := OperationOf(r.Method, r.Path)
+func (o Operation) MayRepeat(r *envelope.Request) bool {
 	switch {
-	case op.Repeatable:
+	case o.Repeatable:
 		return true
 	case r.Body.Kind != envelope.JSONBody:
 		return false
-	case op.Name == "records.insert":
+	case o.Name == "records.insert":
 		return r.UniqueField != "" && carriesID(r.Body.Data, r.UniqueField, r.ID)
-	case op.Name == "records.upsert":
+	case o.Name == "records.upsert":
 		return checksDuplicates(r.Body.Data)
 	}
 	return false

@@ -98,7 +98,7 @@ func TestTable(t *testing.T) {
 	}
 }
 
-func TestRepeatable(t *testing.T) {
+func TestMayRepeat(t *testing.T) {
 	t.Parallel()
 	const insertPath, upsertPath = "/crm/v8/Leads", "/crm/v8/Leads/upsert"
 	for _, row := range []struct {
@@ -141,10 +141,10 @@ func TestRepeatable(t *testing.T) {
 		if row.body != "" {
 			r.Body = envelope.Body{Kind: envelope.JSONBody, Data: []byte(row.body)}
 		}
-		if got := Repeatable(r); got != row.want {
+		if got := OperationOf(r.Method, r.Path).MayRepeat(r); got != row.want {
 			t.Errorf("%s: %v", row.name, got)
 		}
-		if r.Body.Kind = envelope.ObjectBody; row.method == "POST" && row.name != "coql" && Repeatable(r) {
+		if r.Body.Kind = envelope.ObjectBody; row.method == "POST" && row.name != "coql" && OperationOf(r.Method, r.Path).MayRepeat(r) {
 			t.Errorf("%s: repeatable with a body that isn't seen", row.name)
 		}
 	}

@@ -15,48 +15,109 @@ import (
 // kept is a connection to Zoho, of one call at a time: whoever took it out of
 // the pool, or dialled it, owns it.
 type kept struct {
-	raw   net.Conn // TCP
-	link  net.Conn // what requests are written to: raw, or TLS over it
-	where place
-	out   atomic.Int64    // bytes that the kernel took
-	probe syscall.RawConn // of raw; nil where there is none
-	look  func(uintptr) bool
-	still bool // what look saw
-	wait  func(uintptr) bool
-	woken bool   // wait was called before
-	buf   []byte // read and not used yet: buf[r:w]
-	r, w  int
-	since time.Time // when it became idle
+	raw    net.Conn // TCP
+	link   net.Conn // what requests are written to: raw, or TLS over it
+	where  place
+	out    atomic.Int64    // bytes that the kernel took
+	socket syscall.RawConn // of raw; nil where there is none
+	look   func(uintptr) bool
+	still  bool   // what look saw
+	buf    []byte // read and not used yet: buf[r:w]
+	r, w   int
+	since  time.Time // when it became idle
+
+	// Of flush.
+	held     *[]byte // what is to be written; nil: what is written goes out at once
+	transmit func(uintptr) bool
+	begun    bool  // transmit was called
+	failed   error // to write
 }
 
-// Write and Read of the connection below TLS, with the count.
-type counted struct {
+// below is the connection below TLS, with the count.
+type below struct {
 	net.Conn
-	out *atomic.Int64
+	k *kept
 }
 
-func (c counted) Write(p []byte) (int, error) {
-	n, err := c.Conn.Write(p)
-	c.out.Add(int64(n))
+// Write writes p, or holds it for flush.
+func (b below) Write(p []byte) (int, error) {
+	if b.k.held != nil {
+		*b.k.held = append(*b.k.held, p...)
+		return len(p), nil
+	}
+	n, err := b.Conn.Write(p)
+	b.k.out.Add(int64(n))
 	return n, err
 }
 
 func newKept(raw net.Conn, where place) *kept {
 	k := &kept{raw: raw, where: where}
-	k.link = counted{raw, &k.out}
-	if s, ok := raw.(syscall.Conn); ok {
-		k.probe, _ = s.SyscallConn()
+	k.link = below{raw, k}
+	if k.socket = socketOf(raw); k.socket != nil {
 		k.look = func(fd uintptr) bool {
 			k.still = silent(fd)
 			return true
 		}
-		k.wait = func(fd uintptr) bool {
-			there := k.woken || !empty(fd)
-			k.woken = true
-			return there
+		k.transmit = func(fd uintptr) bool {
+			if k.begun {
+				return true // there is something to be read
+			}
+			k.begun = true
+			k.failed = k.writeOut(fd)
+			k.release()
+			return k.failed != nil
 		}
 	}
 	return k
+}
+
+// send writes a request and, where the system allows it, waits until there is
+// something to be read. To write and to wait are one step there, which costs no
+// look whether the answer has come meanwhile, and no memory while it comes. An
+// error is one of writing: that of waiting is the reading's, too.
+func (k *kept) send(head, body []byte) error {
+	whole := buffers.Get().(*[]byte)
+	*whole = append(append((*whole)[:0], head...), body...)
+	if k.socket == nil {
+		_, err := k.link.Write(*whole)
+		buffers.Put(whole)
+		return err
+	}
+	k.held = buffers.Get().(*[]byte)
+	*k.held = (*k.held)[:0]
+	defer k.release()
+	_, err := k.link.Write(*whole)
+	buffers.Put(whole)
+	if err != nil {
+		return err
+	}
+	k.begun, k.failed = false, nil
+	if err := k.socket.Read(k.transmit); !k.begun {
+		return err
+	}
+	return k.failed
+}
+
+// writeOut gives the kernel what is held.
+func (k *kept) writeOut(fd uintptr) error {
+	n, err := write(fd, *k.held)
+	k.out.Add(int64(n))
+	switch {
+	case err != nil:
+		return &net.OpError{Op: "write", Net: "tcp", Source: k.raw.LocalAddr(), Addr: k.raw.RemoteAddr(), Err: os.NewSyscallError("write", err)}
+	case n < len(*k.held): // its buffer is full
+		n, err = k.raw.Write((*k.held)[n:])
+		k.out.Add(int64(n))
+	}
+	return err
+}
+
+// release gives back what was held.
+func (k *kept) release() {
+	if k.held != nil {
+		buffers.Put(k.held)
+		k.held = nil
+	}
 }
 
 func (k *kept) close() {
@@ -75,7 +136,7 @@ func (k *kept) cut() { _ = k.raw.SetDeadline(past) }
 // that notices; a look right before the use notices as much. The connection's
 // deadline, until, stays as it is.
 func (k *kept) open(until time.Time) bool {
-	if k.r != k.w || k.probe != nil && (k.probe.Read(k.look) != nil || !k.still) {
+	if k.r != k.w || k.socket != nil && (k.socket.Read(k.look) != nil || !k.still) {
 		return false
 	}
 	t, secure := k.link.(*tls.Conn)
@@ -100,12 +161,6 @@ func (k *kept) fill() error {
 	}
 	switch {
 	case k.buf == nil:
-		// A call waits for its answer most of the time, and needs no memory for it.
-		if k.woken = false; k.probe != nil {
-			if err := k.probe.Read(k.wait); err != nil {
-				return err
-			}
-		}
 		k.buf = readBuffers.Get().(*[bufferSize]byte)[:]
 	case k.w < len(k.buf):
 	case k.r > 0:

@@ -129,7 +129,7 @@ func TestCost(t *testing.T) {
 		{"POST", "/crm/bulk/v8/write", "", []byte("{}"), 500},
 	} {
 		r := &envelope.Request{Method: c.method, Path: c.path, RawQuery: c.query, Body: envelope.Body{Kind: envelope.JSONBody, Data: c.body}}
-		if got := Cost(r, c.body); got != c.want {
+		if got := OperationOf(r.Method, r.Path).Cost(r, c.body); got != c.want {
 			t.Errorf("%s %s costs %d, want %d", c.method, c.path, got, c.want)
 		}
 	}

@@ -27,20 +27,20 @@ const (
 	mostTagged  = 500
 )
 
-// Weigh returns the request's operation and weight. A body that is kept in the
-// object store isn't seen yet: it is too large for a message, so it weighs as
-// much as its operation can.
-func Weigh(r *envelope.Request) (Operation, Weight) {
-	op := OperationOf(r.Method, r.Path)
+// Weigh returns what r, a request of the operation, weighs. A body that is kept
+// in the object store isn't seen yet: it is too large for a message, so it weighs
+// as much as its operation can.
+func (o Operation) Weigh(r *envelope.Request) Weight {
 	if r.Body.Kind == envelope.ObjectBody {
-		return op, op.weigh(r.RawQuery, nil, true)
+		return o.weigh(r.RawQuery, nil, true)
 	}
-	return op, op.weigh(r.RawQuery, r.Body.Data, false)
+	return o.weigh(r.RawQuery, r.Body.Data, false)
 }
 
-// Cost is what a call of the request with this body costs of the org's credits.
-func Cost(r *envelope.Request, body []byte) int {
-	return OperationOf(r.Method, r.Path).weigh(r.RawQuery, body, false).Credits
+// Cost is what a call of r, a request of the operation, costs of the org's
+// credits with this body.
+func (o Operation) Cost(r *envelope.Request, body []byte) int {
+	return o.weigh(r.RawQuery, body, false).Credits
 }
 
 func (o Operation) weigh(rawQuery string, body []byte, unseen bool) Weight {

@@ -89,7 +89,7 @@ func TestWeigh(t *testing.T) {
 		if row.body != "" {
 			r.Body = envelope.Body{Kind: envelope.JSONBody, Data: []byte(row.body)}
 		}
-		if _, w := Weigh(r); w.Credits != row.credits || w.Heavy != row.heavy || Cost(r, []byte(row.body)) != row.credits {
+		if w := OperationOf(r.Method, r.Path).Weigh(r); w.Credits != row.credits || w.Heavy != row.heavy || OperationOf(r.Method, r.Path).Cost(r, []byte(row.body)) != row.credits {
 			t.Errorf("%s %s?%s %.60s: %+v, want %d %v", row.method, row.path, row.query, row.body, w, row.credits, row.heavy)
 		}
 	}
@@ -103,18 +103,18 @@ func TestWeighUnseen(t *testing.T) {
 	twelve := []byte(`{"data":[` + strings.TrimSuffix(strings.Repeat(`{},`, 12), ",") + `]}`)
 	for _, path := range []string{"/crm/v8/Leads", "/crm/v8/Leads/upsert"} {
 		r := &envelope.Request{Method: "POST", Path: path, Body: envelope.Body{Kind: envelope.ObjectBody, Data: []byte("name")}}
-		if _, w := Weigh(r); w != (Weight{Credits: 10, Heavy: true}) || Cost(r, twelve) != 2 {
-			t.Errorf("%s: %+v, and costs %d", path, w, Cost(r, twelve))
+		if w := OperationOf(r.Method, r.Path).Weigh(r); w != (Weight{Credits: 10, Heavy: true}) || OperationOf(r.Method, r.Path).Cost(r, twelve) != 2 {
+			t.Errorf("%s: %+v, and costs %d", path, w, OperationOf(r.Method, r.Path).Cost(r, twelve))
 		}
 		for _, kind := range []envelope.BodyKind{envelope.TextBody, envelope.BytesBody} {
 			r.Body = envelope.Body{Kind: kind, Data: twelve}
-			if _, w := Weigh(r); w != (Weight{Credits: 2, Heavy: true}) {
+			if w := OperationOf(r.Method, r.Path).Weigh(r); w != (Weight{Credits: 2, Heavy: true}) {
 				t.Errorf("%s, kind %v: %+v", path, kind, w)
 			}
 		}
 	}
 	upload := &envelope.Request{Method: "POST", Path: "/crm/v8/Leads/1/Attachments", Body: envelope.Body{Kind: envelope.ObjectBody, Data: []byte("name")}}
-	if _, w := Weigh(upload); w != (Weight{Credits: 1}) {
+	if w := OperationOf(upload.Method, upload.Path).Weigh(upload); w != (Weight{Credits: 1}) {
 		t.Errorf("a file: %+v", w)
 	}
 }

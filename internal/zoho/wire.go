@@ -125,10 +125,7 @@ func (k *kept) exchange(ctx context.Context, t *trip, r *reply) (again bool, err
 	if len(t.head)+len(t.body) > oneWrite {
 		return k.exchangeLong(ctx, t, r)
 	}
-	buffer := buffers.Get().(*[]byte)
-	*buffer = append(append((*buffer)[:0], t.head...), t.body...)
-	_, failed := k.link.Write(*buffer)
-	buffers.Put(buffer)
+	failed := k.send(t.head, t.body)
 	if failed != nil {
 		// Where the kernel took no byte at all, nothing has left.
 		if t.left = k.out.Load() != before; !t.left {
