@@ -109,42 +109,61 @@ func (l *lines) WithAttrs(attrs []slog.Attr) slog.Handler {
 // WithGroup implements slog.Handler.
 func (l *lines) WithGroup(name string) slog.Handler { return l.slow.WithGroup(name) }
 
+// line is one line while it is written.
+type line struct {
+	text  []byte
+	plain bool // up to here
+	add   func(slog.Attr) bool
+}
+
+// lineBuffers hold the memory of lines.
 var lineBuffers = sync.Pool{New: func() any {
-	b := make([]byte, 0, 1<<10)
-	return &b
+	l := &line{text: make([]byte, 0, 1<<10)}
+	l.add = func(a slog.Attr) bool {
+		if a.Key == "" && a.Value.Kind() == slog.KindLogValuer {
+			if many, ok := a.Value.Any().(attributes); ok {
+				many.EachAttr(l.add)
+				return l.plain
+			}
+		}
+		l.text, l.plain = appendAttr(l.text, a)
+		return l.plain
+	}
+	return l
 }}
+
+// attributes are an attribute without a key that stands for several.
+type attributes interface {
+	slog.LogValuer
+	// EachAttr calls do with each, until it returns false.
+	EachAttr(do func(slog.Attr) bool)
+}
 
 // Handle implements slog.Handler.
 func (l *lines) Handle(ctx context.Context, r slog.Record) error {
 	if !l.plain || r.Time.IsZero() {
 		return l.slow.Handle(ctx, r)
 	}
-	buffer := lineBuffers.Get().(*[]byte)
-	defer lineBuffers.Put(buffer)
-	b := (*buffer)[:0]
-	b = append(b, `{"time":"`...)
-	b = r.Time.AppendFormat(b, time.RFC3339Nano)
-	b = append(b, `","level":"`...)
-	b = append(b, r.Level.String()...)
-	b = append(b, `","msg":`...)
-	b, ok := appendPlain(b, r.Message)
-	b = append(b, l.attrs...)
-	if ok {
-		r.Attrs(func(a slog.Attr) bool {
-			b, ok = appendAttr(b, a)
-			return ok
-		})
+	b := lineBuffers.Get().(*line)
+	defer lineBuffers.Put(b)
+	b.text = append(b.text[:0], `{"time":"`...)
+	b.text = r.Time.AppendFormat(b.text, time.RFC3339Nano)
+	b.text = append(b.text, `","level":"`...)
+	b.text = append(b.text, r.Level.String()...)
+	b.text = append(b.text, `","msg":`...)
+	b.text, b.plain = appendPlain(b.text, r.Message)
+	b.text = append(b.text, l.attrs...)
+	if b.plain {
+		r.Attrs(b.add)
 	}
-	*buffer = b
-	if !ok {
+	if !b.plain {
 		return l.slow.Handle(ctx, r)
 	}
-	b = append(b, "}\n"...)
-	*buffer = b
+	b.text = append(b.text, "}\n"...)
 	if l.together && r.Level < slog.LevelWarn {
-		return l.out.gather(b)
+		return l.out.gather(b.text)
 	}
-	_, err := l.out.Write(b)
+	_, err := l.out.Write(b.text)
 	return err
 }
 

@@ -108,7 +108,8 @@ func asError(err error) *envelope.Error {
 	return &envelope.Error{Code: envelope.Internal, Message: "the envelope could not be read"}
 }
 
-// settlement is how one request ends.
+// settlement is how one request ends. It is a slog.LogValuer: what the wide line
+// says of the request.
 type settlement struct {
 	*Consumer
 	*entry
@@ -117,6 +118,10 @@ type settlement struct {
 	queue    string
 	response *envelope.Response
 	outcome  string
+
+	// What only the line says.
+	operation    string
+	waited, took time.Duration
 }
 
 func (s *settlement) id() string {
@@ -359,30 +364,45 @@ func (s *settlement) describe(method, class string, code envelope.Code, status, 
 	}
 }
 
+// what is what became of the request, each zero where there is none.
+func (s *settlement) what() (code envelope.Code, status, attempts int) {
+	if s.response == nil {
+		return "", 0, 0
+	}
+	if s.response.Error != nil {
+		code = s.response.Error.Code
+	}
+	return code, s.response.Status, s.response.Attempts
+}
+
+// method is the request's, "" where it can't be called.
+func (s *settlement) method() string {
+	if s.request == nil || s.request.Path == "" {
+		return ""
+	}
+	return s.request.Method
+}
+
 // log writes the one wide line of a request, and counts it.
 func (s *settlement) log(begun time.Time) {
-	method, code, status, attempts := "", envelope.Code(""), 0, 0
-	operation, class := none, none
-	if s.request != nil && s.request.Method != "" && s.request.Path != "" {
-		method = s.request.Method
-		op := s.op
-		if op.Name == "" {
-			op = zoho.OperationOf(method, s.request.Path)
+	method := s.method()
+	code, status, attempts := s.what()
+	class := none
+	s.operation = none
+	if method != "" {
+		if s.op.Name == "" {
+			s.op = zoho.OperationOf(method, s.request.Path)
 		}
-		operation, class = op.Name, op.Class()
+		s.operation, class = s.op.Name, s.op.Class()
 	}
-	if s.response != nil {
-		status, attempts = s.response.Status, s.response.Attempts
-		if s.response.Error != nil {
-			code = s.response.Error.Code
-		}
-	}
-	waited := begun.Sub(s.stored.Add(time.Since(s.Clock.Now())))
+	now := time.Now()
+	s.took = now.Sub(begun)
+	s.waited = max(begun.Sub(s.stored.Add(now.Sub(s.Clock.Now()))), 0)
 	s.metrics.settled(method, class, s.outcome, code)
 	if s.span.On() {
 		s.describe(method, class, code, status, attempts)
 	}
-	s.metrics.age.Observe((max(waited, 0) + time.Since(begun)).Seconds())
+	s.metrics.age.Observe((s.waited + s.took).Seconds())
 	level := slog.LevelInfo
 	if s.outcome == outcomeDead || code == envelope.Internal {
 		level = slog.LevelWarn
@@ -393,15 +413,30 @@ func (s *settlement) log(begun time.Time) {
 	}
 	// By hand, because slog.Logger would look up the caller of each line, which no
 	// handler here shows, for as much as a quarter of the line's price.
-	line := slog.NewRecord(time.Now(), level, "request settled", 0)
-	line.AddAttrs(
-		slog.String("connection", s.connection), slog.String("queue", s.queue),
-		slog.String("method", method), slog.String("operation", operation), slog.String("id", s.id()),
-		slog.Int("attempts", attempts), slog.String("outcome", s.outcome), slog.String("code", string(code)),
-		slog.Int("status", status), slog.Float64("waited_ms", milliseconds(max(waited, 0))),
-		slog.Float64("took_ms", milliseconds(time.Since(begun))),
-	)
+	line := slog.NewRecord(now, level, "request settled", 0)
+	line.AddAttrs(slog.Any("", s))
 	_ = handler.Handle(s.calling, line)
+}
+
+// LogValue implements slog.LogValuer.
+func (s *settlement) LogValue() slog.Value {
+	attrs := make([]slog.Attr, 0, 16)
+	s.EachAttr(func(a slog.Attr) bool {
+		attrs = append(attrs, a)
+		return true
+	})
+	return slog.GroupValue(attrs...)
+}
+
+// EachAttr calls do with one attribute of the wide line after the other, until it
+// returns false: a handler that asks for them one by one needs no memory for all.
+func (s *settlement) EachAttr(do func(slog.Attr) bool) {
+	code, status, attempts := s.what()
+	_ = do(slog.String("connection", s.connection)) && do(slog.String("queue", s.queue)) &&
+		do(slog.String("method", s.method())) && do(slog.String("operation", s.operation)) && do(slog.String("id", s.id())) &&
+		do(slog.Int("attempts", attempts)) && do(slog.String("outcome", s.outcome)) && do(slog.String("code", string(code))) &&
+		do(slog.Int("status", status)) && do(slog.Float64("waited_ms", milliseconds(s.waited))) &&
+		do(slog.Float64("took_ms", milliseconds(s.took)))
 }
 
 // milliseconds to the microsecond.

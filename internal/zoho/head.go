@@ -72,7 +72,7 @@ func (h *head) parse(text string) error {
 	}
 	*h = head{status: status, fields: h.fields[:0], length: -1, close: minor == '0'}
 	if cap(h.fields) == 0 {
-		h.fields = make([]envelope.Header, 0, 16)
+		h.fields = make([]envelope.Header, 0, strings.Count(text, "\n"))
 	}
 	for {
 		if line, rest = cutLine(rest); line == "" {

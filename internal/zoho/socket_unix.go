@@ -46,4 +46,6 @@ func write(fd uintptr, p []byte) (n int, err error) {
 }
 
 // full reports whether a system call would have had to wait.
-func full(err error) bool { return errors.Is(err, syscall.EAGAIN) || errors.Is(err, syscall.EWOULDBLOCK) }
+func full(err error) bool {
+	return errors.Is(err, syscall.EAGAIN) || errors.Is(err, syscall.EWOULDBLOCK)
+}
