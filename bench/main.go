@@ -39,7 +39,7 @@ func main() {
 	upstream := flag.String("upstream", "", "be the upstream, with this directory for its certificate (the harness starts itself so)")
 	flag.IntVar(&s.repeat, "repeat", 3, "how often everything is measured; medians are reported")
 	flag.Float64Var(&s.scale, "scale", 1, "share of the messages that is sent")
-	flag.StringVar(&s.scenarios, "scenarios", "get,get-tls,post,flight,flight-500ms,steady", "what to measure, of "+strings.Join(names(), ","))
+	flag.StringVar(&s.scenarios, "scenarios", "get,get-tls,post,flight,flight-200ms,steady", "what to measure, of "+strings.Join(names(), ","))
 	flag.StringVar(&s.candidates, "candidates", "", "who is measured; default: worker, baseline and the peers on the PATH")
 	flag.StringVar(&s.worker, "workers", "", "binaries of other workers, to be measured beside this one")
 	flag.StringVar(&s.keep, "keep", "", "directory for logs; default: one that is removed")
@@ -155,9 +155,9 @@ var scenarios = []scenario{
 	{name: "get", method: "GET", peers: true, connections: 1, places: 64, flight: 64, window: 1000, messages: 30_000, run: (*cell).throughput},
 	{name: "get-tls", method: "GET", secure: true, connections: 1, places: 64, flight: 64, window: 1000, messages: 30_000, run: (*cell).throughput},
 	{name: "post", method: "POST", connections: 1, places: 64, flight: 64, window: 1000, messages: 15_000, run: (*cell).throughput},
-	{name: "flight", method: "GET", peers: true, connections: 40, places: 25, flight: 1000, delay: 100 * time.Millisecond, window: 2000, messages: 30_000, run: (*cell).throughput},
-	// A fifth of the rate, for a machine on which processors and not the worker end the one above.
-	{name: "flight-500ms", method: "GET", connections: 40, places: 25, flight: 1000, delay: 500 * time.Millisecond, window: 2000, messages: 20_000, run: (*cell).throughput},
+	{name: "flight", method: "GET", peers: true, connections: 40, places: 25, flight: 1000, delay: 100 * time.Millisecond, window: 2000, messages: 60_000, run: (*cell).throughput},
+	// Half of the rate, for a machine on which processors and not the worker end the one above.
+	{name: "flight-200ms", method: "GET", connections: 40, places: 25, flight: 1000, delay: 200 * time.Millisecond, window: 2000, messages: 60_000, run: (*cell).throughput},
 	{name: "flight-tls", method: "GET", secure: true, connections: 40, places: 25, flight: 1000, delay: 100 * time.Millisecond, window: 2000, messages: 30_000, run: (*cell).throughput},
 	{name: "steady", method: "GET", peers: true, connections: 1, places: 64, flight: 64, messages: 1000, run: (*cell).steady},
 	{name: "turns-10", method: "GET", connections: 10, places: 64, flight: 64, window: 64, messages: 20_000, run: (*cell).turns},
