@@ -217,7 +217,7 @@ func (c *cell) measure(ctx context.Context) error {
 	if err := c.scenario.run(c, ctx, l, p); err != nil {
 		return fmt.Errorf("%w\n%s", err, p.tail())
 	}
-	if os.Getenv("BENCH_PROFILE") != "" {
+	if slices.ContainsFunc(profiles, func(kind string) bool { return os.Getenv("BENCH_"+kind) != "" }) {
 		_ = p.cmd.Process.Signal(syscall.SIGUSR2)
 		time.Sleep(time.Second)
 	}

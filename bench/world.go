@@ -194,6 +194,10 @@ func (w *world) close() {
 	w.cleanup = nil
 }
 
+// profiles are what a worker built with -tags profile writes; BENCH_ before their
+// names says into which directory.
+var profiles = []string{"CPU_PROFILE", "BLOCK_PROFILE"}
+
 // start starts a candidate; places is what it may have in flight.
 func (w *world) start(candidate string, secure bool, places int) (*process, error) {
 	api := w.plain
@@ -217,8 +221,10 @@ func (w *world) start(candidate string, secure bool, places int) (*process, erro
 			env, "REDIS_URL="+w.redisURL, "ZOHO_ACCOUNTS_URL="+w.plain, "ZOHO_CLIENT_ID=1000.BENCH", "ZOHO_CLIENT_SECRET=bench",
 			"ENCRYPTION_KEYS="+w.keys.Reveal(), "HTTP_ADDR=127.0.0.1:0", "LOG_FORMAT=json", "MAX_IN_FLIGHT="+strconv.Itoa(max(places, 512)),
 		)
-		if dir := os.Getenv("BENCH_PROFILE"); dir != "" {
-			env = append(env, "CPU_PROFILE="+filepath.Join(dir, fmt.Sprintf("%d.prof", time.Now().UnixNano())))
+		for _, kind := range profiles {
+			if dir := os.Getenv("BENCH_" + kind); dir != "" {
+				env = append(env, kind+"="+filepath.Join(dir, fmt.Sprintf("%d.prof", time.Now().UnixNano())))
+			}
 		}
 		p, _, err := launch(w.dir, "worker", false, env, binary, "run")
 		return p, err
