@@ -12,7 +12,8 @@ import (
 // little of it is alive. A worker keeps a few MiB and makes 10 KiB of garbage for
 // each request, so that Go's own rule, to collect when the heap has doubled, has
 // it collect dozens of times a second: measured at a seventh of its processor
-// time. More than this would buy little, and is memory. A worker with more alive than half of this collects as Go does.
+// time. More than this would buy little, and is memory. A worker with more alive than
+// half of this collects as Go does, up to manyAlive.
 const smallHeap = 16 << 20
 
 // collectLess has the garbage collector leave a small heap alone, unless the
@@ -48,10 +49,21 @@ func adjust(b *beacon) {
 // mostPercent makes the least heap that Go collects, 4 MiB at 100 %, a small one.
 const mostPercent = smallHeap / (4 << 20) * 100
 
+// Beyond manyAlive, a worker keeps the state of many connections, which the
+// collector would look through again after every few thousand requests (measured
+// with 1,000 of them: a tenth of the processor time). So it may grow by up to
+// moreRoom more than Go would let it.
+const (
+	manyAlive = 12 << 20
+	moreRoom  = 24 << 20
+)
+
 // percentFor is by how much the heap may grow over what is alive.
 func percentFor(live uint64) int {
-	if live == 0 {
-		live = 1 << 20
+	live = max(live, 1<<20)
+	room := max(live, smallHeap-min(live, smallHeap))
+	if live > manyAlive {
+		room += min(3*(live-manyAlive), moreRoom)
 	}
-	return int(min(max(smallHeap*100/live, 200)-100, mostPercent))
+	return int(min(room*100/live, mostPercent))
 }
