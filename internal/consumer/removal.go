@@ -66,8 +66,14 @@ func (r *removal) settle(sequence uint64, delivery jetstream.Msg) error {
 	return r.conn.PublishRequest(deletion, answer, ask)
 }
 
-// tick forgets answers that were lost, as with the connection.
-func (r *removal) tick() { r.done.Store(r.asked.Load()) }
+// tick lets one more batch be deleted where so many are under way that all is
+// acked: their answers may be lost, as with a connection, and the batch's tells. Or
+// the server deletes nothing for this worker, and what is in the batch comes again.
+func (r *removal) tick() {
+	if asked := r.asked.Load(); asked-r.done.Load() >= deletionsMost {
+		r.done.Store(asked - deletionsMost + toldEvery)
+	}
+}
 
 // close ends the listening.
 func (r *removal) close() { _ = r.sub.Unsubscribe() }
