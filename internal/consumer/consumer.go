@@ -122,6 +122,7 @@ type Consumer struct {
 	answering map[string]bool             // subjects nobody serves that are answered for
 	backlog   map[string]*expiry          // orgs of this worker with requests that don't move
 	handed    time.Time                   // when an org was last handed over; lookOut's own
+	returned  time.Time                   // when a lost connection was made again
 	woken     map[laneKey]time.Time       // when another worker was last told of a request
 	waiting   map[string]int              // requests in the stream at the last look, by connection; lookOut's own
 	told      map[string]telling          // what was said of requests that wait; lookOut's own
@@ -201,11 +202,9 @@ func (c *Consumer) Start(ctx context.Context) (err error) {
 		c.lookSoon()
 	}
 	c.loops.Go(c.lookOut)
+	c.loops.Go(c.watchLanes)
 	c.alive.Go(func() {
-		c.hand.keepAlive(c.calling, func() {
-			c.removal.tick()
-			c.endIdle()
-		})
+		c.hand.keepAlive(c.calling, c.removal.tick)
 	})
 	return nil
 }

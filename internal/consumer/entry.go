@@ -7,7 +7,6 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go"
-	"github.com/nats-io/nats.go/jetstream"
 
 	"zoho-worker/internal/envelope"
 	"zoho-worker/internal/flow"
@@ -30,11 +29,11 @@ type entry struct {
 	op      zoho.Operation
 	ask     flow.Ask
 
-	lane     *lane         // nil: it was read out of the stream, and not handed over
-	delivery jetstream.Msg // under hand.mu
-	key      string        // of its chain; "": it is in none
-	suspect  bool          // two workers died that had it in hand
-	since    time.Time     // in hand since
+	lane     *lane     // nil: it was read out of the stream, and not handed over
+	delivery *nats.Msg // under hand.mu
+	key      string    // of its chain; "": it is in none
+	suspect  bool      // two workers died that had it in hand
+	since    time.Time // in hand since
 
 	// Calls of Zoho for it, the last few; of the goroutine that works on it.
 	tries  []try
@@ -54,15 +53,15 @@ type entry struct {
 }
 
 // arrived takes a delivery in.
-func (o *org) arrived(l *lane, msg jetstream.Msg) {
+func (o *org) arrived(l *lane, msg *nats.Msg) {
 	meta, err := msg.Metadata()
 	if err != nil {
-		o.Logger.Error("not a JetStream message", "subject", msg.Subject(), "err", err)
+		o.Logger.Error("not a JetStream message", "subject", msg.Subject, "err", err)
 		return
 	}
 	e := &entry{
-		subject: msg.Subject(), connection: l.connection, header: msg.Headers(), data: msg.Data(),
-		sequence: meta.Sequence.Stream, stored: storedAt(msg.Headers(), meta.Timestamp), again: meta.NumDelivered > 1,
+		subject: msg.Subject, connection: l.connection, header: msg.Header, data: msg.Data,
+		sequence: meta.Sequence.Stream, stored: storedAt(msg.Header, meta.Timestamp), again: meta.NumDelivered > 1,
 		lane: l, delivery: msg, since: time.Now(),
 	}
 	if e.again {
@@ -87,7 +86,8 @@ func (o *org) arrived(l *lane, msg jetstream.Msg) {
 	taken := o.hand.take(e)
 	o.mu.Lock()
 	l.received++
-	l.wanted, l.came = false, e.since
+	l.asked = max(l.asked-1, 0)
+	l.wanted, l.came, l.heard = false, e.since, e.since
 	if !taken {
 		o.mu.Unlock()
 		return // in hand already: the consumer was made anew, or the server thought this worker dead

@@ -5,7 +5,7 @@ import (
 	"sync"
 	"time"
 
-	"github.com/nats-io/nats.go/jetstream"
+	"github.com/nats-io/nats.go"
 )
 
 // hand is what this worker has in hand, by the requests' sequences. One ticker
@@ -43,7 +43,7 @@ func (h *hand) leave(e *entry) {
 
 // delivery is the latest delivery of the request, nil where it was read out of
 // the stream.
-func (h *hand) delivery(e *entry) jetstream.Msg {
+func (h *hand) delivery(e *entry) *nats.Msg {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	return e.delivery
@@ -105,7 +105,7 @@ func (h *hand) leftovers(o *org) (n int) {
 func (h *hand) keepAlive(ctx context.Context, also func()) {
 	ticker := time.NewTicker(h.every)
 	defer ticker.Stop()
-	var alive []jetstream.Msg
+	var alive []*nats.Msg
 	for {
 		select {
 		case <-ctx.Done():

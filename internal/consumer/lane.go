@@ -6,9 +6,9 @@ import (
 	"fmt"
 	"maps"
 	"slices"
-	"sync"
 	"time"
 
+	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 )
 
@@ -54,10 +54,13 @@ type lane struct {
 	closed  bool
 	// wanted says that somebody announced a request since it was last pulled from
 	// or handed one over.
-	wanted   bool
-	messages jetstream.MessagesContext
-	came     time.Time  // when a request came last, or it was begun to be pulled from
-	room     *sync.Cond // inHand fell, or the lane was closed
+	wanted bool
+	pulls  *pulls
+	asked  int       // requests asked for that haven't come
+	came   time.Time // when a request came last, or it was begun to be pulled from
+	heard  time.Time // when the server last gave a sign of life
+	silent bool      // it gives none any more
+	news   chan struct{}
 }
 
 // turns are what decides whose turn it is.
@@ -152,6 +155,7 @@ func (l *lane) over() (done, idle bool) {
 func (l *lane) pull(fresh, first bool) (done bool, err error) {
 	o := l.org
 	l.served()
+	o.awaitOthers()
 	setup, cancel := context.WithTimeout(o.pulling, 10*time.Second)
 	defer cancel()
 	if fresh && o.crashed {
@@ -173,34 +177,108 @@ func (l *lane) pull(fresh, first bool) (done bool, err error) {
 	if first && !(fresh && o.crashed) {
 		l.inherit(source, source.CachedInfo())
 	}
-	messages, err := source.Messages(jetstream.PullMaxMessages(l.window), jetstream.PullExpiry(pullExpiry),
-		jetstream.PullHeartbeat(pullHeartbeat), jetstream.WithMessagesErrOnMissingHeartbeat(true))
+	p, err := listen(o.Conn, l.durable(), l.window)
 	if err != nil {
 		return false, fmt.Errorf("pull from %s: %w", l.durable(), err)
 	}
-	if !l.opened(messages) {
-		messages.Stop()
-		return true, nil
-	}
-	defer l.drain(messages)
-	for l.hasRoom() {
-		msg, err := messages.Next()
+	defer l.drain(p)
+	l.opened(p)
+	for {
+		t := l.turn()
 		switch {
-		case err == nil:
-			o.arrived(l, msg)
-		case errors.Is(err, jetstream.ErrMsgIteratorClosed):
+		case t.done:
 			return true, nil
-		case errors.Is(err, jetstream.ErrNoHeartbeat), errors.Is(err, jetstream.ErrConsumerDeleted), errors.Is(err, jetstream.ErrConsumerNotFound):
-			// No sign of life is a new leader on its way, or a consumer that is
-			// gone: a server that starts again has forgotten it, says so to every
-			// pull with a status the library keeps to itself, and the lane would
-			// stand still for ever. To make it again if need be suits both.
+		case t.silent:
+			// A new leader is on its way, or a server that has begun anew has forgotten
+			// the consumer: to make it again if need be suits both.
 			return false, nil
-		default:
-			return false, err
+		case len(t.aside) > 0:
+			o.moveAside(t.aside)
+			continue
+		case t.ask > 0:
+			if err := p.ask(t.ask); err != nil {
+				return false, fmt.Errorf("pull from %s: %w", l.durable(), err)
+			}
+		}
+		for wait := true; wait; wait = len(p.come) > 0 {
+			select {
+			case <-l.news:
+			case msg, open := <-p.come:
+				if !open {
+					return true, nil
+				}
+				switch err := l.take(msg); {
+				case errors.Is(err, jetstream.ErrConsumerDeleted):
+					return false, nil
+				case err != nil:
+					return false, fmt.Errorf("pull from %s: %w", l.durable(), err)
+				}
+			}
 		}
 	}
-	return true, nil
+}
+
+// turn is what a lane has to do next, if anything.
+type turn struct {
+	done   bool     // it is closed
+	silent bool     // its pulls are lost
+	ask    int      // for so many requests
+	aside  []*entry // to be moved to another lane
+}
+
+func (l *lane) turn() (t turn) {
+	l.org.mu.Lock()
+	defer l.org.mu.Unlock()
+	switch {
+	case l.closed:
+		t.done = true
+	case l.silent:
+		t.silent = true
+	case l.full() && l.awaited == 0:
+		t.aside = l.setAside()
+	case l.room() >= l.window/4:
+		t.ask = l.room()
+		l.asked += t.ask
+	}
+	return t
+}
+
+// full reports whether the lane has as many requests in hand as it may. The lock is held.
+func (l *lane) full() bool { return l.inHand >= l.window }
+
+// room is for how many requests more the lane has room. The lock is held.
+func (l *lane) room() int {
+	most := l.window
+	if l.awaited > 0 {
+		// Everything that is handed over is taken in: there may be requests among
+		// it that the others wait for.
+		most = windowMost
+	}
+	return min(most-l.inHand, l.window) - l.asked
+}
+
+// nudge tells the lane's own goroutine that it may have something to do.
+func (l *lane) nudge() {
+	select {
+	case l.news <- struct{}{}:
+	default: // it was told already
+	}
+}
+
+// take takes in what came: a request, or what the server says of a pull.
+func (l *lane) take(msg *nats.Msg) error {
+	if msg.Reply != "" {
+		l.org.arrived(l, msg)
+		return nil
+	}
+	left, there, err := said(msg)
+	l.org.mu.Lock()
+	defer l.org.mu.Unlock()
+	if there {
+		l.heard = time.Now()
+	}
+	l.asked = max(l.asked-left, 0)
+	return err
 }
 
 // served says that what was announced up to now is about to be handed over.
@@ -254,59 +332,78 @@ func (o *org) putOnTrial() {
 	}
 }
 
-// opened notes the pulls, so that shut can end them; false: the lane is closed.
-func (l *lane) opened(messages jetstream.MessagesContext) bool {
+// opened notes the pulls, so that others can end them.
+func (l *lane) opened(p *pulls) {
 	l.org.mu.Lock()
 	defer l.org.mu.Unlock()
-	l.messages, l.came = messages, time.Now()
-	return !l.closed
+	now := time.Now()
+	l.pulls, l.asked, l.silent, l.came, l.heard = p, 0, false, now, now
 }
 
-// endIdle ends the pulls of lanes that have had no request for a while.
-func (c *Consumer) endIdle() {
-	c.mu.Lock()
-	orgs := slices.Collect(maps.Values(c.orgs))
-	c.mu.Unlock()
-	for _, o := range orgs {
-		o.mu.Lock()
-		for _, l := range o.lanes {
-			if l.messages != nil && l.inHand == 0 && time.Since(l.came) >= idle {
-				l.messages.Drain()
-			}
-		}
-		o.mu.Unlock()
-	}
-}
-
-// hasRoom waits until the lane may take another request in hand; false: it is closed.
-func (l *lane) hasRoom() bool {
-	o := l.org
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	// Until nothing is in hand of the worker before, everything is taken in that
-	// is handed over: what waits in between would be taken for the other's.
-	for l.inHand >= l.window && l.awaited == 0 && !l.closed {
-		if aside := l.setAside(); aside != nil {
-			o.mu.Unlock()
-			o.moveAside(aside)
-			o.mu.Lock()
-			continue
-		}
-		l.room.Wait()
-	}
-	return !l.closed
-}
-
-// drain ends the pulls and deals with what the server had handed over already.
-func (l *lane) drain(messages jetstream.MessagesContext) {
-	messages.Drain()
+// watchLanes ends the pulls of lanes that have had no request for a while, and has
+// those begin again whose pulls are lost.
+func (c *Consumer) watchLanes() {
+	connected := c.Conn.StatusChanged(nats.CONNECTED)
+	defer c.Conn.RemoveStatusListener(connected)
+	ticker := time.NewTicker(time.Second)
+	defer ticker.Stop()
 	for {
-		msg, err := messages.Next()
-		switch {
-		case errors.Is(err, jetstream.ErrNoHeartbeat):
-		case err != nil:
+		reconnected := false
+		select {
+		case <-c.pulling.Done():
 			return
-		default:
+		case <-connected:
+			reconnected = true
+			c.mu.Lock()
+			c.returned = time.Now()
+			c.mu.Unlock()
+		case <-ticker.C:
+		}
+		c.mu.Lock()
+		orgs := slices.Collect(maps.Values(c.orgs))
+		c.mu.Unlock()
+		for _, o := range orgs {
+			o.mu.Lock()
+			for _, l := range o.lanes {
+				l.watch(reconnected)
+			}
+			o.mu.Unlock()
+		}
+	}
+}
+
+// returning is how long others may take to be connected again to a server that
+// begins anew: by default, NATS clients try every 2 s, and a little more.
+const returning = 3 * time.Second
+
+// awaitOthers waits, after a connection that was lost, for whoever waits for
+// answers: what is published to an inbox before its owner is back is lost.
+func (c *Consumer) awaitOthers() {
+	c.mu.Lock()
+	left := returning - time.Since(c.returned)
+	c.mu.Unlock()
+	if left > 0 {
+		c.sleep(left)
+	}
+}
+
+// watch looks after the lane's pulls. The lock is held.
+func (l *lane) watch(reconnected bool) {
+	switch {
+	case l.pulls == nil:
+	case l.inHand == 0 && time.Since(l.came) >= idle:
+		l.pulls.end()
+	case reconnected, l.asked > 0 && time.Since(l.heard) > 2*pullHeartbeat:
+		l.silent = true
+		l.nudge()
+	}
+}
+
+// drain ends the pulls and deals with what is on its way.
+func (l *lane) drain(p *pulls) {
+	p.end()
+	for msg := range p.come {
+		if msg.Reply != "" {
 			l.org.arrived(l, msg) // gives it back where the lane is closed
 		}
 	}
@@ -329,7 +426,7 @@ func (l *lane) inherit(source jetstream.Consumer, before *jetstream.ConsumerInfo
 	o.counted[l.laneKey] = true
 	delete(o.before, l.laneKey)
 	o.countForeign()
-	l.room.Signal()
+	l.nudge()
 	o.mu.Unlock()
 	if n == 0 {
 		return
@@ -369,7 +466,7 @@ func (l *lane) inherit(source jetstream.Consumer, before *jetstream.ConsumerInfo
 			if left == 0 {
 				l.settle()
 			}
-			l.room.Signal()
+			l.nudge()
 			closed := o.closed || l.closed
 			o.dispatch()
 			if left == 0 || closed {
@@ -406,9 +503,9 @@ func (l *lane) shut() []*entry {
 		return nil
 	}
 	l.closed = true
-	l.room.Broadcast()
-	if l.messages != nil {
-		l.messages.Drain()
+	l.nudge()
+	if l.pulls != nil {
+		l.pulls.end()
 	}
 	var back []*entry
 	for _, e := range l.org.hand.of(l.org) {

@@ -5,7 +5,6 @@ import (
 	"sync/atomic"
 
 	"github.com/nats-io/nats.go"
-	"github.com/nats-io/nats.go/jetstream"
 )
 
 // removal takes settled requests off the stream. An ack has the server look at
@@ -50,7 +49,7 @@ func newRemoval(conn *nats.Conn) (*removal, error) {
 }
 
 // settle takes a request off the stream.
-func (r *removal) settle(sequence uint64, delivery jetstream.Msg) error {
+func (r *removal) settle(sequence uint64, delivery *nats.Msg) error {
 	if r.asked.Load()-r.done.Load() >= deletionsMost {
 		return delivery.Ack()
 	}

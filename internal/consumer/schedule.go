@@ -344,8 +344,10 @@ func (o *org) unblocked(connection string) {
 // in. The lock is held.
 func (o *org) left(e *entry) {
 	o.hand.leave(e)
-	e.lane.inHand--
-	e.lane.room.Signal()
+	l := e.lane
+	if l.inHand--; l.inHand == l.window-1 || l.room() >= l.window/4 {
+		l.nudge()
+	}
 	if e.key == "" {
 		return
 	}

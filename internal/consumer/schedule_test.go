@@ -3,7 +3,6 @@ package consumer
 import (
 	"encoding/json"
 	"fmt"
-	"sync"
 	"testing"
 	"time"
 
@@ -19,7 +18,7 @@ func orgOf(limits flow.Limits, state flow.State, k laneKey) (*org, *lane) {
 		lanes: map[laneKey]*lane{}, chains: map[string]*chain{}, before: map[laneKey]int{}, counted: map[laneKey]bool{},
 	}
 	l := &lane{laneKey: k, org: o, share: &turns{}}
-	l.room = sync.NewCond(&o.mu)
+	l.news = make(chan struct{}, 1)
 	o.lanes[k] = l
 	return o, l
 }
