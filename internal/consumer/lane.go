@@ -177,6 +177,7 @@ func (l *lane) pull(fresh, first bool) (done bool, err error) {
 	if first && !(fresh && o.crashed) {
 		l.inherit(source, source.CachedInfo())
 	}
+	o.awaitOthers() // the connection may have been lost meanwhile
 	p, err := listen(o.Conn, l.durable(), l.window)
 	if err != nil {
 		return false, fmt.Errorf("pull from %s: %w", l.durable(), err)
@@ -379,10 +380,13 @@ const returning = 3 * time.Second
 // awaitOthers waits, after a connection that was lost, for whoever waits for
 // answers: what is published to an inbox before its owner is back is lost.
 func (c *Consumer) awaitOthers() {
-	c.mu.Lock()
-	left := returning - time.Since(c.returned)
-	c.mu.Unlock()
-	if left > 0 {
+	for c.pulling.Err() == nil {
+		c.mu.Lock()
+		left := returning - time.Since(c.returned)
+		c.mu.Unlock()
+		if left <= 0 {
+			return
+		}
 		c.sleep(left)
 	}
 }

@@ -16,6 +16,7 @@ import (
 // zero; docs/metrics.md says what each means.
 type metrics struct {
 	requests     *prometheus.CounterVec
+	begun        map[labels]prometheus.Counter // those of requests that are there from the start
 	waits        map[relay.Reason]prometheus.Counter
 	age          prometheus.Histogram
 	queued       prometheus.Histogram
@@ -25,6 +26,9 @@ type metrics struct {
 	moved        prometheus.Counter
 	backlog      prometheus.Gauge
 }
+
+// labels are those of requests.
+type labels struct{ method, class, outcome, code string }
 
 // none stands for a label without a value: an empty one is no label to Prometheus.
 const none = "none"
@@ -46,6 +50,7 @@ func newMetrics(r prometheus.Registerer, c *Consumer) *metrics {
 			Name: "zoho_worker_requests_total",
 			Help: "Requests settled, by method, class of the operation, outcome (answered, repeated, dead, not_stored) and error code.",
 		}, []string{"method", "class", "outcome", "code"}),
+		begun: map[labels]prometheus.Counter{},
 		waits: map[relay.Reason]prometheus.Counter{},
 		age: f.NewHistogram(prometheus.HistogramOpts{
 			Name:                        "zoho_worker_request_age_seconds",
@@ -115,13 +120,16 @@ func newMetrics(r prometheus.Registerer, c *Consumer) *metrics {
 
 // start begins the series of a method and a class at zero.
 func (m *metrics) start(method, class string) {
+	begin := func(outcome, code string) {
+		m.begun[labels{method, class, outcome, code}] = m.requests.WithLabelValues(method, class, outcome, code)
+	}
 	for _, outcome := range []string{outcomeAnswered, outcomeRepeated, outcomeNotStored} {
-		m.requests.WithLabelValues(method, class, outcome, none)
+		begin(outcome, none)
 	}
 	for _, code := range envelope.Codes() {
-		m.requests.WithLabelValues(method, class, outcomeAnswered, string(code))
+		begin(outcomeAnswered, string(code))
 	}
-	m.requests.WithLabelValues(method, class, outcomeDead, string(envelope.InvalidRequest))
+	begin(outcomeDead, string(envelope.InvalidRequest))
 }
 
 func (m *metrics) settled(method, class, outcome string, code envelope.Code) {
@@ -131,7 +139,11 @@ func (m *metrics) settled(method, class, outcome string, code envelope.Code) {
 	if code == "" {
 		code = none
 	}
-	m.requests.WithLabelValues(method, class, outcome, string(code)).Inc()
+	requests, ok := m.begun[labels{method, class, outcome, string(code)}]
+	if !ok {
+		requests = m.requests.WithLabelValues(method, class, outcome, string(code))
+	}
+	requests.Inc()
 }
 
 // censusMetrics are the numbers of the census, read when they are asked for.

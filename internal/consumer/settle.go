@@ -72,6 +72,7 @@ func (c *Consumer) work(queue string, e *entry) (wait *relay.Wait) {
 		ReceivedAt: e.stored, Redelivered: e.again, Stopping: c.pulling.Done(), Observer: e,
 		Waited: e.waited,
 	})
+	defer result.Release()
 	switch {
 	case result.Wait != nil:
 		c.metrics.waits[result.Wait.Reason].Inc()

@@ -9,18 +9,24 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promauto"
 
+	"zoho-worker/internal/connection"
 	"zoho-worker/internal/zoho"
 )
 
 // metrics count attempts, claims and what came of them. Labels come from closed
 // lists; docs/metrics.md says what each means.
 type metrics struct {
-	attempts  *prometheus.CounterVec
-	duration  *prometheus.HistogramVec
+	methods   map[string]attempts
 	tokenWait prometheus.Histogram
 	claims    *prometheus.CounterVec
 	unknown   *prometheus.CounterVec
 	credits   *credits
+}
+
+// attempts count those of one method.
+type attempts struct {
+	answers  map[string]prometheus.Counter
+	duration prometheus.Observer
 }
 
 var (
@@ -44,17 +50,18 @@ const (
 func newMetrics(r prometheus.Registerer) metrics {
 	f := promauto.With(r)
 	seconds := []float64{.01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60}
+	calls := f.NewCounterVec(prometheus.CounterOpts{
+		Name: "zoho_worker_attempts_total",
+		Help: "Attempts sent to Zoho, by method and class of the answer (none: no answer came).",
+	}, []string{"method", "answer"})
+	duration := f.NewHistogramVec(prometheus.HistogramOpts{
+		Name:                        "zoho_worker_call_duration_seconds",
+		Help:                        "Duration of one attempt, connection and body included.",
+		Buckets:                     seconds,
+		NativeHistogramBucketFactor: 1.1, NativeHistogramMaxBucketNumber: 100, NativeHistogramMinResetDuration: time.Hour,
+	}, []string{"method"})
 	m := metrics{
-		attempts: f.NewCounterVec(prometheus.CounterOpts{
-			Name: "zoho_worker_attempts_total",
-			Help: "Attempts sent to Zoho, by method and class of the answer (none: no answer came).",
-		}, []string{"method", "answer"}),
-		duration: f.NewHistogramVec(prometheus.HistogramOpts{
-			Name:                        "zoho_worker_call_duration_seconds",
-			Help:                        "Duration of one attempt, connection and body included.",
-			Buckets:                     seconds,
-			NativeHistogramBucketFactor: 1.1, NativeHistogramMaxBucketNumber: 100, NativeHistogramMinResetDuration: time.Hour,
-		}, []string{"method"}),
+		methods: map[string]attempts{},
 		tokenWait: f.NewHistogram(prometheus.HistogramOpts{
 			Name:                        "zoho_worker_token_wait_seconds",
 			Help:                        "How long a request in hand waited for an access token.",
@@ -75,10 +82,11 @@ func newMetrics(r prometheus.Registerer) metrics {
 		Help: "The least API credits left of any org, as Zoho said in the last 15 minutes; NaN where it said nothing.",
 	}, func() float64 { return m.credits.least(time.Now()) })
 	for _, method := range methods {
-		m.duration.WithLabelValues(method)
+		of := attempts{answers: map[string]prometheus.Counter{}, duration: duration.WithLabelValues(method)}
 		for _, answer := range answers {
-			m.attempts.WithLabelValues(method, answer)
+			of.answers[answer] = calls.WithLabelValues(method, answer)
 		}
+		m.methods[method] = of
 	}
 	for _, result := range []string{claimMade, claimHeld, claimExpired, claimConflict, claimReleased, claimFailed} {
 		m.claims.WithLabelValues(result)
@@ -88,11 +96,12 @@ func newMetrics(r prometheus.Registerer) metrics {
 	return m
 }
 
-func (m metrics) attempt(method, org string, a *zoho.Answer) {
-	m.attempts.WithLabelValues(method, class(a.Status)).Inc()
-	m.duration.WithLabelValues(method).Observe(a.Took.Seconds())
+func (m metrics) attempt(method string, c *connection.Connection, a *zoho.Answer) {
+	of := m.methods[method]
+	of.answers[class(a.Status)].Inc()
+	of.duration.Observe(a.Took.Seconds())
 	if a.CreditsRemaining >= 0 {
-		m.credits.heard(org, a.CreditsRemaining, time.Now())
+		m.credits.heard(c.Queue(), a.CreditsRemaining, time.Now())
 	}
 }
 

@@ -72,6 +72,15 @@ type Result struct {
 	Stored []byte
 	// Wait says that the request has to come again.
 	Wait *Wait
+
+	last *zoho.Answer // whose memory Response may hold
+}
+
+// Release gives the memory of Response's body back: nothing may read it any more.
+func (r Result) Release() {
+	if r.last != nil {
+		r.last.Release()
+	}
 }
 
 // Wait is why and for how long a request waits; it has used up nothing.
@@ -172,7 +181,9 @@ func New(o Options) *Relay {
 // of the calls and the pauses between them, so its caller keeps the message alive.
 func (r *Relay) Do(ctx context.Context, d *Delivery) Result {
 	j := &job{Relay: r, Delivery: d, once: !d.Operation.MayRepeat(d.Request)}
-	return j.finish(ctx, j.do(ctx))
+	result := j.finish(ctx, j.do(ctx))
+	result.last = j.last
+	return result
 }
 
 func (j *job) do(ctx context.Context) Result {
@@ -391,7 +402,7 @@ func (j *job) exchange(ctx context.Context, call *zoho.Call, credits int) *zoho.
 		credits = 0
 	}
 	j.credits.Used += credits
-	j.metrics.attempt(call.Method, j.connection.Queue(), answer)
+	j.metrics.attempt(call.Method, j.connection, answer)
 	if j.Observer != nil {
 		j.Observer.Attempted(answer, began, credits)
 		j.credits.Remaining, j.credits.Known = j.Observer.Remaining()

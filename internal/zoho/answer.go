@@ -19,35 +19,51 @@ import (
 // maxRetryAfter caps Answer.RetryAfter: Zoho's longest window is a day.
 const maxRetryAfter = 24 * time.Hour
 
-// scratchSize is the largest scratch buffer that is kept for the next body.
-const scratchSize = 256 << 10
+// memoryKept is the largest memory of a body that is kept for the next one.
+const memoryKept = 256 << 10
 
 var (
 	unzippers = sync.Pool{New: func() any { return new(gzip.Reader) }}
-	scratches = sync.Pool{New: func() any { return new(bytes.Buffer) }}
+	memories  = sync.Pool{New: func() any { return new([]byte) }}
 )
+
+// free gives the memory of a body back, nil being none.
+func free(m *[]byte) {
+	if m != nil && cap(*m) <= memoryKept {
+		memories.Put(m)
+	}
+}
 
 // readBody returns the body that r gives, decompressed, or ErrTooLarge where it
 // is longer than limit bytes before or after. length is that on the wire, -1
-// where it wasn't told. The result is the caller's alone.
-func readBody(r io.Reader, length int64, unzip bool, limit int) ([]byte, error) {
-	if length == 0 {
+// where it wasn't told. The memory is the caller's, to be freed or kept; nil: there
+// is no body.
+func readBody(r io.Reader, length int64, unzip bool, limit int) (m *[]byte, err error) {
+	switch {
+	case length == 0:
 		return nil, nil
+	case !unzip && length > int64(limit):
+		return nil, ErrTooLarge
 	}
-	if !unzip {
-		if length > int64(limit) {
-			return nil, ErrTooLarge
-		}
-		if length > 0 {
-			body := make([]byte, length)
-			_, err := io.ReadFull(r, body)
-			if err != nil {
-				return nil, err
-			}
-			return body, nil
-		}
-		return drain(r, limit)
+	m = memories.Get().(*[]byte)
+	switch {
+	case unzip:
+		*m, err = unzipped((*m)[:0], r, limit)
+	case length > 0:
+		*m = slices.Grow((*m)[:0], int(length))[:length]
+		_, err = io.ReadFull(r, *m)
+	default:
+		*m, err = drain((*m)[:0], r, limit)
 	}
+	if err != nil || len(*m) == 0 {
+		free(m)
+		return nil, err
+	}
+	return m, nil
+}
+
+// unzipped is drain for what r holds compressed.
+func unzipped(dst []byte, r io.Reader, limit int) ([]byte, error) {
 	// Compressed data that unfolds to limit bytes is hardly longer than they
 	// are, so that endless empty blocks end here.
 	packed := &bounded{r: r, left: int64(limit) + int64(limit)/8 + 4096}
@@ -58,31 +74,21 @@ func readBody(r io.Reader, length int64, unzip bool, limit int) ([]byte, error) 
 	}()
 	if err := z.Reset(packed); err != nil {
 		if errors.Is(err, io.EOF) && !packed.any {
-			return nil, nil // an empty body that nevertheless says gzip
+			return dst, nil // an empty body that nevertheless says gzip
 		}
-		return nil, err
+		return dst, err
 	}
-	return drain(z, limit)
+	return drain(dst, z, limit)
 }
 
-// drain reads r to its end by way of a scratch buffer and returns a copy of its
-// exact size.
-func drain(r io.Reader, limit int) ([]byte, error) {
-	b := scratches.Get().(*bytes.Buffer)
-	defer func() {
-		if b.Cap() <= scratchSize {
-			b.Reset()
-			scratches.Put(b)
-		}
-	}()
+// drain reads r to its end into dst's memory, or more.
+func drain(dst []byte, r io.Reader, limit int) ([]byte, error) {
+	b := bytes.NewBuffer(dst)
 	n, err := b.ReadFrom(&io.LimitedReader{R: r, N: int64(limit) + 1})
 	if n > int64(limit) {
-		return nil, ErrTooLarge
+		err = ErrTooLarge
 	}
-	if err != nil || n == 0 {
-		return nil, err
-	}
-	return bytes.Clone(b.Bytes()), nil
+	return b.Bytes(), err
 }
 
 // bounded is an io.Reader that fails with ErrTooLarge where an io.LimitedReader ends.

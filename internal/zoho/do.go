@@ -52,8 +52,8 @@ type Answer struct {
 	// without Set-Cookie, the hop-by-hop ones and what describes the body's
 	// length and compression on the wire.
 	Headers []envelope.Header
-	// Body is decompressed, whole, and the caller's to keep; nil where it isn't
-	// whole (BodyError, TooLarge).
+	// Body is decompressed, whole, and the caller's until Release; nil where it
+	// isn't whole (BodyError, TooLarge).
 	Body []byte
 	// BodyError says why the body isn't whole although the status is known:
 	// Zoho has carried out the call or refused it, as Status says.
@@ -80,6 +80,15 @@ type Answer struct {
 	// of the body.
 	Started time.Time
 	Took    time.Duration
+
+	memory *[]byte // of Body
+}
+
+// Release gives the memory of Body back, for other answers: nothing may read it
+// any more. Without it, the memory is the caller's to keep.
+func (a *Answer) Release() {
+	free(a.memory)
+	a.Body, a.memory = nil, nil
 }
 
 // userAgent is what the worker calls itself where the caller says nothing.
@@ -111,14 +120,14 @@ func (c *Client) Do(ctx context.Context, call *Call) *Answer {
 	}
 	t := trip{where: where, head: *head, body: call.Body, until: a.Started.Add(timeout), limit: c.config.MaxResponse}
 	if call.Once {
-		t.permit = call.Permit
+		t.once, t.permit = true, call.Permit
 	}
 	r, err := c.roundTrip(ctx, &t)
 	if err != nil {
 		a.Unsent, a.Err = !t.left, err
 		return a
 	}
-	a.Status, a.Body = r.status, r.body
+	a.Status, a.Body, a.memory = r.status, r.body, r.memory
 	switch {
 	case errors.Is(r.bodyErr, ErrTooLarge):
 		a.TooLarge, a.Err = true, ErrTooLarge

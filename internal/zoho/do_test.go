@@ -8,6 +8,7 @@ import (
 	"io"
 	"net/http"
 	"reflect"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -77,6 +78,44 @@ func TestRequestOnTheWire(t *testing.T) {
 	}
 }
 
+// What isn't released is the caller's to keep, whatever comes after it; what is,
+// leaves nothing behind.
+func TestRelease(t *testing.T) {
+	for name, header := range map[string]string{"plain": "", "compressed": "gzip"} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			n := 0
+			c := newClient(t, serve(t, func(w http.ResponseWriter, r *http.Request) {
+				n++
+				body := []byte(strings.Repeat(strconv.Itoa(n), 2000))
+				if header == "" {
+					_, _ = w.Write(body)
+					return
+				}
+				w.Header().Set("Content-Encoding", header)
+				z := gzip.NewWriter(w)
+				_, _ = z.Write(body)
+				_ = z.Close()
+			}))
+			kept := do(t, c, insert())
+			for want := 2; want < 8; want++ {
+				a := do(t, c, insert())
+				if string(a.Body) != strings.Repeat(strconv.Itoa(want), 2000) {
+					t.Fatalf("answer %d begins with %.20q", want, a.Body)
+				}
+				a.Release()
+				a.Release()
+				if a.Body != nil {
+					t.Error("a body is left")
+				}
+			}
+			if string(kept.Body) != strings.Repeat("1", 2000) {
+				t.Errorf("the first answer has become %.20q", kept.Body)
+			}
+		})
+	}
+}
+
 func TestAnswer(t *testing.T) {
 	t.Parallel()
 	date := "Tue, 10 Nov 2026 08:00:00 GMT"
@@ -139,7 +178,7 @@ func TestAnswer(t *testing.T) {
 			if loc := header(a, "Location"); row.status == 307 && loc != "http://169.254.169.254/" {
 				t.Errorf("location %q", loc)
 			}
-			got.Headers, got.Body, got.Started, got.Took = nil, nil, time.Time{}, 0
+			got.Headers, got.Body, got.memory, got.Started, got.Took = nil, nil, nil, time.Time{}, 0
 			if !reflect.DeepEqual(got, want) || calls != 1 {
 				t.Errorf("%d calls\n got %+v\nwant %+v", calls, got, want)
 			}

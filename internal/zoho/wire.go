@@ -21,7 +21,9 @@ type trip struct {
 	body  []byte
 	// until is when the exchange must be over. Zero: as its context says.
 	until time.Time
-	// permit is asked right before the first byte. Nil: permitted.
+	// once says that the request isn't repeatable; permit, which may be nil, is
+	// asked right before its first byte.
+	once   bool
 	permit func() error
 	// limit bounds the response's body, decompressed.
 	limit int
@@ -34,6 +36,7 @@ type trip struct {
 type reply struct {
 	head
 	body    []byte
+	memory  *[]byte // of body; nil where there is none
 	bodyErr error
 }
 
@@ -101,7 +104,7 @@ func (c *Client) connection(ctx context.Context, t *trip) (*kept, error) {
 		if k == nil {
 			break
 		}
-		if k.raw.SetDeadline(t.until) == nil && k.open(t.until) {
+		if k.raw.SetDeadline(t.until) == nil && (!t.once && time.Since(k.since) < trusted || k.open(t.until)) {
 			return k, nil
 		}
 		k.close()
@@ -117,6 +120,11 @@ func (c *Client) connection(ctx context.Context, t *trip) (*kept, error) {
 	}
 	return k, k.raw.SetDeadline(t.until)
 }
+
+// trusted is for how long after an answer its connection is taken for open,
+// unseen, where the request may be repeated: no server keeps them for less, and a
+// look costs a system call, over TLS two more.
+const trusted = time.Second
 
 // exchange writes the request and reads the answer. It reports whether the
 // connection can be used again.
@@ -212,7 +220,9 @@ func (k *kept) read(r *reply, limit int) (again bool, err error) {
 	case r.length < 0:
 		r.close = true // the body goes on to the connection's end
 	}
-	r.body, r.bodyErr = readBody(&body, r.length, gzipped(r.fields), limit)
+	if r.memory, r.bodyErr = readBody(&body, r.length, gzipped(r.fields), limit); r.memory != nil {
+		r.body = *r.memory
+	}
 	body.release()
 	return r.bodyErr == nil && body.ended && !r.close && k.r == k.w, nil
 }
@@ -273,5 +283,5 @@ func (c *Client) roundTripHTTP(ctx context.Context, req *http.Request, limit int
 	if strings.ContainsAny(req.Method+req.URL.RequestURI()+req.URL.Host, " \r\n") {
 		return reply{}, ErrRequest
 	}
-	return c.roundTrip(ctx, &trip{where: place{req.URL.Scheme, req.URL.Host}, head: dst, body: body, limit: limit})
+	return c.roundTrip(ctx, &trip{where: place{req.URL.Scheme, req.URL.Host}, head: dst, body: body, once: true, limit: limit})
 }

@@ -150,23 +150,23 @@ func TestStopBeforeNATS(t *testing.T) {
 func TestStartBeforeLeader(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, zohotest.Options{})
-	routes := []*url.URL{}
-	var ports []int
+	var routes []*url.URL
+	var held []net.Listener // each server's port until it starts, or another test may take it
 	for range 3 {
-		u, err := url.Parse("nats://" + freeAddr(t))
+		l, err := net.Listen("tcp", "127.0.0.1:0")
 		if err != nil {
 			t.Fatal(err)
 		}
-		var port int
-		_, _ = fmt.Sscan(u.Port(), &port)
-		routes, ports = append(routes, u), append(ports, port)
+		t.Cleanup(func() { _ = l.Close() })
+		routes, held = append(routes, &url.URL{Scheme: "nats", Host: l.Addr().String()}), append(held, l)
 	}
 	dir := t.TempDir()
 	start := func(i int) *server.Server {
+		_ = held[i].Close()
 		name := fmt.Sprintf("node-%d", i)
 		return serveNATS(t, &server.Options{
 			ServerName: name, StoreDir: filepath.Join(dir, name), Routes: routes,
-			Cluster: server.ClusterOpts{Name: "three", Host: "127.0.0.1", Port: ports[i]},
+			Cluster: server.ClusterOpts{Name: "three", Host: "127.0.0.1", Port: held[i].Addr().(*net.TCPAddr).Port},
 		})
 	}
 	first := start(0)
