@@ -138,7 +138,7 @@ func (a *Answer) read(fields []envelope.Header) {
 			a.CreditsRemaining = n
 		}
 	}
-	a.RetryAfter = retryAfter(fields, time.Now())
+	a.RetryAfter = retryAfter(fields)
 	a.Headers = headers(fields)
 	fault := readFault(a.Status, a.Body)
 	a.Code = fault.code
@@ -184,7 +184,7 @@ func headers(fields []envelope.Header) []envelope.Header {
 // retryAfter reads the Retry-After header: seconds, or a date, which counts
 // from the server's own Date where there is one. Zoho documents neither for the
 // CRM (zoho-facts 3.5).
-func retryAfter(fields []envelope.Header, now time.Time) time.Duration {
+func retryAfter(fields []envelope.Header) time.Duration {
 	v, _ := field(fields, "Retry-After")
 	if v == "" {
 		return 0
@@ -196,6 +196,7 @@ func retryAfter(fields []envelope.Header, now time.Time) time.Duration {
 	if err != nil {
 		return 0
 	}
+	now := time.Now()
 	v, _ = field(fields, "Date")
 	if date, err := http.ParseTime(v); err == nil {
 		now = date

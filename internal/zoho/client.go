@@ -183,13 +183,14 @@ type placeKey struct {
 
 // Client speaks to Zoho for all connections. It is safe for concurrent use.
 type Client struct {
-	config   Config
-	accounts string // Config.AccountsURL without a slash at its end, or ""
-	api      string // Config.APIURL likewise
-	places   map[placeKey]place
-	dial     *dialer
-	pool     pool
-	now      func() time.Time
+	config     Config
+	accounts   string // Config.AccountsURL without a slash at its end, or ""
+	api        string // Config.APIURL likewise
+	places     map[placeKey]place
+	dial       *dialer
+	pool       pool
+	interrupts interrupts
+	now        func() time.Time
 }
 
 // New returns a client, or all that is wrong with config.

@@ -311,7 +311,7 @@ func (x *exchange) RoundTrip(req *http.Request) (*http.Response, error) {
 		return nil, err
 	}
 	x.status, x.body = answer.status, answer.body
-	x.retryAfter = retryAfter(answer.fields, time.Now())
+	x.retryAfter = retryAfter(answer.fields)
 	// x/oauth2 goes by the content type, and would read JSON that came as
 	// text/plain as a form.
 	h := http.Header{"Content-Type": {"application/json"}}

@@ -60,9 +60,9 @@ func (c *Client) roundTrip(ctx context.Context, t *trip) (r reply, err error) {
 		return r, err
 	}
 	keep := false
-	stop := context.AfterFunc(ctx, k.cut)
+	alone := c.interrupts.watch(ctx, k)
 	defer func() {
-		if stop() && keep {
+		if c.interrupts.done(k, alone) && keep {
 			c.pool.put(k)
 		} else {
 			k.close()
