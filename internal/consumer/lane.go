@@ -156,7 +156,7 @@ func (l *lane) pull(fresh, first bool) (done bool, err error) {
 	o := l.org
 	l.served()
 	o.awaitOthers()
-	setup, cancel := context.WithTimeout(o.pulling, 10*time.Second)
+	setup, cancel := context.WithTimeout(o.pulling, 5*time.Second)
 	defer cancel()
 	if fresh && o.crashed {
 		// The worker before is dead, or was away for longer than its session

@@ -1,0 +1,101 @@
+package integration
+
+import (
+	"errors"
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+
+	"zoho-worker/internal/consumer"
+	"zoho-worker/internal/zoho/zohotest"
+)
+
+// handedOut is how many requests of the connection's lane the server has handed
+// out and not heard of again.
+func (r *rig) handedOut(name string) int {
+	r.t.Helper()
+	c, err := r.js.Consumer(r.t.Context(), consumer.RequestStream, name)
+	if errors.Is(err, jetstream.ErrConsumerNotFound) {
+		return 0
+	}
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	return c.CachedInfo().NumAckPending
+}
+
+// A worker asks for what it has room for: the rest waits in the stream, where
+// another worker can have it. The more is settled, the more it asks for.
+func TestAskedForWhatThereIsRoomFor(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, zohotest.Options{})
+	r.demo(2)
+	const n, window = 100, 16
+	hold := r.Zoho.Hold(zohotest.BodyRead, zohotest.Match{Method: "GET"})
+	for i := range n {
+		r.publish("demo", list(fmt.Sprint("get-", i)))
+	}
+	r.worker()
+	<-hold.Reached()
+	<-hold.Reached()
+	eventually(t, "the window is full", func() bool { return r.handedOut("demo") >= window })
+	for range 20 {
+		if got := r.handedOut("demo"); got != window {
+			t.Fatalf("%d requests are handed out to a worker that has room for %d", got, window)
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	hold.Release()
+	r.awaitAll("demo", n)
+	r.drained()
+	if got := len(r.Zoho.Find(zohotest.Match{Method: "GET", Path: "/crm/v8/Leads"})); got != n {
+		t.Errorf("%d calls for %d requests", got, n)
+	}
+}
+
+// A lane whose consumer is deleted, whose connection is lost, or both, goes on with
+// what comes then.
+func TestLanesGoOn(t *testing.T) {
+	t.Parallel()
+	for name, harm := range map[string]func(*rig){
+		"consumer deleted": func(r *rig) {
+			if err := r.js.DeleteConsumer(r.t.Context(), consumer.RequestStream, "demo"); err != nil {
+				r.t.Fatal(err)
+			}
+		},
+		"server restarted": func(r *rig) {
+			if err := r.RestartNATS(); err != nil {
+				r.t.Fatal(err)
+			}
+			eventually(r.t, "the test is connected again", r.nc.IsConnected)
+		},
+		"deleted and restarted": func(r *rig) {
+			if err := r.js.DeleteConsumer(r.t.Context(), consumer.RequestStream, "demo"); err != nil {
+				r.t.Fatal(err)
+			}
+			if err := r.RestartNATS(); err != nil {
+				r.t.Fatal(err)
+			}
+			eventually(r.t, "the test is connected again", r.nc.IsConnected)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			r := newRig(t, zohotest.Options{})
+			r.demo(5)
+			r.worker()
+			wantStatus(t, r.call("demo", list("before")), 200)
+			harm(r)
+			for i := range 40 { // more than a window
+				r.publish("demo", list(fmt.Sprint("after-", i)))
+			}
+			r.awaitAll("demo", 40)
+			r.drained()
+			if got := len(r.Zoho.Find(zohotest.Match{Method: "GET", Path: "/crm/v8/Leads"})); got != 41 {
+				t.Errorf("%d calls for 41 requests", got)
+			}
+		})
+	}
+}
