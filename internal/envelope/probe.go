@@ -284,6 +284,48 @@ func CountElements(body []byte, member string) (n int) {
 	return n
 }
 
+// EachRecord reads an object with one array of objects, data, and calls do with the
+// code and the status of each, nil for what it doesn't have, until do returns false.
+// It returns false then, for a code or status that isn't a string, and for a body
+// that isn't such an object. What do gets is the body's memory.
+func EachRecord(body []byte, do func(code, status []byte) bool) bool {
+	s := scanner{data: body, depth: MaxDepth}
+	times := eachMember(&s, "data", func() {
+		if s.peek() != '[' {
+			s.refuse(inSchema, "")
+			return
+		}
+		for n := 0; s.element(n); n++ {
+			if code, status := s.record(); s.fault == nil && !do(code, status) {
+				s.refuse(inSchema, "")
+			}
+		}
+	})
+	return times == 1 && s.end()
+}
+
+// record reads an object's code and status.
+func (s *scanner) record() (code, status []byte) {
+	if s.peek() != '{' {
+		s.refuse(inSchema, "")
+		return nil, nil
+	}
+	for n := 0; ; n++ {
+		key, ok := s.member(n)
+		if !ok {
+			return code, status
+		}
+		switch string(key) {
+		case "code":
+			code, _ = s.text()
+		case "status":
+			status, _ = s.text()
+		default:
+			s.skip()
+		}
+	}
+}
+
 // records reads an object with an array of objects, data, and returns how often it has it.
 func (s *scanner) records() (b *Batch, times int) {
 	b = &Batch{}

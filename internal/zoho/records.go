@@ -16,21 +16,20 @@ func RecordsOf(body []byte) *envelope.Records {
 	if !bytes.Contains(body, []byte(`"status"`)) {
 		return nil
 	}
-	var answer struct {
-		Data []struct {
-			Code   string `json:"code"`
-			Status string `json:"status"`
-		} `json:"data"`
-	}
-	if json.Unmarshal(body, &answer) != nil || len(answer.Data) == 0 {
-		return nil
-	}
 	var r envelope.Records
-	for _, record := range answer.Data {
-		if record.Status != "success" && record.Status != "error" {
-			return nil
+	whole := envelope.EachRecord(body, func(code, status []byte) bool {
+		switch string(status) {
+		case "success":
+			r.Add("", true)
+		case "error":
+			r.Add(string(code), false)
+		default:
+			return false
 		}
-		r.Add(record.Code, record.Status == "success")
+		return true
+	})
+	if !whole || r.Succeeded+r.Failed == 0 {
+		return nil
 	}
 	return &r
 }

@@ -26,6 +26,16 @@ func TestRecordsOf(t *testing.T) {
 		"no JSON":       {`<html>"status"</html>`, nil},
 		"nothing":       {``, nil},
 		"other results": {`{"actions":[` + ok + `]}`, nil},
+		"empty data":    {`{"data":[]}`, nil},
+		"cut off":       {`{"data":[` + ok + `,` + bad, nil},
+		"more behind":   {`{"data":[` + ok + `]}{"status"`, nil},
+		"data twice":    {`{"data":[` + ok + `],"data":[` + bad + `]}`, nil},
+		"no object":     {`{"data":["status"]}`, nil},
+		"no code":       {`{"data":[{"status":"error"}]}`, &envelope.Records{Failed: 1, Codes: map[string]int{"": 1}}},
+		"odd code":      {`{"data":[{"code":429,"status":"error"}]}`, nil},
+		"odd status":    {`{"data":[{"code":"X","status":null}]}`, nil},
+		"escaped":       {`{"data":[{"code":"A\u0042","status":"\u0065rror"}]}`, &envelope.Records{Failed: 1, Codes: map[string]int{"AB": 1}}},
+		"with others":   {` { "info" : {"data":[1]} , "data" : [ ` + bad + ` , ` + ok + ` ] } `, &envelope.Records{Succeeded: 1, Failed: 1, Codes: map[string]int{"INVALID_DATA": 1}}},
 	} {
 		if got := RecordsOf([]byte(c.body)); !reflect.DeepEqual(got, c.want) {
 			t.Errorf("%s: got %+v, want %+v", name, got, c.want)
