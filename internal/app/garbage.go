@@ -52,12 +52,10 @@ const mostPercent = smallHeap / (4 << 20) * 100
 // Beyond manyAlive, a worker keeps the state of many connections, which the
 // collector would look through again after every few thousand requests (measured
 // with 1,000 of them: a tenth of the processor time). So it may grow by up to
-// moreRoom more than Go would let it, but not beyond largeHeap for that: with so much
-// alive, Go comes seldom enough.
+// moreRoom more than Go would let it.
 const (
 	manyAlive = 12 << 20
 	moreRoom  = 24 << 20
-	largeHeap = 48 << 20
 )
 
 // percentFor is by how much the heap may grow over what is alive.
@@ -65,7 +63,7 @@ func percentFor(live uint64) int {
 	live = max(live, 1<<20)
 	room := max(live, smallHeap-min(live, smallHeap))
 	if live > manyAlive {
-		room += min(3*(live-manyAlive), moreRoom, largeHeap-min(2*live, largeHeap))
+		room += min(3*(live-manyAlive), moreRoom)
 	}
 	return int(min(room*100/live, mostPercent))
 }
