@@ -493,10 +493,20 @@ func TestIdleConsumersGo(t *testing.T) {
 		r.connect(name(i), org, 5)
 	}
 	r.worker()
-	round := func(id string) {
-		for i := range n {
-			r.publish(name(i), list(id))
+	rounds := 0
+	round := func() {
+		rounds++
+		id := fmt.Sprint("round-", rounds)
+		data, err := json.Marshal(list(id))
+		if err != nil {
+			t.Fatal(err)
 		}
+		for i := range n { // what is lost is missed below
+			if _, err := r.js.PublishAsync("zoho.requests."+name(i), data); err != nil {
+				t.Fatal(err)
+			}
+		}
+		<-r.js.PublishAsyncComplete()
 		for i := range n {
 			wantStatus(t, r.await(name(i), id), 200)
 		}
@@ -508,11 +518,14 @@ func TestIdleConsumersGo(t *testing.T) {
 		}
 		return stream.CachedInfo().State.Consumers
 	}
-	round("first")
-	if got := consumers(); got <= kept {
-		t.Fatalf("%d consumers: they are gone before it is known what they leave", got)
+	// Where a round takes longer than a lane lasts without a request, as the first
+	// one may, the next is faster.
+	for round(); consumers() <= kept; round() {
+		if rounds == 5 {
+			t.Fatalf("%d consumers: they are gone before it is known what they leave", consumers())
+		}
 	}
-	round("more") // there are so many consumers now that nothing is acked
+	round() // there are so many consumers now that nothing is acked
 	eventually(t, "nothing is in hand", func() bool {
 		stream, err := r.js.Stream(t.Context(), consumer.RequestStream)
 		if err != nil {
@@ -525,9 +538,9 @@ func TestIdleConsumersGo(t *testing.T) {
 		return held == 0 && list.Err() == nil
 	})
 	eventually(t, "most consumers are gone", func() bool { return consumers() <= kept })
-	round("second")
-	if got := len(r.Zoho.Find(zohotest.Match{Method: "GET", Path: "/crm/v8/Leads"})); got != 3*n {
-		t.Errorf("%d calls for %d requests", got, 3*n)
+	round()
+	if got := len(r.Zoho.Find(zohotest.Match{Method: "GET", Path: "/crm/v8/Leads"})); got != rounds*n {
+		t.Errorf("%d calls for %d requests", got, rounds*n)
 	}
 	eventually(t, "all is off the stream", func() bool { return r.backlog() == 0 })
 }
