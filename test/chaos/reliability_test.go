@@ -40,7 +40,7 @@ var matrix = []row{
 	{"worker suspended for longer than lease and `AckWait`, or with a clock that is 10 minutes off", "sends nothing after its lease", []string{"TestSuspendedWorker", one, cluster, clocks}, ""},
 	{"worker killed for want of memory", "as F1", []string{"TestOutOfMemory", "TestRequestThatKillsWorkers"}, ""},
 	{"`kill -9` of all workers at once", "answered when they are back", []string{one, cluster}, ""},
-	{"NATS node `kill -9`", "no loss; no insert twice", []string{cluster, one, "TestNATSRestart", "TestGaps"}, ""},
+	{"NATS node `kill -9`", "no loss; no insert twice", []string{cluster, one, "TestNATSRestart", "TestLanesGoOn", "TestGaps"}, ""},
 	{"streams and consumers change leaders", "as F9", []string{cluster, "TestWidenedConsumerKeepsMessages", "TestGaps"}, ""},
 	{"leader of the claims lost while one is written", "a worker recognises its own write", []string{"TestOwnWriteIsRecognised", "TestFalseConflict", cluster}, ""},
 	{"leader of requests or responses lost", "no loss; one response", []string{cluster}, ""},
