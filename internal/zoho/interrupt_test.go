@@ -5,7 +5,6 @@ import (
 	"errors"
 	"net/http"
 	"testing"
-	"time"
 )
 
 // The end of a context ends all calls that have it, and no others: whoever of them
@@ -52,16 +51,9 @@ func TestInterrupts(t *testing.T) {
 			t.Errorf("a call of another context: %+v", a)
 		}
 	}
-	select {
-	case a := <-staying[0]:
-		t.Errorf("ended with another's context: %+v", a)
-	case a := <-staying[1]:
-		t.Errorf("ended with another's context: %+v", a)
-	case <-time.After(10 * time.Millisecond):
-	}
 	close(release)
 	for n, answer := range staying {
-		if a := <-answer; a.Status != 200 {
+		if a := <-answer; a.Status != 200 { // it ended with another's context
 			t.Errorf("call %d that stayed: %+v", n, a)
 		}
 	}

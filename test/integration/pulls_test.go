@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"testing"
-	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
 
@@ -13,17 +12,17 @@ import (
 )
 
 // handedOut is how many requests of the connection's lane the server has handed
-// out and not heard of again.
-func (r *rig) handedOut(name string) int {
+// out and not heard of again, and how many pulls are open, to which it would hand more.
+func (r *rig) handedOut(name string) (requests, pulls int) {
 	r.t.Helper()
 	c, err := r.js.Consumer(r.t.Context(), consumer.RequestStream, name)
 	if errors.Is(err, jetstream.ErrConsumerNotFound) {
-		return 0
+		return 0, 0
 	}
 	if err != nil {
 		r.t.Fatal(err)
 	}
-	return c.CachedInfo().NumAckPending
+	return c.CachedInfo().NumAckPending, c.CachedInfo().NumWaiting
 }
 
 // A worker asks for what it has room for: the rest waits in the stream, where
@@ -38,14 +37,14 @@ func TestAskedForWhatThereIsRoomFor(t *testing.T) {
 		r.publish("demo", list(fmt.Sprint("get-", i)))
 	}
 	r.worker()
-	<-hold.Reached()
-	<-hold.Reached()
-	eventually(t, "the window is full", func() bool { return r.handedOut("demo") >= window })
-	for range 20 {
-		if got := r.handedOut("demo"); got != window {
-			t.Fatalf("%d requests are handed out to a worker that has room for %d", got, window)
-		}
-		time.Sleep(10 * time.Millisecond)
+	r.reached(hold)
+	r.reached(hold)
+	eventually(t, "the worker has what it asked for", func() bool {
+		requests, pulls := r.handedOut("demo")
+		return requests >= window && pulls == 0
+	})
+	if got, _ := r.handedOut("demo"); got != window {
+		t.Errorf("%d requests are handed out to a worker that has room for %d", got, window)
 	}
 	hold.Release()
 	r.awaitAll("demo", n)
