@@ -184,6 +184,19 @@ func (l *lane) pull(fresh, first bool) (done bool, err error) {
 	}
 	defer l.drain(p)
 	l.opened(p)
+	switch done, err := l.follow(p); {
+	case errors.Is(err, errMoved):
+		return false, nil
+	case err != nil:
+		return false, fmt.Errorf("pull from %s: %w", l.durable(), err)
+	default:
+		return done, nil
+	}
+}
+
+// follow asks for what the lane has room for and takes in what comes, until it is
+// idle or closed (true), or has to begin again.
+func (l *lane) follow(p *pulls) (done bool, err error) {
 	for {
 		t := l.turn()
 		switch {
@@ -194,11 +207,11 @@ func (l *lane) pull(fresh, first bool) (done bool, err error) {
 			// the consumer: to make it again if need be suits both.
 			return false, nil
 		case len(t.aside) > 0:
-			o.moveAside(t.aside)
+			l.org.moveAside(t.aside)
 			continue
 		case t.ask > 0:
 			if err := p.ask(t.ask); err != nil {
-				return false, fmt.Errorf("pull from %s: %w", l.durable(), err)
+				return false, err
 			}
 		}
 		for wait := true; wait; wait = len(p.come) > 0 {
@@ -208,11 +221,8 @@ func (l *lane) pull(fresh, first bool) (done bool, err error) {
 				if !open {
 					return true, nil
 				}
-				switch err := l.take(msg); {
-				case errors.Is(err, jetstream.ErrConsumerDeleted):
-					return false, nil
-				case err != nil:
-					return false, fmt.Errorf("pull from %s: %w", l.durable(), err)
+				if err := l.take(msg); err != nil {
+					return false, err
 				}
 			}
 		}

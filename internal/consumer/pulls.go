@@ -1,12 +1,12 @@
 package consumer
 
 import (
+	"errors"
 	"fmt"
 	"strconv"
 	"sync"
 
 	"github.com/nats-io/nats.go"
-	"github.com/nats-io/nats.go/jetstream"
 )
 
 // pulls are what a lane asks its consumer for: as many requests as it has room
@@ -54,8 +54,11 @@ func (p *pulls) end() {
 	p.ended.Do(func() { _ = p.sub.Drain() }) // an error means that the connection is closed, and come as well
 }
 
+// errMoved says that the consumer is gone, or has another leader, which knows no pull.
+var errMoved = errors.New("the consumer is elsewhere")
+
 // said reads what the server says of a pull: how many of its requests won't come
-// any more, and whether the consumer is there to say so.
+// any more, and whether the consumer is there to say so. Any error ends all of them.
 func said(msg *nats.Msg) (left int, there bool, err error) {
 	status, text := msg.Header.Get("Status"), msg.Header.Get("Description")
 	switch {
@@ -64,10 +67,10 @@ func said(msg *nats.Msg) (left int, there bool, err error) {
 	case status == "404", status == "408", text == "Server Shutdown": // it is over
 		left, _ = strconv.Atoi(msg.Header.Get("Nats-Pending-Messages"))
 		return left, true, nil
-	case text == "Leadership Change": // and all others are
-		return windowMost, true, nil
-	case text == "Consumer Deleted":
-		return 0, true, jetstream.ErrConsumerDeleted
+	case text == "Leadership Change", text == "Consumer Deleted":
+		// Of a new leader each pull says so: to ask again after the first of them
+		// would be to ask twice.
+		return 0, true, errMoved
 	case status == "503":
 		// Nobody heard of it. It stays open until the lane misses signs of life: a
 		// server that is about to know the consumer may need a moment.
