@@ -1,8 +1,9 @@
 // Command bench measures the worker as a process, as it is built for production,
 // against a real nats-server, a real redis-server and an upstream that is as fast
 // as the machine lets it be, all of them processes; and the same for a worker of
-// 80 lines written by hand (bench/baseline), and for the peers that are on the
-// PATH (bench/peers). docs/performance.md says what the figures mean.
+// 80 lines written by hand (bench/baseline), for the least that a worker can be
+// (bench/bare), and for the peers that are on the PATH (bench/peers).
+// docs/performance.md says what the figures mean.
 //
 // It is not a test: it asserts no times. Invariants: candidates take turns within
 // one run, each with servers of its own; every answer is checked; processor time
@@ -25,6 +26,9 @@ import (
 	"time"
 )
 
+// bare is the candidate that knows only GETs without TLS.
+const bare = "bare"
+
 type settings struct {
 	repeat     int
 	scale      float64
@@ -40,7 +44,7 @@ func main() {
 	flag.IntVar(&s.repeat, "repeat", 3, "how often everything is measured; medians are reported")
 	flag.Float64Var(&s.scale, "scale", 1, "share of the messages that is sent")
 	flag.StringVar(&s.scenarios, "scenarios", "get,get-tls,post,flight,flight-200ms,steady", "what to measure, of "+strings.Join(names(), ","))
-	flag.StringVar(&s.candidates, "candidates", "", "who is measured; default: worker, baseline and the peers on the PATH")
+	flag.StringVar(&s.candidates, "candidates", "", "who is measured; default: worker, baseline, bare and the peers on the PATH")
 	flag.StringVar(&s.worker, "workers", "", "binaries of other workers, to be measured beside this one")
 	flag.StringVar(&s.keep, "keep", "", "directory for logs; default: one that is removed")
 	flag.Parse()
@@ -88,7 +92,7 @@ func run(ctx context.Context, s settings) (*report, error) {
 	if err != nil {
 		return nil, err
 	}
-	candidates := []string{"worker", "baseline"}
+	candidates := []string{"worker", "baseline", bare}
 	for _, binary := range strings.Split(s.worker, ",") {
 		if binary != "" {
 			name := "worker:" + filepath.Base(binary)
@@ -118,7 +122,7 @@ func run(ctx context.Context, s settings) (*report, error) {
 			}
 			for _, candidate := range candidates {
 				sc := scenarios[at]
-				if p.peers[candidate] != "" && !sc.peers {
+				if p.peers[candidate] != "" && !sc.peers || candidate == bare && (sc.secure || sc.method != "GET") {
 					continue
 				}
 				if ctx.Err() != nil {

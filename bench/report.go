@@ -61,7 +61,7 @@ func (r *report) ratio(candidate string, at row) (float64, bool) {
 func (r *report) print(to io.Writer) {
 	candidates := slices.Sorted(slices.Values(r.candidates))
 	slices.SortStableFunc(candidates, func(a, b string) int {
-		rank := func(name string) int { return slices.Index([]string{"worker", "baseline"}, name) & 0xff }
+		rank := func(name string) int { return slices.Index([]string{"worker", "baseline", bare}, name) & 0xff }
 		return rank(a) - rank(b)
 	})
 	say := func(format string, args ...any) { _, _ = fmt.Fprintf(to, format, args...) }

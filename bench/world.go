@@ -25,8 +25,8 @@ import (
 
 // programs are the paths of the binaries that are measured or measured against.
 type programs struct {
-	self, worker, baseline, nats, redis string
-	others, peers                       map[string]string // more workers, and programs of another kind
+	self, worker, baseline, bare, nats, redis string
+	others, peers                             map[string]string // more workers, and programs of another kind
 }
 
 // build makes the binaries as they run in production, in dir.
@@ -43,6 +43,7 @@ func build(dir, root string) (*programs, error) {
 	}{
 		{&p.worker, "worker", "./cmd/worker", []string{"-trimpath", "-tags", "production,grpcnotrace", "-ldflags", "-s -w"}},
 		{&p.baseline, "baseline", "./bench/baseline", []string{"-trimpath"}},
+		{&p.bare, bare, "./bench/bare", []string{"-trimpath"}},
 		{&p.nats, "nats-server", "github.com/nats-io/nats-server/v2", []string{"-trimpath"}},
 	} {
 		*b.path = filepath.Join(dir, b.name)
@@ -215,6 +216,9 @@ func (w *world) start(candidate string, secure bool, places int) (*process, erro
 	switch {
 	case candidate == "baseline":
 		p, _, err := launch(w.dir, candidate, false, env, w.programs.baseline)
+		return p, err
+	case candidate == bare:
+		p, _, err := launch(w.dir, candidate, false, env, w.programs.bare)
 		return p, err
 	case binary != "":
 		env = append(
