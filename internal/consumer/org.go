@@ -115,7 +115,7 @@ func (o *org) wake(k laneKey) {
 // window is how many requests of a lane are taken in hand: enough that a place
 // that falls free needs no round trip, and to look past requests that can't be
 // started yet.
-func (o *org) window() int { return min(max(3*o.directory.limits(o.name).Places, 16), 3*windowMost/4) }
+func (o *org) window() int { return min(max(2*o.directory.limits(o.name).Places, 16), 3*windowMost/4) }
 
 // close takes nothing more up and gives back what is not begun; what is under
 // way ends as it does.
