@@ -40,6 +40,7 @@ var arrows = map[string][]string{
 	"internal/app":                 {"internal/connection", "internal/consent", "internal/dead", "internal/event", "internal/console", "internal/consumer", "internal/envelope", "internal/inspect", "internal/ledger", "internal/lock", "internal/register", "internal/relay", "internal/secret", "internal/token", "internal/trace", "internal/zoho"},
 	"bench":                        {"internal/connection", "internal/consumer", "internal/secret"},
 	"bench/baseline":               {},
+	"bench/bare":                   {},
 	"bench/flow":                   {"internal/connection", "internal/consumer", "internal/secret", "internal/zoho/zohotest"},
 	"internal/lock/redistest":      {},
 	"internal/connection/natstest": {},
