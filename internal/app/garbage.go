@@ -8,13 +8,20 @@ import (
 	"sync/atomic"
 )
 
-// smallHeap is up to where the heap grows before it is collected, however
-// little of it is alive. A worker keeps a few MiB and makes 10 KiB of garbage for
-// each request, so that Go's own rule, to collect when the heap has doubled, has
-// it collect dozens of times a second: measured at a seventh of its processor
-// time. More than this would buy little, and is memory. A worker with more alive than
-// half of this collects as Go does, up to manyAlive.
-const smallHeap = 16 << 20
+// leastRoom is what the heap grows by before it is collected, however little of
+// it is alive. A worker keeps a few MiB and makes 6 KiB of garbage for each
+// request, so that Go's own rule, to collect when the heap has doubled, has it
+// collect dozens of times a second: measured at a seventh of its processor time.
+// More than this would buy little, and is memory.
+//
+// One with more than that alive keeps the state of many connections or calls,
+// which the collector would look through again after every few thousand requests
+// (measured with 1,000 of them: a tenth of the processor time). So it may grow by
+// up to moreRoom more than Go would let it.
+const (
+	leastRoom = 12 << 20
+	moreRoom  = 24 << 20
+)
 
 // collectLess has the garbage collector leave a small heap alone, unless the
 // environment says by GOGC how it wants it. GOMEMLIMIT holds all the same.
@@ -46,24 +53,13 @@ func adjust(b *beacon) {
 	runtime.SetFinalizer(b, adjust)
 }
 
-// mostPercent makes the least heap that Go collects, 4 MiB at 100 %, a small one.
-const mostPercent = smallHeap / (4 << 20) * 100
-
-// Beyond manyAlive, a worker keeps the state of many connections, which the
-// collector would look through again after every few thousand requests (measured
-// with 1,000 of them: a tenth of the processor time). So it may grow by up to
-// moreRoom more than Go would let it.
-const (
-	manyAlive = 12 << 20
-	moreRoom  = 24 << 20
-)
+// mostPercent makes the least heap that Go collects, 4 MiB at 100 %, one of 16.
+const mostPercent = 400
 
 // percentFor is by how much the heap may grow over what is alive.
 func percentFor(live uint64) int {
 	live = max(live, 1<<20)
-	room := max(live, smallHeap-min(live, smallHeap))
-	if live > manyAlive {
-		room += min(3*(live-manyAlive), moreRoom)
-	}
+	room := max(live, leastRoom)
+	room += min(3*(room-leastRoom), moreRoom)
 	return int(min(room*100/live, mostPercent))
 }

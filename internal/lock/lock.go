@@ -89,6 +89,7 @@ func Client(rawURL string, secure ...*tls.Config) (redis.UniversalClient, error)
 		}
 		o.MaxRetries, o.DialerRetries, o.DisableIdentity, o.ContextTimeoutEnabled = -1, 1, true, true
 		impatient(&o.DialTimeout, &o.ReadTimeout, &o.WriteTimeout, &o.PoolTimeout)
+		o.ReadBufferSize, o.WriteBufferSize = bufferSize, bufferSize
 		with(&o.TLSConfig, secure)
 		return redis.NewFailoverClient(o), nil
 	case query.Has("addr"):
@@ -98,6 +99,7 @@ func Client(rawURL string, secure ...*tls.Config) (redis.UniversalClient, error)
 		}
 		o.MaxRetries, o.DialerRetries, o.DisableIdentity, o.ContextTimeoutEnabled = -1, 1, true, true
 		impatient(&o.DialTimeout, &o.ReadTimeout, &o.WriteTimeout, &o.PoolTimeout)
+		o.ReadBufferSize, o.WriteBufferSize = bufferSize, bufferSize
 		o.MaintNotificationsConfig = quiet
 		with(&o.TLSConfig, secure)
 		return redis.NewClusterClient(o), nil
@@ -108,6 +110,7 @@ func Client(rawURL string, secure ...*tls.Config) (redis.UniversalClient, error)
 		}
 		o.MaxRetries, o.DialerRetries, o.DisableIdentity, o.ContextTimeoutEnabled = -1, 1, true, true
 		impatient(&o.DialTimeout, &o.ReadTimeout, &o.WriteTimeout, &o.PoolTimeout)
+		o.ReadBufferSize, o.WriteBufferSize = bufferSize, bufferSize
 		o.MaintNotificationsConfig = quiet
 		with(&o.TLSConfig, secure)
 		return redis.NewClient(o), nil
@@ -123,6 +126,10 @@ func with(config **tls.Config, secure []*tls.Config) {
 	merged.RootCAs, merged.Certificates = secure[0].RootCAs, secure[0].Certificates
 	*config = merged
 }
+
+// bufferSize holds each command and answer of locks and counters. The library's
+// own 32 KiB, twice for each connection, are a MiB with its pool of 20.
+const bufferSize = 4 << 10
 
 // impatient sets the timeouts that the URL doesn't.
 func impatient(timeouts ...*time.Duration) {
