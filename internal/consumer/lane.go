@@ -94,10 +94,13 @@ const (
 func (l *lane) serve(fresh bool) {
 	o := l.org
 	for first := true; ; {
-		done, err := l.pull(fresh, first)
+		done := false
+		p, err := l.open(fresh, first)
 		if err == nil {
 			fresh, first = false, false
-		} else if o.pulling.Err() == nil {
+			done, err = l.follow(p)
+		}
+		if err != nil && !errors.Is(err, errMoved) && o.pulling.Err() == nil {
 			o.Logger.Warn("lane not served for a moment", "queue", o.name, "subject", l.subject(), "err", err)
 			o.sleep(time.Second)
 		}
@@ -150,9 +153,9 @@ func (l *lane) over() (done, idle bool) {
 	return false, l.inHand == 0 && l.awaited == 0 && !l.wanted
 }
 
-// pull hands the lane's requests to the org until it is idle or closed (true),
-// or has to begin again. First says that it wasn't yet since the lane is open.
-func (l *lane) pull(fresh, first bool) (done bool, err error) {
+// open makes the lane's consumer if need be, and begins to listen for its requests.
+// First says that it wasn't open yet since it is served.
+func (l *lane) open(fresh, first bool) (*pulls, error) {
 	o := l.org
 	l.served()
 	o.awaitOthers()
@@ -162,16 +165,16 @@ func (l *lane) pull(fresh, first bool) (done bool, err error) {
 		// The worker before is dead, or was away for longer than its session
 		// lasts: what it had in hand is handed out anew at once, in order.
 		if err := l.mourn(setup); err != nil {
-			return false, err
+			return nil, err
 		}
 		err := o.JetStream.DeleteConsumer(setup, RequestStream, l.durable())
 		if err != nil && !errors.Is(err, jetstream.ErrConsumerNotFound) {
-			return false, fmt.Errorf("make consumer %s anew: %w", l.durable(), err)
+			return nil, fmt.Errorf("make consumer %s anew: %w", l.durable(), err)
 		}
 	}
 	source, err := ensureConsumer(setup, o.JetStream, l.config())
 	if err != nil {
-		return false, fmt.Errorf("create consumer %s: %w", l.durable(), err)
+		return nil, fmt.Errorf("create consumer %s: %w", l.durable(), err)
 	}
 	o.consumers.Add(1) // until the next look says how many there are
 	if first && !(fresh && o.crashed) {
@@ -180,23 +183,16 @@ func (l *lane) pull(fresh, first bool) (done bool, err error) {
 	o.awaitOthers() // the connection may have been lost meanwhile
 	p, err := listen(o.Conn, l.durable(), l.window)
 	if err != nil {
-		return false, fmt.Errorf("pull from %s: %w", l.durable(), err)
+		return nil, fmt.Errorf("listen for requests: %w", err)
 	}
-	defer l.drain(p)
 	l.opened(p)
-	switch done, err := l.follow(p); {
-	case errors.Is(err, errMoved):
-		return false, nil
-	case err != nil:
-		return false, fmt.Errorf("pull from %s: %w", l.durable(), err)
-	default:
-		return done, nil
-	}
+	return p, nil
 }
 
-// follow asks for what the lane has room for and takes in what comes, until it is
-// idle or closed (true), or has to begin again.
+// follow asks for what the lane has room for and hands what comes to the org,
+// until it is idle or closed (true), or has to be opened again.
 func (l *lane) follow(p *pulls) (done bool, err error) {
+	defer l.drain(p)
 	for {
 		t := l.turn()
 		switch {
@@ -211,7 +207,7 @@ func (l *lane) follow(p *pulls) (done bool, err error) {
 			continue
 		case t.ask > 0:
 			if err := p.ask(t.ask); err != nil {
-				return false, err
+				return false, fmt.Errorf("ask for requests: %w", err)
 			}
 		}
 		for wait := true; wait; wait = len(p.come) > 0 {

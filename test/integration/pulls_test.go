@@ -98,3 +98,41 @@ func TestLanesGoOn(t *testing.T) {
 		})
 	}
 }
+
+// A lane whose pulls the server refuses for a while, as when somebody has set a
+// limit on its consumer by hand, goes on when it no longer does; and what it had in
+// hand all the time isn't taken for that of another worker, for which an ordered
+// request would wait.
+func TestRefusedPulls(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, zohotest.Options{Order: turnOf})
+	r.demo(5)
+	r.worker(patientCalls)
+	limit := func(batch int) {
+		t.Helper()
+		c, err := r.js.Consumer(t.Context(), consumer.RequestStream, "demo")
+		if err != nil {
+			t.Fatal(err)
+		}
+		config := c.CachedInfo().Config
+		config.MaxRequestBatch = batch
+		if _, err := r.js.UpdateConsumer(t.Context(), consumer.RequestStream, config); err != nil {
+			t.Fatal(err)
+		}
+	}
+	hold := r.Zoho.Hold(zohotest.BodyRead, at("A-0"))
+	r.publish("demo", ordered("A", 0))
+	r.reached(hold)
+	limit(1)
+	for i := range 8 { // half of what it has asked for: it asks for more
+		r.publish("demo", list(fmt.Sprint("get-", i)))
+	}
+	eventually(t, "all its pulls are refused", func() bool { _, pulls := r.handedOut("demo"); return pulls == 0 })
+	limit(0)
+	wantStatus(t, r.call("demo", ordered("B", 0)), 200)
+	hold.Release()
+	for _, response := range r.awaitAll("demo", 9) { // B-0 is heard already
+		wantStatus(t, response, 200)
+	}
+	r.drained()
+}
