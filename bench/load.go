@@ -94,11 +94,12 @@ func (l *load) publish(connection string) error {
 // wave sends n requests to the connections by turns, with at most window
 // unanswered at a time, and waits for all the answers.
 func (l *load) wave(n, window int, connections ...string) error {
-	return l.bursts(n, 1, window, connections...)
+	return l.bursts(n, 1, window, 0, connections...)
 }
 
-// bursts is wave with so many requests in a row for each connection.
-func (l *load) bursts(n, burst, window int, connections ...string) error {
+// bursts is wave with so many requests in a row for each connection, and no more
+// than rate of them a second if that isn't 0.
+func (l *load) bursts(n, burst, window, rate int, connections ...string) error {
 	free := make(chan struct{}, window)
 	l.mu.Lock()
 	l.free = free
@@ -108,8 +109,11 @@ func (l *load) bursts(n, burst, window int, connections ...string) error {
 		l.free = nil
 		l.mu.Unlock()
 	}()
-	want := l.count.Load() + int64(n)
+	want, begun := l.count.Load()+int64(n), time.Now()
 	for i := range n {
+		if rate > 0 && i%burst == 0 {
+			time.Sleep(time.Until(begun.Add(time.Duration(i) * time.Second / time.Duration(rate))))
+		}
 		select {
 		case free <- struct{}{}:
 		default:

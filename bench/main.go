@@ -151,6 +151,7 @@ type scenario struct {
 	flight      int // what the candidate may have in flight
 	delay       time.Duration
 	window      int // requests unanswered at a time
+	rate        int // requests a second, if not as many as can be
 	messages    int
 	run         func(*cell, context.Context, *load, *process) error
 }
@@ -167,6 +168,9 @@ var scenarios = []scenario{
 	{name: "turns-10", method: "GET", connections: 10, places: 64, flight: 64, window: 64, messages: 20_000, run: (*cell).turns},
 	{name: "turns-100", method: "GET", connections: 100, places: 64, flight: 64, window: 64, messages: 20_000, run: (*cell).turns},
 	{name: "turns-1000", method: "GET", connections: 1000, places: 64, flight: 64, window: 64, messages: 20_000, run: (*cell).turns},
+	{name: "paced-10", method: "GET", connections: 10, places: 64, flight: 64, window: 64, rate: 2000, messages: 20_000, run: (*cell).turns},
+	{name: "paced-100", method: "GET", connections: 100, places: 64, flight: 64, window: 64, rate: 2000, messages: 20_000, run: (*cell).turns},
+	{name: "paced-1000", method: "GET", connections: 1000, places: 64, flight: 64, window: 64, rate: 2000, messages: 20_000, run: (*cell).turns},
 	{name: "backlog-1e3", method: "GET", connections: 1, places: 64, flight: 64, messages: 1000, run: (*cell).backlog},
 	{name: "backlog-1e5", method: "GET", connections: 1, places: 64, flight: 64, messages: 100_000, run: (*cell).backlog},
 	{name: "backlog-1e6", method: "GET", connections: 1, places: 64, flight: 64, messages: 1_000_000, run: (*cell).backlog},
@@ -323,16 +327,16 @@ func (c *cell) steady(_ context.Context, l *load, p *process) error {
 }
 
 // turns has one connection active after the other, for a burst each; what is in
-// flight is the same for any number of connections.
+// flight and the size of a burst are the same for any number of connections.
 func (c *cell) turns(_ context.Context, l *load, p *process) error {
-	bursts := func(n int) error {
-		return l.bursts(n*len(l.w.connectionIDs), n, c.scenario.window, l.w.connectionIDs...)
+	bursts := func(n, size int) error {
+		return l.bursts(n, size, c.scenario.window, c.scenario.rate, l.w.connectionIDs...)
 	}
-	if err := bursts(1); err != nil { // every connection has its token
+	if err := bursts(len(l.w.connectionIDs), 1); err != nil { // every connection has its token
 		return err
 	}
-	n := max(1, c.scaled(c.scenario.messages)/len(l.w.connectionIDs))
-	return c.timed(p, l.w.nats, n*len(l.w.connectionIDs), func() error { return bursts(n) })
+	n := c.scaled(c.scenario.messages)
+	return c.timed(p, l.w.nats, n, func() error { return bursts(n, 20) })
 }
 
 // backlog has the candidate, stopped meanwhile, work off what has piled up.
