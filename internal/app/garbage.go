@@ -6,20 +6,23 @@ import (
 	"runtime/debug"
 	"runtime/metrics"
 	"sync/atomic"
+
+	"zoho-worker/internal/consumer"
 )
 
-// leastRoom is what the heap grows by before it is collected, however little of
-// it is alive. A worker keeps a few MiB and makes 6 KiB of garbage for each
-// request, so that Go's own rule, to collect when the heap has doubled, has it
-// collect dozens of times a second: measured at a seventh of its processor time.
-// More than this would buy little, and is memory.
+// The heap grows by leastRoom before it is collected, however little of it is
+// alive. A worker keeps a few MiB and makes 6 KiB of garbage for each request, so
+// that Go's own rule, to collect when the heap has doubled, has it collect dozens
+// of times a second: measured at a seventh of its processor time. More than this
+// would buy little, and is memory.
 //
-// One with more than that alive keeps the state of many connections or calls,
-// which the collector would look through again after every few thousand requests
-// (measured with 1,000 of them: a tenth of the processor time). So it may grow by
-// up to moreRoom more than Go would let it.
+// A worker that serves many lanes keeps the state of each, which the collector
+// would look through again after every few thousand requests (measured with 1,000
+// of them: a tenth of the processor time). So it grows by laneRoom more for each,
+// up to moreRoom.
 const (
 	leastRoom = 12 << 20
+	laneRoom  = 16 << 10
 	moreRoom  = 24 << 20
 )
 
@@ -43,7 +46,7 @@ func adjust(b *beacon) {
 	metrics.Read(live)
 	percent := mostPercent
 	if live[0].Value.Kind() == metrics.KindUint64 {
-		percent = percentFor(live[0].Value.Uint64())
+		percent = percentFor(live[0].Value.Uint64(), consumer.OpenLanes())
 	}
 	// To set it stops the world for a moment: only where it makes a difference.
 	if percent < b.percent*9/10 || percent > b.percent*11/10 {
@@ -57,9 +60,8 @@ func adjust(b *beacon) {
 const mostPercent = 400
 
 // percentFor is by how much the heap may grow over what is alive.
-func percentFor(live uint64) int {
+func percentFor(live, lanes uint64) int {
 	live = max(live, 1<<20)
-	room := max(live, leastRoom)
-	room += min(3*(room-leastRoom), moreRoom)
+	room := max(live, leastRoom) + min(lanes*laneRoom, moreRoom)
 	return int(min(room*100/live, mostPercent))
 }

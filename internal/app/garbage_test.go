@@ -4,9 +4,12 @@ import "testing"
 
 func TestPercentFor(t *testing.T) {
 	t.Parallel()
-	for live, want := range map[uint64]int{0: 400, 1 << 20: 400, 3 << 20: 400, 4 << 20: 300, 6 << 20: 200, 8 << 20: 150, 12 << 20: 100, 16 << 20: 175, 20 << 20: 220, 48 << 20: 150, 1 << 30: 102} {
-		if got := percentFor(live); got != want {
-			t.Errorf("%d MiB alive: %d %%, want %d %%", live>>20, got, want)
+	for _, c := range []struct {
+		live, lanes uint64 // MiB, lanes
+		want        int
+	}{{0, 0, 400}, {3, 0, 400}, {4, 0, 300}, {8, 0, 150}, {12, 0, 100}, {48, 0, 100}, {12, 1024, 233}, {12, 100_000, 300}, {48, 100_000, 150}} {
+		if got := percentFor(c.live<<20, c.lanes); got != c.want {
+			t.Errorf("%d MiB alive, %d lanes: %d %%, want %d %%", c.live, c.lanes, got, c.want)
 		}
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -339,8 +340,15 @@ func (o *org) putOnTrial() {
 	}
 }
 
+// openLanes are the lanes of this process that are pulled from.
+var openLanes atomic.Int64
+
+// OpenLanes is how many lanes are pulled from in this process.
+func OpenLanes() uint64 { return uint64(max(openLanes.Load(), 0)) }
+
 // opened notes the pulls, so that others can end them.
 func (l *lane) opened(p *pulls) {
+	openLanes.Add(1)
 	l.org.mu.Lock()
 	defer l.org.mu.Unlock()
 	now := time.Now()
@@ -411,6 +419,7 @@ func (l *lane) watch(reconnected bool) {
 
 // drain ends the pulls and deals with what is on its way.
 func (l *lane) drain(p *pulls) {
+	openLanes.Add(-1)
 	p.end()
 	for msg := range p.come {
 		if msg.Reply != "" {
