@@ -119,6 +119,7 @@ type Consumer struct {
 	stopped   bool
 	orgs      map[string]*org
 	taking    map[string]map[laneKey]bool // orgs being taken: the lanes to be served then
+	leaving   map[string]bool             // orgs that this worker, stopping, is about to hand over
 	answering map[string]bool             // subjects nobody serves that are answered for
 	backlog   map[string]*expiry          // orgs of this worker with requests that don't move
 	handed    time.Time                   // when an org was last handed over; lookOut's own
@@ -143,7 +144,7 @@ func New(o Options) *Consumer {
 	}
 	c := &Consumer{
 		Options: o, directory: newDirectory(o.Reserve), gate: newGate(o.MaxInFlight), hand: newHand(o.AckWait / 3),
-		orgs: map[string]*org{}, taking: map[string]map[laneKey]bool{}, answering: map[string]bool{},
+		orgs: map[string]*org{}, taking: map[string]map[laneKey]bool{}, leaving: map[string]bool{}, answering: map[string]bool{},
 		backlog: map[string]*expiry{}, woken: map[laneKey]time.Time{},
 		soon: make(chan struct{}, 1), strangers: make(chan struct{}, strangersAtOnce),
 	}
@@ -217,6 +218,9 @@ func (c *Consumer) Stop(ctx context.Context) {
 	c.stopped = true
 	orgs := slices.Collect(maps.Values(c.orgs))
 	clear(c.orgs)
+	for _, o := range orgs {
+		c.leaving[o.name] = true
+	}
 	c.mu.Unlock()
 	if !first {
 		return

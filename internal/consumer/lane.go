@@ -502,9 +502,13 @@ func (l *lane) await(n int, calls bool) {
 	}
 }
 
-// countForeign tells the governor what other workers may still have in flight.
+// countForeign tells the governor what others may still have in flight.
 // The lock is held.
-func (o *org) countForeign() {
+func (o *org) countForeign() { o.flow.Foreign(o.foreign()) }
+
+// foreign is how many calls may still be in flight that this tenure of the org
+// hasn't begun. The lock is held.
+func (o *org) foreign() int {
 	n := o.leftover + o.uncounted
 	for _, l := range o.lanes {
 		n += l.foreign
@@ -512,7 +516,7 @@ func (o *org) countForeign() {
 	for _, held := range o.before {
 		n += held
 	}
-	o.flow.Foreign(n)
+	return n
 }
 
 // shut closes the lane and returns what is in hand and not begun, in order. The

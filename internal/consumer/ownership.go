@@ -168,10 +168,17 @@ func (c *Consumer) find(ctx context.Context, o *org) (found map[laneKey]bool, al
 // session is what this worker says of itself to the others.
 func (c *Consumer) session() lease.Session {
 	c.mu.Lock()
-	n := len(c.orgs)
+	n, stopping := len(c.orgs), c.stopped
 	c.mu.Unlock()
 	taken, _ := c.gate.state()
-	return lease.Session{Host: host, PID: os.Getpid(), Orgs: n, Free: c.MaxInFlight - taken, Wanting: c.wanting()}
+	return lease.Session{Host: host, PID: os.Getpid(), Orgs: n, Free: c.MaxInFlight - taken, Wanting: c.wanting(), Stopping: stopping}
+}
+
+// takers are the sessions of the other workers that take orgs, as of their last renewal.
+func (c *Consumer) takers() map[string]lease.Session {
+	others := c.leases.Others()
+	maps.DeleteFunc(others, func(_ string, s lease.Session) bool { return s.Stopping })
+	return others
 }
 
 // wanting is how many requests this worker would start now if it had more places.
@@ -220,7 +227,32 @@ func (c *Consumer) leaseChanged(queue string) {
 		go c.lostOrg(o)
 	case o == nil && mine && c.take(queue): // handed over
 		c.lookSoon()
+	case o == nil && mine:
+		c.passOn(queue)
 	}
+}
+
+// passOn hands an org on that came to this worker when it was stopping already: who
+// gave it didn't know yet.
+func (c *Consumer) passOn(queue string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !c.stopped || c.leaving[queue] {
+		return
+	}
+	c.leaving[queue] = true
+	go func() {
+		defer c.left(queue)
+		ctx, cancel := context.WithTimeout(c.calling, 10*time.Second)
+		defer cancel()
+		hold, err := c.leases.Take(ctx, queue)
+		if err == nil {
+			err = hold.Release(ctx, c.freest(), keep)
+		}
+		if err != nil && c.calling.Err() == nil && !errors.Is(err, lease.ErrHeld) && !errors.Is(err, lease.ErrLost) {
+			c.Logger.Warn("org not handed on: another worker takes it over when this one's session ends", "queue", queue, "err", err)
+		}
+	}()
 }
 
 // lost gives every org up: the session is over.
@@ -266,6 +298,13 @@ func (c *Consumer) finished(queue string) {
 	o.dispatch()
 }
 
+// left notes that an org that was to be handed over is.
+func (c *Consumer) left(queue string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	delete(c.leaving, queue)
+}
+
 // giveUp hands an org to the worker of session to, or to whoever takes it.
 func (c *Consumer) giveUp(ctx context.Context, o *org, to string) {
 	c.mu.Lock()
@@ -281,6 +320,7 @@ func (c *Consumer) giveUp(ctx context.Context, o *org, to string) {
 	if err := o.hold.Release(ctx, to, o.merge); err != nil && c.calling.Err() == nil && !errors.Is(err, lease.ErrLost) {
 		c.Logger.Warn("org not handed over: another worker takes it over when this one's session ends", "queue", o.name, "err", err)
 	}
+	c.left(o.name)
 	if to == "" {
 		c.lookSoon() // this worker may have been told of a request meanwhile
 	}
@@ -289,7 +329,7 @@ func (c *Consumer) giveUp(ctx context.Context, o *org, to string) {
 // freest is the session of the other worker that has the most places free, "" for none.
 func (c *Consumer) freest() (to string) {
 	most := 0
-	for id, s := range c.leases.Others() {
+	for id, s := range c.takers() {
 		if to == "" || s.Free > most {
 			to, most = id, s.Free
 		}
@@ -304,7 +344,7 @@ func (c *Consumer) handOver(ctx context.Context, orgs []*org) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
-	others := c.leases.Others()
+	others := c.takers()
 	next := make(chan *org, len(orgs))
 	for _, o := range orgs {
 		next <- o
@@ -337,12 +377,18 @@ const handEvery = 2 * time.Second
 // worker has more of them than others do, or is full and another isn't.
 func (c *Consumer) tidy(ctx context.Context) {
 	c.mu.Lock()
-	var quiet, busy []*org
+	var quiet, settled []*org
+	busy := 0
 	for _, o := range c.orgs {
 		o.mu.Lock()
 		switch {
 		case len(o.lanes) > 0:
-			busy = append(busy, o)
+			busy++
+			// One that has come just now would go from hand to hand: what workers say
+			// of themselves is as old as their last renewal.
+			if o.foreign() == 0 {
+				settled = append(settled, o)
+			}
 		case !o.quiet.IsZero() && time.Since(o.quiet) > quietFor:
 			quiet = append(quiet, o)
 		}
@@ -356,13 +402,12 @@ func (c *Consumer) tidy(ctx context.Context) {
 	for _, o := range quiet {
 		c.giveUp(ctx, o, "")
 	}
-	// What others say of themselves is as old as their last renewal.
 	if time.Since(c.handed) < handEvery {
 		return
 	}
-	if to := c.lighter(len(busy)); to != "" && len(busy) > 1 {
+	if to := c.lighter(busy); to != "" && busy > 1 && len(settled) > 0 {
 		c.handed = time.Now()
-		o := busy[rand.N(len(busy))]
+		o := settled[rand.N(len(settled))]
 		c.Logger.Info("org handed to a worker with less to do", "queue", o.name)
 		c.giveUp(ctx, o, to)
 	}
@@ -373,7 +418,7 @@ func (c *Consumer) tidy(ctx context.Context) {
 func (c *Consumer) lighter(busy int) (to string) {
 	_, waiting := c.gate.state()
 	most := 0
-	for id, s := range c.leases.Others() {
+	for id, s := range c.takers() {
 		fewer := s.Orgs+1 < busy-busy/8
 		if free := s.Free; (waiting > 0 && free > c.MaxInFlight/4 || fewer && free > 0) && free > most {
 			to, most = id, free

@@ -21,7 +21,8 @@ type state struct {
 	// worker that died; Trial is the request that was being tried alone.
 	Deaths map[string]uint64 `json:"deaths,omitempty"`
 	Trial  uint64            `json:"trial,omitempty"`
-	// Running is how many calls were under way when the org was given up.
+	// Running is how many calls were under way when the org was given up, those of
+	// workers before included.
 	Running int `json:"running,omitempty"`
 }
 
@@ -103,7 +104,7 @@ func (o *org) merge(data json.RawMessage) (json.RawMessage, error) {
 	if o.closed {
 		st.State = o.flow.Leaving(o.Clock.Now())
 		st.Running, _ = o.flow.Running()
-		st.Running += o.leftover
+		st.Running += o.foreign()
 	}
 	return json.Marshal(st)
 }

@@ -67,6 +67,8 @@ type Session struct {
 	Orgs    int `json:"orgs"`
 	Free    int `json:"free"`
 	Wanting int `json:"wanting,omitempty"`
+	// Stopping says that it takes no orgs any more, while its last calls end.
+	Stopping bool `json:"stopping,omitempty"`
 }
 
 // Record is what the record of an org says.

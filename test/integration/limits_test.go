@@ -273,6 +273,52 @@ func TestHandOverCountsAll(t *testing.T) {
 	}
 }
 
+// An org that changes hands twice while calls of the first worker are in flight:
+// the third knows of them, though the second had none of its own.
+func TestHandedOnCountsAll(t *testing.T) {
+	t.Parallel()
+	const places, n = 5, 10
+	r := newRig(t, zohotest.Options{})
+	r.limited(zohotest.Limits{Concurrency: places, SubConcurrency: places})
+	first := r.worker(patientCalls)
+	held := r.Zoho.Hold(zohotest.BodyRead, zohotest.Match{})
+	for i := range places {
+		r.publish("demo", list(fmt.Sprint("held-", i)))
+	}
+	for range places {
+		r.reached(held)
+	}
+	inHand := func(who string) {
+		t.Helper()
+		eventually(t, who+" has them in hand", func() bool {
+			s := r.sight()
+			return s != nil && s.Running == 0 && s.Held == n
+		})
+	}
+	second := r.worker(patientCalls)
+	stopped := make(chan struct{})
+	go func() {
+		stop(first)
+		close(stopped)
+	}()
+	for i := range n {
+		r.publish("demo", list(fmt.Sprint("more-", i)))
+	}
+	inHand("the second worker")
+	r.worker(patientCalls)
+	stop(second)
+	inHand("the third worker")
+	held.Release()
+	<-stopped
+	for _, response := range r.awaitAll("demo", places+n) {
+		wantStatus(t, response, 200)
+	}
+	r.drained()
+	if c := r.Zoho.Counts(devbox.OrgID); c.HighestInFlight > places || c.Refused.Sum() != 0 {
+		t.Errorf("%+v", c)
+	}
+}
+
 // An edition, or a limit, that is lowered while the org is full: what is in flight
 // ends, and nothing starts until there are fewer than the new limit.
 func TestLimitLoweredWhileFull(t *testing.T) {
