@@ -100,7 +100,7 @@ func surprise(ctx context.Context, s settings, w *world, b *binaries) (report, e
 			t.row(e.name, words.name, x.refused, onset, thousands(x.calls), x.late, thousands(x.after))
 		}
 	}
-	t.WriteString("\nNo 429 where the credits end: Zoho's header says what is left, so the calls cease before one.\n")
+	t.WriteString("\nA pause has full jitter, and is seen as one from 150 ms on. No 429 where the credits end: Zoho's header says what is left, so the calls cease before one.\n")
 	problems := answers.problems()
 	said := "nothing was answered with an error"
 	if problems != "" {
