@@ -259,7 +259,8 @@ func allGot(t *testing.T, answers <-chan answer, generation uint64) {
 // until waits for a change of the worker's memory that ok likes.
 func (w *worker) until(ok func(st *state) bool) {
 	w.t.Helper()
-	timeout := time.After(20 * time.Second)
+	// A stream that is another one is noticed by a look every 15 s, and one of them may fail.
+	timeout := time.After(time.Minute)
 	for {
 		st := w.entry("acme").state.Load()
 		if ok(st) {
