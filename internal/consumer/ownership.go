@@ -317,10 +317,12 @@ func (c *Consumer) giveUp(ctx context.Context, o *org, to string) {
 	if err := c.Conn.FlushWithContext(ctx); err != nil {
 		return // its session ends: somebody takes the org over
 	}
-	if err := o.hold.Release(ctx, to, o.merge); err != nil && c.calling.Err() == nil && !errors.Is(err, lease.ErrLost) {
+	switch err := o.hold.Release(ctx, to, o.merge); {
+	case err == nil:
+		c.left(o.name)
+	case c.calling.Err() == nil && !errors.Is(err, lease.ErrLost):
 		c.Logger.Warn("org not handed over: another worker takes it over when this one's session ends", "queue", o.name, "err", err)
 	}
-	c.left(o.name)
 	if to == "" {
 		c.lookSoon() // this worker may have been told of a request meanwhile
 	}
