@@ -49,6 +49,7 @@ func (t Topology) Ensure(ctx context.Context, js jetstream.JetStream) error {
 		all.Go(func() error {
 			return ensure(ctx, js, config.Name, config, func(made map[string]string, there jetstream.StreamConfig) error {
 				config.Metadata, config.MaxBytes, config.MaxMsgs, config.Placement = made, there.MaxBytes, there.MaxMsgs, there.Placement
+				config.MaxConsumers = max(config.MaxConsumers, there.MaxConsumers)
 				_, err := js.CreateOrUpdateStream(ctx, config)
 				return err
 			})
@@ -110,15 +111,17 @@ func digestOf(config any) string {
 // again for ever, because nothing can hold it.
 const letterRoom = 8 << 10
 
+// maxConsumers is the limit to the consumers of a stream whose consumers grow with
+// the users. Without one, which -1 is too, the server's default of 1,000 holds.
+const maxConsumers = 20_000
+
 func (t Topology) streams(maxPayload int64) []jetstream.StreamConfig {
 	return append([]jetstream.StreamConfig{
 		{
 			Name: RequestStream, Description: "requests until they are answered", Subjects: []string{"zoho.requests.>"},
 			Retention: jetstream.WorkQueuePolicy, Storage: jetstream.FileStorage, Discard: jetstream.DiscardNew,
 			Replicas: t.Replicas, Duplicates: 2 * time.Minute,
-			// One consumer per lane that has work. The server's own default of 1,000
-			// holds for -1 too, and can't be changed once the stream is there.
-			MaxConsumers: 20_000,
+			MaxConsumers: maxConsumers, // one per lane that has work
 			MaxMsgSize:   int32(max(maxPayload-letterRoom, maxPayload/2)), //nolint:gosec // a server has no larger one
 			// Only the headers: this wakes a worker for an org that had no work.
 			RePublish: &jetstream.RePublish{Source: "zoho.requests.>", Destination: "zoho.activity.>", HeadersOnly: true},
@@ -127,6 +130,7 @@ func (t Topology) streams(maxPayload int64) []jetstream.StreamConfig {
 			Name: ResponseStream, Description: "responses, one per request, create-only", Subjects: []string{"zoho.responses.*.*"},
 			Retention: jetstream.LimitsPolicy, Storage: jetstream.FileStorage, Discard: jetstream.DiscardNew,
 			Replicas: t.Replicas, MaxAge: t.Retention, MaxMsgsPerSubject: 1, Duplicates: min(2*time.Minute, t.Retention),
+			MaxConsumers: maxConsumers, // one per requester that follows its responses
 		},
 		{
 			Name: DeadStream, Description: "requests nobody could be answered for", Subjects: []string{"zoho.dead.>"},

@@ -1,6 +1,7 @@
 package consumer_test
 
 import (
+	"strings"
 	"testing"
 	"time"
 
@@ -44,11 +45,11 @@ func TestEnsureKeepsLimits(t *testing.T) {
 		return stream.CachedInfo().Config
 	}
 	ensure(time.Hour)
-	const limit = 1 << 30
+	const limit, consumers = 1 << 30, 50_000
 	streams := []string{consumer.RequestStream, consumer.ResponseStream, "OBJ_" + consumer.BodyBucket}
 	for _, name := range streams {
 		by := config(name)
-		by.MaxBytes = limit
+		by.MaxBytes, by.MaxConsumers = limit, consumers
 		if _, err := js.UpdateStream(t.Context(), by); err != nil {
 			t.Fatal(err)
 		}
@@ -56,8 +57,9 @@ func TestEnsureKeepsLimits(t *testing.T) {
 	for _, retention := range []time.Duration{time.Hour, 2 * time.Hour} {
 		ensure(retention)
 		for _, name := range streams {
-			if got := config(name); got.MaxBytes != limit {
-				t.Errorf("%s has a limit of %d bytes after a start with a retention of %s, not the one set by hand", name, got.MaxBytes, retention)
+			got := config(name)
+			if got.MaxBytes != limit || got.MaxConsumers != consumers && !strings.HasPrefix(name, "OBJ_") {
+				t.Errorf("%s has limits of %d bytes and %d consumers after a start with a retention of %s, not those set by hand", name, got.MaxBytes, got.MaxConsumers, retention)
 			} else if name != consumer.RequestStream && got.MaxAge != retention {
 				t.Errorf("%s keeps for %s, not %s", name, got.MaxAge, retention)
 			}

@@ -1,6 +1,7 @@
 package integration
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"net/url"
@@ -493,6 +494,12 @@ func TestIdleConsumersGo(t *testing.T) {
 		r.connect(name(i), org, 5)
 	}
 	r.worker()
+	// One consumer for all responses: one each would come to the limit to their number.
+	responses, err := r.follow("zoho.responses.*.*").Messages()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer responses.Stop()
 	rounds := 0
 	round := func() {
 		rounds++
@@ -507,8 +514,18 @@ func TestIdleConsumersGo(t *testing.T) {
 			}
 		}
 		<-r.js.PublishAsyncComplete()
+		ctx, cancel := context.WithTimeout(t.Context(), patience)
+		defer cancel()
 		for i := range n {
-			wantStatus(t, r.await(name(i), id), 200)
+			msg, err := responses.Next(jetstream.NextContext(ctx))
+			if err != nil {
+				t.Fatalf("%d of %d responses: %v", i, n, err)
+			}
+			response, err := envelope.DecodeResponse(msg.Data())
+			if err != nil || response.ID != id {
+				t.Fatalf("%s, want %s: %v", msg.Data(), id, err)
+			}
+			wantStatus(t, response, 200)
 		}
 	}
 	consumers := func() int {

@@ -192,18 +192,19 @@ func (r *rig) await(name, id string) *envelope.Response {
 
 // follow reads the stored responses of a subject, from the first. A server that
 // was just restarted may let a request of the JetStream API go unanswered.
-func (r *rig) follow(subject string) (watch jetstream.Consumer) {
+func (r *rig) follow(subject string) jetstream.Consumer {
 	r.t.Helper()
-	eventually(r.t, "the responses can be read", func() bool {
+	for deadline := time.Now().Add(patience); ; time.Sleep(10 * time.Millisecond) {
 		ctx, cancel := context.WithTimeout(r.t.Context(), 5*time.Second)
-		defer cancel()
-		stream, err := r.js.Stream(ctx, consumer.ResponseStream)
+		watch, err := r.js.OrderedConsumer(ctx, consumer.ResponseStream, jetstream.OrderedConsumerConfig{FilterSubjects: []string{subject}})
+		cancel()
 		if err == nil {
-			watch, err = stream.OrderedConsumer(ctx, jetstream.OrderedConsumerConfig{FilterSubjects: []string{subject}})
+			return watch
 		}
-		return err == nil
-	})
-	return watch
+		if time.Now().After(deadline) {
+			r.t.Fatalf("the responses can't be read in %s: %v", patience, err)
+		}
+	}
 }
 
 // awaitAll waits until n responses are stored for the connection.
