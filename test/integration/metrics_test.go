@@ -19,7 +19,7 @@ import (
 )
 
 // scrape returns what a worker serves at /metrics.
-func scrape(t *testing.T, addr string) map[string]*dto.MetricFamily {
+func scrape(t testing.TB, addr string) map[string]*dto.MetricFamily {
 	t.Helper()
 	resp, err := http.Get("http://" + addr + "/metrics")
 	if err != nil {
@@ -36,7 +36,7 @@ func scrape(t *testing.T, addr string) map[string]*dto.MetricFamily {
 
 // metric returns the sum of a metric's values that have these labels, k=v; of a
 // histogram how many observations it has.
-func metric(t *testing.T, addr, name string, labels ...string) float64 {
+func metric(t testing.TB, addr, name string, labels ...string) float64 {
 	t.Helper()
 	family := scrape(t, addr)[name]
 	if family == nil {
@@ -54,6 +54,17 @@ func metric(t *testing.T, addr, name string, labels ...string) float64 {
 		sum += m.GetGauge().GetValue() + m.GetCounter().GetValue() + float64(m.GetHistogram().GetSampleCount())
 	}
 	return sum
+}
+
+// revoke revokes a connection, the only one that is, and waits until the worker knows.
+func (r *rig) revoke(w *app.Worker, name, reason string) {
+	r.t.Helper()
+	if _, err := r.store.MarkRevoked(r.t.Context(), name, 1, reason); err != nil {
+		r.t.Fatal(err)
+	}
+	eventually(r.t, "the worker knows that "+name+" is revoked", func() bool {
+		return metric(r.t, w.HTTPAddr, "zoho_worker_connections", "status=revoked") == 1
+	})
 }
 
 func series(families map[string]*dto.MetricFamily) (n int) {

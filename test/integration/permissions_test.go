@@ -50,9 +50,7 @@ func TestPermissionsOfWorker(t *testing.T) {
 	// A queue that changes, a connection revoked and authorized again.
 	s.connect2("second")
 	wantStatus(t, s.call("second", list("s")), 200)
-	if _, err := s.store.MarkRevoked(t.Context(), "demo", 1, "test"); err != nil {
-		t.Fatal(err)
-	}
+	s.revoke(w, "demo", "test")
 	late := list("late")
 	late["deadline"] = time.Now().Add(2 * time.Second).UTC().Format(time.RFC3339Nano)
 	wantCode(t, s.call("demo", late), envelope.ReauthorizationRequired)

@@ -61,15 +61,13 @@ func TestWhy(t *testing.T) {
 	r.wantWhy("demo", "early", inspect.NoWorker, "is one running?")
 	r.wantWhy("demo", "nothing", inspect.Unknown, "neither a request nothing of demo nor a response")
 
-	r.worker()
+	w := r.worker()
 	r.await("demo", "early")
 	r.wantWhy("demo", "early", inspect.Answered, "with Zoho's 200 after 1 attempt")
 	r.wantWhy("nobody", "x", inspect.Unknown)
 	r.wantWhy("No.Body", "x", inspect.Stranger, "can't be the name")
 
-	if _, err := r.store.MarkRevoked(t.Context(), "gone", 1, "Zoho no longer accepts it"); err != nil {
-		t.Fatal(err)
-	}
+	r.revoke(w, "gone", "Zoho no longer accepts it")
 	r.publish("gone", list("parked"))
 	r.wantWhy("gone", "parked", inspect.Authorization, "gone is revoked since", "Zoho no longer accepts it", "until its deadline at")
 
