@@ -213,7 +213,8 @@ func (r *rig) awaitAll(name string, n int) map[string]*envelope.Response {
 	return r.awaitEach(name, n, func(*envelope.Response) {})
 }
 
-// awaitEach is awaitAll, and hands over each response as it comes.
+// awaitEach is awaitAll, and hands over each response in the order in which they
+// were stored. The name * is all connections.
 func (r *rig) awaitEach(name string, n int, each func(*envelope.Response)) map[string]*envelope.Response {
 	r.t.Helper()
 	ctx, cancel := context.WithTimeout(r.t.Context(), 3*patience)
