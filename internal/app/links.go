@@ -41,7 +41,14 @@ func connect(c Config, name string, logger *slog.Logger, more ...nats.Option) (*
 			}
 		}),
 		nats.ReconnectHandler(func(nc *nats.Conn) { logger.Info("NATS connection is back", "nats", nc.ConnectedUrlRedacted()) }),
-		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) { logger.Warn("NATS", "err", err) }),
+		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) {
+			if m := violation.FindStringSubmatch(err.Error()); m != nil && strings.EqualFold(m[1], "subscription") && strings.HasPrefix(m[2], nats.InboxPrefix) {
+				logger.Error("no answer of NATS will come: this user may not listen to its inbox; set the prefix that it may listen to, "+
+					"--nats-inbox-prefix (NATS_INBOX_PREFIX)", "err", err)
+				return
+			}
+			logger.Warn("NATS", "err", err)
+		}),
 		// A credentials file that is renewed is read again at the next try.
 		nats.IgnoreAuthErrorAbort(),
 		nats.CustomInboxPrefix(cmp.Or(c.NATSInboxPrefix, "_INBOX")),

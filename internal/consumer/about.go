@@ -51,6 +51,9 @@ type InHand struct {
 	// Before is how many requests of its lane are before it.
 	Before int   `json:"before"`
 	Org    Sight `json:"org"`
+	// Fault is why this worker can't use the connection, and has none of its
+	// requests in hand; else "".
+	Fault string `json:"fault,omitempty"`
 }
 
 // maxTroubled bounds the connections that a worker names in its stats.
@@ -81,17 +84,21 @@ func (c *Consumer) about(*micro.Endpoint) any {
 }
 
 // tellHand answers who asks whether this worker has a request in hand; a worker
-// that hasn't says nothing.
+// that hasn't says nothing, if it is not that it can't read the connection.
 func (c *Consumer) tellHand(ask micro.Request) {
 	sequence, err := strconv.ParseUint(string(ask.Data()), 10, 64)
 	if err != nil {
 		return
 	}
-	e := c.hand.get(sequence)
-	if e == nil {
+	var h InHand
+	if e := c.hand.get(sequence); e != nil {
+		h = e.inHand()
+	} else if known, ok := c.Connections.Get(strings.TrimPrefix(ask.Subject(), "zoho.hand.")); ok && known.Err() != nil {
+		h = InHand{Host: host, PID: os.Getpid(), Fault: known.Err().Error()}
+	} else {
 		return
 	}
-	if data, err := json.Marshal(e.inHand()); err == nil {
+	if data, err := json.Marshal(h); err == nil {
 		_ = ask.Respond(data)
 	}
 }

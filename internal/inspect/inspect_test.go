@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/micro"
 
 	"zoho-worker/internal/connection"
 	"zoho-worker/internal/connection/natstest"
@@ -69,6 +70,16 @@ func (s *stage) serve(sight consumer.Sight) {
 		s.t.Fatal(err)
 	}
 	s.t.Cleanup(func() { _ = sub.Unsubscribe() })
+}
+
+// worker is one that says that it is there.
+func (s *stage) worker() {
+	s.t.Helper()
+	service, err := micro.AddService(s.NC, micro.Config{Name: "zoho", Version: "1.0.0"})
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	s.t.Cleanup(func() { _ = service.Stop() })
 }
 
 // hold answers for the request of that sequence.
@@ -222,11 +233,18 @@ func TestWhyInStream(t *testing.T) {
 			t.Errorf("%s: %v %q, %v; want %s, %q", lane, w.State, w.Sentence, err, state, says)
 		}
 	}
-	want("nobody", Stranger, "there is no connection nobody")
+	want("nobody", NoWorker, "there is no connection nobody, and no worker")
+	s.worker()
+	want("nobody", Stranger, "there is no connection nobody: the request is about to be answered")
 	want("gone", Authorization, "gone is revoked since")
 	want("acme", NoWorker, "is one running?")
 	s.serve(consumer.Sight{Queue: queue, Owner: "w1", Places: 5, Running: 5, Blocked: flow.Full})
 	want("acme", Queued, "1 request is before it, 5 of the org's 5 places are taken; it starts when a call ends")
+	sequence := s.request("acme", "fault")
+	s.hold(sequence, consumer.InHand{Host: "w1", PID: 7, Fault: "sealed with key k2"})
+	if w, err := s.At(t.Context(), "acme", sequence); err != nil || w.State != Authorization || !strings.Contains(w.Sentence, "worker w1 (pid 7) can't use connection acme (sealed with key k2)") {
+		t.Errorf("%+v, %v", w, err)
+	}
 	if w, err := s.Why(t.Context(), "acme", "none"); err != nil || w.State != Unknown {
 		t.Errorf("%+v, %v", w, err)
 	}

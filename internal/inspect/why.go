@@ -262,7 +262,7 @@ func (r *Reader) explain(ctx context.Context, w *Why, msg *jetstream.RawStreamMs
 	switch {
 	case serr != nil:
 		return serr
-	case hand != nil:
+	case hand != nil && hand.Fault == "":
 		q := &Queue{Name: hand.Org.Queue}
 		q.see(hand.Org, there)
 		q.finish()
@@ -271,6 +271,9 @@ func (r *Reader) explain(ctx context.Context, w *Why, msg *jetstream.RawStreamMs
 			w.rate = r.rate(ctx, there.stream, w)
 		}
 		w.inHand(hand, record, r.claim(ctx, w), there.now)
+		return nil
+	case errors.Is(rerr, ErrNoConnection) && len(r.Workers(ctx)) == 0:
+		w.say(NoWorker, "there is no connection %s, and no worker that would answer so: start one (worker run)", w.Connection)
 		return nil
 	case errors.Is(rerr, ErrNoConnection):
 		w.say(Stranger, "there is no connection %s: the request is about to be answered unknown_connection", w.Connection)
@@ -283,6 +286,9 @@ func (r *Reader) explain(ctx context.Context, w *Why, msg *jetstream.RawStreamMs
 	case record.Status != connection.Active:
 		w.say(Authorization, "the record of connection %s can't be read: the request waits for somebody to mend it%s", w.Connection, w.until())
 		return nil
+	case hand != nil:
+		w.say(Authorization, "worker %s (pid %d) can't use connection %s (%s): the request waits until it can%s", hand.Host, hand.PID, w.Connection, hand.Fault, w.until())
+		return nil
 	}
 	if w.Queue, err = r.queue(ctx, record, there); err != nil {
 		return err
@@ -294,15 +300,18 @@ func (r *Reader) explain(ctx context.Context, w *Why, msg *jetstream.RawStreamMs
 	return r.inStream(ctx, there.stream, w, measure)
 }
 
-// hand asks the workers which of them has the request in hand.
+// hand asks the workers which of them has the request in hand. Where none has, the
+// answer is of one that can't use its connection.
 func (r *Reader) hand(ctx context.Context, w *Why) (hand *consumer.InHand) {
 	r.ask(ctx, "zoho.hand."+w.Connection, strconv.AppendUint(nil, w.Sequence, 10), func(data []byte) (enough bool) {
 		var h consumer.InHand
 		if json.Unmarshal(data, &h) != nil {
 			return false
 		}
-		hand = &h
-		return true
+		if hand == nil || h.Fault == "" {
+			hand = &h
+		}
+		return h.Fault == ""
 	})
 	return hand
 }
@@ -614,7 +623,7 @@ func (w *Why) until() string {
 	if left := time.Until(w.Deadline); left > 0 {
 		return fmt.Sprintf(", until its deadline at %s (in %s)", clock(w.Deadline), ago(left))
 	}
-	return ", and its deadline is over: about to be answered so"
+	return ", and its deadline is over: the next worker that looks answers so"
 }
 
 // clock is a time of day, with the date where it isn't today.

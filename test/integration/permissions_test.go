@@ -311,6 +311,24 @@ func TestPermissionsOfObserver(t *testing.T) {
 	}
 }
 
+// Who forgets the prefix of the inboxes is told so, not only that no answer came.
+func TestPermissionsInbox(t *testing.T) {
+	t.Parallel()
+	s := newSecureRig(t)
+	told := &logs{}
+	nc, err := app.Connect(s.configAs2("observer", ""), "observer", told.logger())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(nc.Close)
+	if _, err := nc.Request("$JS.API.INFO", nil, 300*time.Millisecond); err == nil {
+		t.Fatal("an answer, and nothing to tell of")
+	}
+	eventually(t, "the prefix is asked for", func() bool {
+		return strings.Contains(told.tail(5), "level=ERROR") && strings.Contains(told.tail(5), "--nats-inbox-prefix")
+	})
+}
+
 func (s *secureRig) configAs2(user, inbox string) app.Config {
 	c := s.configAs(user)
 	c.NATSInboxPrefix = inbox
