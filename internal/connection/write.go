@@ -1,6 +1,7 @@
 package connection
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -197,7 +198,20 @@ func (s *Store) update(ctx context.Context, name string, change func(*Connection
 	}
 }
 
-// put stores c in the place of its Revision and takes it in.
+// ErrUnclear says that a write may be stored or not: the server didn't say.
+var ErrUnclear = errors.New("whether it is stored is not known")
+
+func sleep(ctx context.Context, d time.Duration) bool {
+	select {
+	case <-time.After(d):
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
+// put stores c in the place of its Revision and takes it in. The error is
+// register.ErrConflict, ErrUnclear, or one that came before anything was written.
 func (s *Store) put(ctx context.Context, c *Connection) (*Connection, error) {
 	c = c.clone()
 	c.UpdatedAt = s.now()
@@ -219,6 +233,21 @@ func (s *Store) put(ctx context.Context, c *Connection) (*Connection, error) {
 	}
 	epoch := s.epoch()
 	revision, err := s.registers.Put(ctx, subjectPrefix+c.Name, data, c.Revision)
+	for pause := 100 * time.Millisecond; err != nil && !errors.Is(err, register.ErrConflict); pause *= 2 {
+		// It is stored or not, and nobody said: whoever has a new refresh token has to
+		// know, or would revoke the one in use, or lose it.
+		if pause > 2*time.Second || !sleep(ctx, pause) {
+			return nil, fmt.Errorf("%w: %w", ErrUnclear, err)
+		}
+		if revision, err = s.registers.Put(ctx, subjectPrefix+c.Name, data, c.Revision); !errors.Is(err, register.ErrConflict) {
+			continue
+		}
+		if there, lookErr := s.registers.Get(ctx, subjectPrefix+c.Name); lookErr == nil && bytes.Equal(there.Data, data) {
+			revision, err = there.Revision, nil
+		} else if lookErr != nil {
+			err = lookErr
+		}
+	}
 	if err != nil {
 		return nil, err
 	}

@@ -214,7 +214,7 @@ func (f *Flow) redeem(ctx context.Context, p Pending, code string, subject strin
 	}
 	outcome, err := f.settle(ctx, h, subject, revision)
 	if err != nil {
-		f.giveBack(ctx, h)
+		f.unused(ctx, h, err)
 		return nil, err
 	}
 	outcome.Shared = p.Share != ""
@@ -432,7 +432,7 @@ func (f *Flow) Decide(ctx context.Context, state string, accept bool, actor stri
 	}
 	updated, err := f.reauthorize(ctx, h, h.Existing)
 	if err != nil {
-		f.giveBack(ctx, h)
+		f.unused(ctx, h, err)
 		f.release(ctx, h)
 		return nil, storeFault(err, h.Existing)
 	}
@@ -442,6 +442,14 @@ func (f *Flow) Decide(ctx context.Context, state string, accept bool, actor stri
 func (f *Flow) release(ctx context.Context, h held) {
 	if h.Share != "" {
 		f.quiet("give back a one-time link", f.store.releaseShare(ctx, h.Share))
+	}
+}
+
+// unused gives a fresh grant back that could not be stored because of err. One of
+// which nobody knows stays: it may be the one in use.
+func (f *Flow) unused(ctx context.Context, h held, err error) {
+	if !errors.Is(err, connection.ErrUnclear) {
+		f.giveBack(ctx, h)
 	}
 }
 

@@ -3,11 +3,15 @@ package token
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
 	"github.com/prometheus/client_golang/prometheus"
 
 	"zoho-worker/internal/connection"
@@ -523,5 +527,47 @@ func TestClose(t *testing.T) {
 	w.Close()
 	if _, err := w.Renew(t.Context(), w.acme(), Token{Generation: 1}); !errors.Is(err, ErrClosed) {
 		t.Errorf("got %v", err)
+	}
+}
+
+// away fails the first writes of a subject, as a leader that is being elected.
+type away struct {
+	jetstream.JetStream
+	left atomic.Int64
+}
+
+func (a *away) PublishMsg(ctx context.Context, msg *nats.Msg, o ...jetstream.PublishOpt) (*jetstream.PubAck, error) {
+	if msg.Subject == "zoho.connections.acme" && a.left.Add(-1) >= 0 {
+		return nil, errors.New("no response from stream")
+	}
+	return a.JetStream.PublishMsg(ctx, msg, o...)
+}
+
+// A refresh token that Zoho replaced is kept, also where the first write of it
+// fails: the old one may be dead.
+func TestRotatedTokenIsKept(t *testing.T) {
+	t.Parallel()
+	b := newBox(t)
+	js := &away{JetStream: b.nats.JetStream()}
+	store, err := connection.Open(t.Context(), js, b.keys, connection.Options{Logger: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(store.Close)
+	w := b.worker(func(o *Options) { o.Connections = store })
+	w.connections = store
+	b.connect(w)
+	b.accounts.set(func(call int) (*zoho.Grant, error) {
+		return &zoho.Grant{AccessToken: secret.New("access"), RefreshToken: secret.New("refresh-2"), ExpiresIn: time.Hour}, nil
+	})
+	js.left.Store(1)
+	w.must()
+	c, err := store.Fetch(t.Context(), "acme")
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := c.RefreshToken(b.keys)
+	if err != nil || got.Reveal() != "refresh-2" {
+		t.Errorf("Zoho gave refresh-2, %q is stored (%v)", got.Reveal(), err)
 	}
 }

@@ -6,14 +6,19 @@ import (
 	"fmt"
 	"net/url"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
 
 	"zoho-worker/internal/connection"
 	"zoho-worker/internal/consent"
 	"zoho-worker/internal/devbox"
 	"zoho-worker/internal/secret"
 	"zoho-worker/internal/token"
+	"zoho-worker/internal/zoho/zohotest"
 )
 
 // An idle connection's grant is looked at once a day by one worker, and a dead
@@ -110,4 +115,68 @@ func TestGrantWarning(t *testing.T) {
 		}
 	}
 	p.get("/connections/acme").want(t, 200, "this user has 17 that were never revoked", "ends the oldest: that of connection acme")
+}
+
+// deaf stores what is published to the subject, and its PubAck is lost, once.
+type deaf struct {
+	jetstream.JetStream
+	subject string
+	lost    atomic.Bool
+}
+
+func (d *deaf) PublishMsg(ctx context.Context, msg *nats.Msg, o ...jetstream.PublishOpt) (*jetstream.PubAck, error) {
+	ack, err := d.JetStream.PublishMsg(ctx, msg, o...)
+	if err == nil && msg.Subject == d.subject && d.lost.CompareAndSwap(false, true) {
+		return nil, context.DeadlineExceeded
+	}
+	return ack, err
+}
+
+// A connection that is re-authorized while a PubAck is lost still has a refresh
+// token that Zoho knows: the old one, or the new one.
+func TestReauthorizedWithoutPubAck(t *testing.T) {
+	t.Parallel()
+	for _, kind := range []consent.Kind{consent.Reauthorize, consent.Connect} {
+		r := newRig(t, zohotest.Options{})
+		name := "demo"
+		r.Zoho.AddOrg(zohotest.Org{ID: devbox.OrgID, Name: "Demo", Concurrency: 10})
+		r.Zoho.AddUser(zohotest.User{ID: "1001", Email: "demo@example.com", OrgID: devbox.OrgID})
+		if kind == consent.Reauthorize {
+			_, err := r.store.Add(t.Context(), connection.Connection{Name: name, Location: "us", OrgID: devbox.OrgID, UserID: "1001"}, secret.New(r.Zoho.GrantRefreshToken("1001")))
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+		keyring, err := secret.ParseKeyring(r.keys.Reveal())
+		if err != nil {
+			t.Fatal(err)
+		}
+		client, err := r.config().NewZoho()
+		if err != nil {
+			t.Fatal(err)
+		}
+		js := &deaf{JetStream: r.js, subject: "zoho.connections." + name}
+		store, err := connection.Open(t.Context(), js, keyring, connection.Options{Logger: r.logs.logger()})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer store.Close()
+		flow := consent.New(consent.Options{JS: r.js, Keyring: keyring, Connections: store, Zoho: client, Logger: r.logs.logger()})
+		code := r.Zoho.AuthorizationCode("1001", zohotest.Consent{Scopes: consent.DefaultScopes})
+		_, err = flow.Redeem(t.Context(), consent.Pending{Kind: kind, Name: name, Location: "us", Environment: "production"}, code)
+		if err != nil || !js.lost.Load() {
+			t.Errorf("%s: %v; a PubAck was lost: %v", kind, err, js.lost.Load())
+		}
+		c, err := r.store.Fetch(t.Context(), name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		refresh, err := c.RefreshToken(keyring)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := client.Refresh(t.Context(), "us", refresh); err != nil {
+			t.Errorf("%s: the connection is %s, and its refresh token (grant %d) is dead: %v", kind, c.Status, c.Grant, err)
+		}
+	}
 }
