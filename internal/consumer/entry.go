@@ -40,6 +40,8 @@ type entry struct {
 	first  [1]try // the memory of one, which is all that most need
 	untold int    // those before
 
+	sendings relay.Sendings // of the goroutine that works on it
+
 	// Under org.mu.
 	running bool
 	idle    bool // it is answered without a call
@@ -65,6 +67,7 @@ func (o *org) arrived(l *lane, msg *nats.Msg) {
 		lane: l, delivery: msg, since: time.Now(),
 	}
 	if e.again {
+		e.sendings.Elsewhere = true
 		o.metrics.redeliveries.Inc()
 	} else {
 		o.metrics.queued.Observe(max(o.Clock.Now().Sub(meta.Timestamp), 0).Seconds())
@@ -172,10 +175,11 @@ func (e *entry) Attempted(answer *zoho.Answer, began time.Time, credits int) {
 	now := o.Clock.Now()
 	began = now.Add(-time.Since(began))
 	o.mu.Lock()
-	if credits > 0 || answer.CreditsRemaining >= 0 && answer.Status != 429 {
+	limited := answer.Status == 429 && e.op.Refused(answer)
+	if credits > 0 || answer.CreditsRemaining >= 0 && !limited {
 		o.flow.Spent(now, began, e.ask.Connection, credits, int64(answer.CreditsRemaining))
 	}
-	if answer.Status != 429 {
+	if !limited {
 		if answer.Status > 0 {
 			o.flow.Answered(now, e.ask)
 		}

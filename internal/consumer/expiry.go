@@ -213,6 +213,7 @@ func (c *Consumer) watch(ctx context.Context, o *org, e *expiry, subjects []stri
 		r := &entry{
 			subject: msg.Subject, connection: connectionOf(msg.Subject), header: msg.Header, data: msg.Data,
 			sequence: msg.Sequence, stored: storedAt(msg.Header, msg.Time), again: true,
+			sendings: relay.Sendings{Elsewhere: true},
 		}
 		c.decode(r)
 		if r.request != nil {

@@ -67,11 +67,13 @@ func (c *Consumer) work(queue string, e *entry) (wait *relay.Wait) {
 		return s.end(begun)
 	}
 	failpoint.Hit(failpoint.Decoded)
-	result := c.Relay.Do(s.ctx, &relay.Delivery{
+	d := &relay.Delivery{
 		Connection: e.connection, Request: e.request, Operation: e.op, Digest: e.digest,
 		ReceivedAt: e.stored, Redelivered: e.again, Stopping: c.pulling.Done(), Observer: e,
-		Waited: e.waited,
-	})
+		Waited: e.waited, Sendings: e.sendings,
+	}
+	result := c.Relay.Do(s.ctx, d)
+	e.sendings = d.Sendings
 	defer result.Release()
 	switch {
 	case result.Wait != nil:
@@ -228,7 +230,7 @@ func (s *settlement) repeat(data []byte) {
 // inbox belongs to a caller that waits. The reply precedes the ack on the same
 // connection, so the server has the one before the other.
 func (s *settlement) fleeting() bool {
-	return s.request.Method == "GET" && strings.HasPrefix(s.request.ReplyTo, nats.InboxPrefix)
+	return s.request.Method == "GET" && (s.op.Name == "" || s.op.Repeatable) && strings.HasPrefix(s.request.ReplyTo, nats.InboxPrefix)
 }
 
 // encoded holds the memory of responses that are being published; one that grew
@@ -242,9 +244,11 @@ func (s *settlement) encode(dst []byte, response *envelope.Response) []byte {
 	data := response.AppendJSON(slices.Grow(dst, 512+len(response.Body.Data)*5/4))
 	if limit := int(s.Conn.MaxPayload()) - headroom; len(data) > limit {
 		response.Body = envelope.Body{}
-		response.Error = &envelope.Error{
-			Code:    envelope.TooLarge,
-			Message: fmt.Sprintf("the response has %d bytes and a message holds %d: ask for fewer records or fields", len(data), limit),
+		if response.Error == nil { // what is there says more
+			response.Error = &envelope.Error{
+				Code:    envelope.TooLarge,
+				Message: fmt.Sprintf("the response has %d bytes and a message holds %d: ask for fewer records or fields", len(data), limit),
+			}
 		}
 		data = response.AppendJSON(data[:0])
 	}

@@ -2,6 +2,7 @@ package relay
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 
 	"zoho-worker/internal/envelope"
@@ -176,6 +177,15 @@ func (b *batch) merge(response *envelope.Response, last *zoho.Answer) (unknown i
 // A record of which there are several, or which is spelled otherwise, can't be
 // told: COQL is blind to case, and who knows what that field does to a value.
 func (b *batch) absorb(places []int, values []string, rows []zoho.Row, more bool) {
+	for _, row := range rows {
+		// One that COQL took for one of them, and that is spelled like none of them,
+		// is one of those that are not found.
+		if !slices.ContainsFunc(places, func(i int) bool {
+			return strings.EqualFold(strings.TrimSpace(row.Value), strings.Trim(values[i], "'"))
+		}) {
+			more = true
+		}
+	}
 	for _, i := range places {
 		value := strings.Trim(values[i], "'")
 		var ids []string

@@ -146,3 +146,24 @@ func TestBatchRounds(t *testing.T) {
 		t.Errorf("sent %d times, want %d", n, maxRounds)
 	}
 }
+
+// A row that COQL found for one of the values, but that is spelled in another
+// way than either of them, is one of those records: neither is "not there".
+func TestRowSpelledOtherwise(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct{ value, found string }{
+		"decimal field": {"17", "17.0"},
+		"number field":  {"'0042'", "42"},
+		"accents":       {"'M\u00fcller'", "Muller"},
+		"normalised":    {"'Mu\u0308ller'", "M\u00fcller"},
+		"phone":         {"'+49 30 1234'", "+49301234"},
+		"space inside":  {"'a  b'", "a b"},
+		"not told":      {"'a'", ""},
+	} {
+		b, _ := newBatch([]byte(`{"data":[{"F":1}]}`))
+		b.absorb(b.pending(), []string{c.value}, []zoho.Row{{ID: "1", Value: c.found}}, false)
+		if n := len(b.pending()); n != 0 {
+			t.Errorf("%s: `F in (%s)` found F = %q, and the record is taken for not there", name, c.value, c.found)
+		}
+	}
+}

@@ -21,9 +21,14 @@ const (
 // facts is everything a judgement depends on.
 type facts struct {
 	answer     *zoho.Answer
+	operation  zoho.Operation
 	repeatable bool
 	// uniqueField is set where the request names the field that carries its id.
 	uniqueField string
+	// deletes is the id of the one record that the request deletes, else "".
+	deletes string
+	// doubt: an earlier attempt may have been carried out, and brought no answer.
+	doubt bool
 	// renewed: the token was already renewed for this request.
 	renewed bool
 	// refusals counts the answers 500 to this request, this one included.
@@ -35,9 +40,9 @@ type verdict struct {
 	action  action
 	code    envelope.Code
 	message string
-	// record is the id of the existing record where the answer proves that an
-	// earlier attempt of the same insert was carried out.
-	record string
+	// record is the id of the record where the answer proves that an earlier attempt
+	// of the same insert or deletion was carried out, and done what it did.
+	record, done string
 }
 
 // maxRefusals is how many answers 500 a request gets before it is taken to be
@@ -54,12 +59,12 @@ func judge(f facts) verdict {
 		return verdict{action: repeat}
 	case a.Status == 0:
 		return f.ambiguous("no answer came")
-	case a.Status == 401 && a.BodyError != nil:
+	case a.Status == 401 && a.BodyError != nil && f.operation.Refused(a):
 		// Refused at the door, and the code that says why is lost: ask again.
 		return verdict{action: repeat}
-	case a.Status == 401 && !a.TooLarge:
+	case a.Status == 401 && !a.TooLarge && f.operation.Refused(a):
 		return f.unauthorized()
-	case a.Status == 429:
+	case a.Status == 429 && f.operation.Refused(a):
 		return verdict{action: hold}
 	case a.Status == 500 && f.repeatable && f.refusals >= maxRefusals:
 		return verdict{
@@ -80,10 +85,17 @@ func judge(f facts) verdict {
 			action: lost, code: envelope.OutcomeUnknown,
 			message: fmt.Sprintf("Zoho answered %d, then the connection broke and the body is lost: look the record up before sending again", a.Status),
 		}
-	case a.Status == 400 && f.uniqueField != "":
+	case (a.Status == 400 || a.Status < 300) && f.uniqueField != "": // zoho-facts 4.1
 		if id, ok := zoho.DuplicateOf(a.Body, f.uniqueField); ok {
-			return verdict{action: deliver, record: id}
+			return verdict{action: deliver, record: id, done: "added"}
 		}
+	case a.Status == 412 && f.doubt:
+		return verdict{
+			action: deliver, code: envelope.OutcomeUnknown,
+			message: "the record was modified since, and an earlier sending of this request, which brought no answer, may have done that: look the record up",
+		}
+	case f.doubt && f.operation.Name == "records.delete":
+		return f.deleted()
 	}
 	return verdict{action: deliver}
 }
@@ -99,17 +111,31 @@ func (f facts) ambiguous(what string) verdict {
 	}
 }
 
+// deleted is for a deletion that was sent before: a record that is not there to
+// be deleted any more was deleted then (zoho-facts 6).
+func (f facts) deleted() verdict {
+	records := zoho.RecordsOf(f.answer.Body)
+	switch {
+	case records == nil || records.Codes["INVALID_DATA"] == 0:
+		return verdict{action: deliver}
+	case f.deletes != "":
+		return verdict{action: deliver, record: f.deletes, done: "deleted"}
+	}
+	return verdict{
+		action: deliver, code: envelope.OutcomeUnknown,
+		message: "some records were not there to be deleted, and an earlier sending of this request, which brought no answer, may have deleted them: look them up",
+	}
+}
+
 func (f facts) unauthorized() verdict {
-	switch f.answer.Code {
-	case "OAUTH_SCOPE_MISMATCH":
+	switch {
+	case f.answer.Code == "OAUTH_SCOPE_MISMATCH":
 		return verdict{
 			action: deliver, code: envelope.ScopeMissing,
 			message: "the connection was not granted a scope that this call needs: re-authorize it with more scopes",
 		}
-	case "INVALID_TOKEN", "AUTHENTICATION_FAILURE", "INVALID_OAUTHTOKEN", "INVALID_TICKET":
-		if !f.renewed {
-			return verdict{action: renew}
-		}
+	case f.answer.TokenRefused() && !f.renewed:
+		return verdict{action: renew}
 	}
 	return verdict{action: deliver}
 }

@@ -15,6 +15,10 @@ import (
 // and for one that is not.
 func TestJudge(t *testing.T) {
 	t.Parallel()
+	const notDeleted = `{"data":[{"code":"INVALID_DATA","details":{},"message":"record not deleted","status":"error"}]}`
+	function := func(f *facts) { f.operation = zoho.Operation{Name: "function"} }
+	doubted := func(f *facts) { f.doubt = true }
+	deletion := func(f *facts) { f.doubt, f.operation = true, zoho.Operation{Name: "records.delete"} }
 	cut := errors.New("connection reset by peer")
 	type want struct {
 		action action
@@ -56,6 +60,17 @@ func TestJudge(t *testing.T) {
 		{"401 AUTHENTICATION_FAILURE, a second time", zoho.Answer{Status: 401, Code: "AUTHENTICATION_FAILURE"}, renewed, same(deliver, "")},
 		{"401 OAUTH_SCOPE_MISMATCH", zoho.Answer{Status: 401, Code: "OAUTH_SCOPE_MISMATCH"}, nil, same(deliver, envelope.ScopeMissing)},
 		{"401 OAUTH_SCOPE_MISMATCH, after a renewal", zoho.Answer{Status: 401, Code: "OAUTH_SCOPE_MISMATCH"}, renewed, same(deliver, envelope.ScopeMissing)},
+		{"401 of a function's own", zoho.Answer{Status: 401, Code: "NO_STOCK"}, function, same(deliver, "")},
+		{"429 of a function's own", zoho.Answer{Status: 429}, function, same(deliver, "")},
+		{"429 of a function's own, whose body is lost", zoho.Answer{Status: 429, BodyError: cut}, function, [2]want{{repeat, ""}, {lost, envelope.OutcomeUnknown}}},
+		{"429 of Zoho to a function", zoho.Answer{Status: 429, Code: "TOO_MANY_REQUESTS"}, function, same(hold, "")},
+		{"401 of Zoho to a function", zoho.Answer{Status: 401, Code: "INVALID_TOKEN"}, function, same(renew, "")},
+
+		{"412", zoho.Answer{Status: 412, Code: "ALREADY_MODIFIED"}, nil, same(deliver, "")},
+		{"412 in doubt", zoho.Answer{Status: 412, Code: "ALREADY_MODIFIED"}, doubted, same(deliver, envelope.OutcomeUnknown)},
+		{"a deletion of several in doubt, one of which isn't there", zoho.Answer{Status: 207, Body: []byte(notDeleted)}, deletion, same(deliver, envelope.OutcomeUnknown)},
+		{"a deletion in doubt, delivered", zoho.Answer{Status: 200, Body: []byte(`{"data":[{"code":"SUCCESS","details":{"id":"1"},"status":"success"}]}`)}, deletion, same(deliver, "")},
+
 		{"401 of a gateway, without a code", zoho.Answer{Status: 401}, nil, same(deliver, "")},
 		{"401 whose body is lost", zoho.Answer{Status: 401, BodyError: cut}, nil, same(repeat, "")},
 		{"401 whose body is lost, after a renewal", zoho.Answer{Status: 401, BodyError: cut}, renewed, same(repeat, "")},
@@ -145,6 +160,18 @@ func TestJudgeNeverRepeatsWhatMayHaveHappened(t *testing.T) {
 					t.Fatalf("%d %s: lost without saying so: %+v", status, code, got)
 				}
 			}
+		}
+	}
+}
+
+// zoho-facts 4.1: a single failed record may come with 400, 207 or 200.
+func TestOwnDuplicateWithAnyStatus(t *testing.T) {
+	t.Parallel()
+	const body = `{"data":[{"code":"DUPLICATE_DATA","details":{"api_name":"External_Id","id":"2008662000006256222","json_path":"$.data[0].External_Id"},"message":"duplicate data","status":"error"}]}`
+	for _, status := range []int{400, 207, 202, 200} {
+		v := judge(facts{answer: &zoho.Answer{Status: status, Body: []byte(body)}, repeatable: true, uniqueField: "External_Id"})
+		if v.record != "2008662000006256222" {
+			t.Errorf("%d: %+v", status, v)
 		}
 	}
 }

@@ -17,6 +17,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"path"
 	"strings"
 	"time"
 
@@ -51,8 +52,20 @@ type Delivery struct {
 	// Waited is what the request has waited for since it was tried last, "" where
 	// it was not tried before.
 	Waited string
+	// Sendings are those before; Do adds its own. Its caller keeps them while the
+	// request waits.
+	Sendings Sendings
 	// Observer, if set, is told of each attempt.
 	Observer Observer
+}
+
+// Sendings is what is known of how a request was sent to Zoho.
+type Sendings struct {
+	Attempts int // of this worker
+	// Doubt says that one of them may have been carried out, and brought no answer.
+	Doubt bool
+	// Elsewhere says that another worker may have sent it.
+	Elsewhere bool
 }
 
 // Observer keeps the limits of the org that a request belongs to.
@@ -241,7 +254,6 @@ type job struct {
 	sent     bool
 	body     []byte
 	batch    *batch // of a request that is settled record by record
-	attempts int
 	credits  envelope.Credits
 	refusals int
 	renewed  bool
@@ -297,9 +309,10 @@ func (j *job) send(ctx context.Context) Result {
 		}
 		answer := j.attempt(ctx)
 		v := judge(facts{
-			answer: answer, repeatable: !j.once, uniqueField: j.Request.UniqueField,
-			renewed: j.renewed, refusals: j.refusals,
+			answer: answer, operation: j.Operation, repeatable: !j.once, uniqueField: j.Request.UniqueField,
+			deletes: j.deletes(), renewed: j.renewed, refusals: j.refusals, doubt: j.Sendings.Doubt,
 		})
+		j.Sendings.Doubt = j.Sendings.Doubt || j.sent && v.action == repeat && j.writes()
 		switch {
 		case v.action == lost && j.Request.Probe != nil:
 			if !j.lose() {
@@ -326,7 +339,7 @@ func (j *job) send(ctx context.Context) Result {
 		d := max(pause.NextBackOff(), answer.RetryAfter)
 		switch {
 		case d >= j.left():
-			return j.expired(fmt.Sprintf("after %d attempts", j.attempts))
+			return j.expired(fmt.Sprintf("after %d attempts", j.Sendings.Attempts))
 		case d > maxPause:
 			return j.wait(WaitRetry, d)
 		}
@@ -376,9 +389,9 @@ func (j *job) attempt(ctx context.Context) *zoho.Answer {
 		span.End()
 	}
 	failpoint.Hit(failpoint.Answered)
-	j.attempts++
+	j.Sendings.Attempts++
 	j.last = answer
-	j.sent = carriedOut(answer)
+	j.sent = j.carriedOut(answer)
 	if j.batch != nil {
 		j.batch.doubt = j.batch.doubt || j.sent
 	}
@@ -388,9 +401,20 @@ func (j *job) attempt(ctx context.Context) *zoho.Answer {
 	return answer
 }
 
-// carriedOut reports whether a call may have been: not if nothing left, and 401
-// and 429 are refusals at the door (zoho-facts: rejected before execution).
-func carriedOut(a *zoho.Answer) bool { return !a.Unsent && a.Status != 401 && a.Status != 429 }
+// carriedOut reports whether a call may have been: not if nothing left, or Zoho
+// refused it at the door.
+func (j *job) carriedOut(a *zoho.Answer) bool { return !a.Unsent && !j.Operation.Refused(a) }
+
+// writes reports whether it matters if the request was carried out.
+func (j *job) writes() bool { return j.Request.Method != "GET" && j.Operation.Class() != "read" }
+
+// deletes is the id of the one record that the request deletes, else "".
+func (j *job) deletes() string {
+	if j.Operation.Name != "records.delete" || strings.Contains(j.Request.RawQuery, "ids=") {
+		return ""
+	}
+	return path.Base(j.Request.Path)
+}
 
 // exchange makes one call of the request's connection and counts it.
 func (j *job) exchange(ctx context.Context, call *zoho.Call, credits int) *zoho.Answer {
@@ -398,7 +422,7 @@ func (j *job) exchange(ctx context.Context, call *zoho.Call, credits int) *zoho.
 	call.Token = j.access.Access
 	began := time.Now()
 	answer := j.Zoho.Do(ctx, call)
-	if !carriedOut(answer) {
+	if !j.carriedOut(answer) {
 		credits = 0
 	}
 	j.credits.Used += credits
@@ -451,7 +475,7 @@ func (j *job) conclude(v verdict) Result {
 		response.Status = 200
 		response.Outcome, response.Records = envelope.Confirmed, &envelope.Records{Succeeded: 1}
 		response.Body = envelope.Body{Kind: envelope.JSONBody, Data: fmt.Appendf(nil,
-			`{"data":[{"code":"SUCCESS","details":{"id":%q},"message":"record already added","status":"success"}]}`, v.record)}
+			`{"data":[{"code":"SUCCESS","details":{"id":%q},"message":"record already %s","status":"success"}]}`, v.record, v.done)}
 	}
 	if n := j.batch.merge(response, j.last); n > 0 && v.code == "" {
 		v.code = envelope.OutcomeUnknown
@@ -487,6 +511,13 @@ func (j *job) expired(when string) Result {
 }
 
 func (j *job) fail(code envelope.Code, message string) Result {
+	switch s := j.Sendings; {
+	case j.once || !j.writes():
+	case s.Doubt:
+		message += "; a sending of it that brought no answer may have been carried out"
+	case s.Elsewhere && s.Attempts == 0:
+		message += "; whether it was sent before is not known"
+	}
 	response := j.response()
 	response.Error = &envelope.Error{Code: code, Message: message}
 	return Result{Response: response}
@@ -495,7 +526,7 @@ func (j *job) fail(code envelope.Code, message string) Result {
 // response carries the last answer of Zoho, if there was one.
 func (j *job) response() *envelope.Response {
 	response := &envelope.Response{
-		ID: j.Request.ID, Connection: j.Delivery.Connection, Attempts: j.attempts,
+		ID: j.Request.ID, Connection: j.Delivery.Connection, Attempts: j.Sendings.Attempts,
 		ReceivedAt: j.ReceivedAt, FinishedAt: j.Clock.Now(),
 	}
 	if response.FinishedAt.Before(j.ReceivedAt) {
@@ -541,7 +572,9 @@ func (j *job) wait(reason Reason, d time.Duration) Result {
 
 // because says in words why the request waits.
 func (r Result) because(why string) Result {
-	r.Wait.Why = why
+	if r.Wait != nil { // a lost request whose deadline is over doesn't wait
+		r.Wait.Why = why
+	}
 	return r
 }
 

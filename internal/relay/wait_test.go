@@ -4,7 +4,10 @@ import (
 	"testing"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+
 	"zoho-worker/internal/envelope"
+	"zoho-worker/internal/ledger"
 	"zoho-worker/internal/register"
 	"zoho-worker/internal/token"
 )
@@ -28,6 +31,23 @@ func TestTokenWaitIsBounded(t *testing.T) {
 			case reason != token.Revoked && wait.For < min(block, maxTokenWait)-time.Second:
 				t.Errorf("%s for %s: waits only for %s", reason, block, wait.For)
 			}
+		}
+	}
+}
+
+// A lost, probed insert whose deadline passes while there is no token is
+// answered outcome_unknown, like any other that can't be looked up.
+func TestLostWithoutTokenAtDeadline(t *testing.T) {
+	t.Parallel()
+	for _, reason := range token.Reasons() {
+		j := &job{
+			Relay:    New(Options{Clock: &register.Clock{}, Metrics: prometheus.NewRegistry()}),
+			Delivery: &Delivery{Request: &envelope.Request{ID: "x", Deadline: time.Now().Add(-time.Second), Probe: &envelope.Probe{COQL: "a = 1"}}},
+			once:     true, lost: &ledger.LostError{},
+		}
+		result := j.withoutToken(&token.Unavailable{Reason: reason, Until: time.Now().Add(time.Minute)})
+		if result.Response == nil || result.Response.Error == nil || result.Response.Error.Code != envelope.OutcomeUnknown {
+			t.Errorf("%s: %+v", reason, result)
 		}
 	}
 }

@@ -247,6 +247,16 @@ func readFault(status int, body []byte) fault {
 	return fault{code: e.code(), retryAfter: e.retryAfter()}
 }
 
+// TokenRefused reports whether the answer's code says that the access token is no
+// longer good (zoho-facts 1.6).
+func (a *Answer) TokenRefused() bool {
+	switch a.Code {
+	case "INVALID_TOKEN", "AUTHENTICATION_FAILURE", "INVALID_OAUTHTOKEN", "INVALID_TICKET":
+		return true
+	}
+	return false
+}
+
 // errorObject is Zoho's error, each field raw because each has been seen with
 // another type: {"code":429,"error":"TOO_MANY_REQUESTS","details":[]}.
 type errorObject struct {

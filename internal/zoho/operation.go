@@ -39,7 +39,9 @@ type row struct {
 //
 // POSTs: only COQL reads and nothing else. A function runs the customer's own
 // code under any method, and a composite may hold any sub-request, so that
-// neither is repeatable, whatever the method says.
+// neither is repeatable, whatever the method says. Nor are actions on a record: a
+// PUT to actions/blueprint takes a step of a process, and twice is two steps
+// (https://www.zoho.com/crm/developer/docs/api/v8/update-blueprint.html).
 var rows = []row{
 	{"POST", "coql", Operation{"coql", true, true, 1}},
 	{"", "__composite_requests", Operation{"composite", false, true, 1}},
@@ -71,6 +73,9 @@ var rows = []row{
 	{"POST", "{m}/*/actions/remove_tags", Operation{"records.tag", false, false, 1}},
 	{"POST", "{m}/actions/add_tags", Operation{"records.tag", false, false, 1}},
 	{"POST", "{m}/actions/remove_tags", Operation{"records.tag", false, false, 1}},
+	{"PUT", "{m}/*/actions/…", Operation{"records.action", false, false, 1}},
+	{"PATCH", "{m}/*/actions/…", Operation{"records.action", false, false, 1}},
+	{"DELETE", "{m}/*/actions/…", Operation{"records.action", false, false, 1}},
 	{"GET", "{m}", Operation{"records.list", true, false, 1}},
 	{"GET", "{m}/*", Operation{"records.get", true, false, 1}},
 	{"POST", "{m}", Operation{"records.insert", false, false, 1}},
@@ -113,7 +118,7 @@ type Class struct {
 // that isn't here is of the class "read".
 var classes = map[string]string{
 	"records.insert": "insert", "records.update": "update", "records.upsert": "upsert",
-	"records.merge": "update", "records.tag": "update", "module.create": other,
+	"records.merge": "update", "records.tag": "update", "records.action": "update", "module.create": other,
 	"records.delete": "delete", "records.mass_delete": "delete",
 	"leads.convert": "convert", "leads.mass_convert": "convert",
 	"bulk.read": "bulk", "bulk.write": "bulk", "bulk.result": "bulk", "bulk.status": "bulk",
@@ -169,6 +174,19 @@ func OperationOf(method, path string) Operation {
 	}
 	safe := method == "GET" || method == "PUT" || method == "PATCH" || method == "DELETE"
 	return Operation{Name: other, Repeatable: safe, Credits: 1}
+}
+
+// Refused reports whether the answer to a call of the operation is a refusal at
+// the door: 401 and 429 come before anything is carried out (zoho-facts 3.5). A
+// function sets the status of its own answer, so there Zoho's code has to say it.
+func (o Operation) Refused(a *Answer) bool {
+	switch {
+	case a.Status != 401 && a.Status != 429:
+		return false
+	case o.Name != "function":
+		return true
+	}
+	return a.Status == 429 && a.Code == "TOO_MANY_REQUESTS" || a.Status == 401 && (a.Code == "OAUTH_SCOPE_MISMATCH" || a.TokenRefused())
 }
 
 // MayRepeat reports whether r, a request of the operation, can be sent twice

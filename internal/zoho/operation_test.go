@@ -175,3 +175,12 @@ func TestDuplicateOf(t *testing.T) {
 		}
 	}
 }
+
+// A PUT that carries out a step of a process is no update: twice is two steps.
+// https://www.zoho.com/crm/developer/docs/api/v8/update-blueprint.html
+func TestBlueprintTransitionIsNotRepeatable(t *testing.T) {
+	t.Parallel()
+	if o := OperationOf("PUT", "/crm/v8/Leads/3652397000003931001/actions/blueprint"); o.Repeatable {
+		t.Errorf("%+v", o)
+	}
+}

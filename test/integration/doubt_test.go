@@ -1,0 +1,177 @@
+package integration
+
+import (
+	"bytes"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"zoho-worker/internal/devbox"
+	"zoho-worker/internal/envelope"
+	"zoho-worker/internal/zoho/zohotest"
+)
+
+// unique is an insert that may be repeated.
+func unique(id string) doc {
+	return doc{
+		"id": id, "method": "POST", "url": "/v8/Leads", "unique_field": "External_Id",
+		"deadline": time.Now().Add(5 * time.Second).UTC().Format(time.RFC3339Nano),
+		"body":     doc{"data": []doc{{"Last_Name": id, "External_Id": id}}},
+	}
+}
+
+// An insert that may be repeated is carried out and its answer lost. Whatever then
+// keeps it from its second sending until its deadline, its answer doesn't say that
+// it was never sent: who believes that sends it with a new id, a second record.
+func TestDoubtOutlivesAWait(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, zohotest.Options{})
+	r.demo(10)
+	r.Zoho.SetUnique(devbox.OrgID, "Leads", "External_Id")
+	r.worker(brief)
+	const path = "/crm/v8/Leads"
+
+	r.Zoho.Inject(zohotest.CutApplied(zohotest.Reset).On("POST", path))
+	r.Zoho.Inject(zohotest.TooManyRequestsRetry(zohotest.Concurrency, 30*time.Second).On("POST", path))
+	paused := r.call("demo", unique("paused"))
+	wantCode(t, paused, envelope.DeadlineExceeded, "may have been carried out")
+	if sent := r.Zoho.Count(zohotest.Match{Method: "POST", Path: path}); paused.Attempts != sent || r.executed()["paused"] != 1 {
+		t.Errorf("sent %d times, %d records, and the answer is %s", sent, r.executed()["paused"], paused.AppendJSON(nil))
+	}
+
+	other := newRig(t, zohotest.Options{})
+	refresh := other.demo(10)
+	other.Zoho.SetUnique(devbox.OrgID, "Leads", "External_Id")
+	other.worker(brief)
+	wantStatus(t, other.call("demo", list("warm")), 200)
+	other.Zoho.Inject(zohotest.CutApplied(zohotest.Reset).On("POST", path))
+	first := other.Zoho.Next(zohotest.Executed, zohotest.Match{Method: "POST", Path: path})
+	go func() {
+		<-first
+		other.Zoho.RevokeRefreshToken(refresh)
+	}()
+	if got := other.call("demo", unique("revoked")); other.executed()["revoked"] == 1 && (got.Error == nil || got.Attempts == 0 && !strings.Contains(got.Error.Message, "is not known")) {
+		t.Errorf("it was carried out, and the answer is %s", got.AppendJSON(nil))
+	}
+}
+
+// An update that is sent again modified the record itself, and a deletion deleted
+// it: neither is told that somebody else was there before and nothing was done.
+func TestDoubtOfConditions(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, zohotest.Options{})
+	r.demo(10)
+	r.worker(brief)
+	ids := r.Zoho.Seed(devbox.OrgID, "Leads", map[string]any{"Last_Name": "Before"}, map[string]any{"Last_Name": "Gone"})
+	path := "/crm/v8/Leads/" + ids[0]
+	since := time.Now().Add(time.Second).Truncate(time.Second)
+	time.Sleep(time.Until(since.Add(1100 * time.Millisecond))) // the condition counts in seconds
+	conditional := func(id string) doc {
+		return doc{
+			"id": id, "method": "PUT", "url": "/v8/Leads/" + ids[0], "headers": doc{"If-Unmodified-Since": since.UTC().Format(time.RFC3339)},
+			"body": doc{"data": []doc{{"Last_Name": "After"}}},
+		}
+	}
+	r.Zoho.Inject(zohotest.CutApplied(zohotest.Reset).On("PUT", path))
+	wantCode(t, r.call("demo", conditional("put")), envelope.OutcomeUnknown, "modified since")
+	if n := r.executed()["After"]; n != 1 {
+		t.Errorf("%d records were updated", n)
+	}
+	wantStatus(t, r.call("demo", conditional("late")), 412) // without a doubt it is Zoho's own answer
+
+	path = "/crm/v8/Leads/" + ids[1]
+	r.Zoho.Inject(zohotest.CutApplied(zohotest.Reset).On("DELETE", path))
+	deleted := r.call("demo", doc{"id": "delete", "method": "DELETE", "url": "/v8/Leads/" + ids[1]})
+	wantStatus(t, deleted, 200)
+	if deleted.Outcome != envelope.Confirmed || !strings.Contains(string(deleted.Body.Data), ids[1]) || deleted.Attempts != 2 {
+		t.Errorf("deleted: %s", deleted.AppendJSON(nil))
+	}
+	if again := r.call("demo", doc{"id": "again", "method": "DELETE", "url": "/v8/Leads/" + ids[1]}); again.Status != 400 || again.Outcome != "" {
+		t.Errorf("again: %s", again.AppendJSON(nil))
+	}
+}
+
+// A GET that runs the customer's code is sent once, like an insert. Asked again
+// under its id it is answered as it was.
+func TestFunctionByGet(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, zohotest.Options{})
+	r.demo(10)
+	r.worker(brief)
+	const path = "/crm/v8/functions/f/actions/execute"
+	q := doc{"id": "fn", "method": "GET", "url": "/v8/functions/f/actions/execute"}
+	wantStatus(t, r.call("demo", q), 200)
+	wantStatus(t, r.call("demo", q), 200)
+	if n := r.Zoho.Count(zohotest.Match{Path: path}); n != 1 {
+		t.Errorf("carried out %d times", n)
+	}
+}
+
+// A function is the customer's own code and sets the status of its answer: that
+// says nothing of whether it was carried out, and is no limit of the org's.
+func TestFunctionChoosesItsStatus(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, zohotest.Options{})
+	r.demo(10)
+	r.worker(brief)
+	const path = "/crm/v8/functions/charge/actions/execute"
+	for i, status := range []int{429, 401} {
+		r.Zoho.Inject(zohotest.AnswerWith("own status", status, `{"charged":"yes","stock":"low"}`).On("POST", path).Applied())
+		wantStatus(t, r.call("demo", doc{"id": fmt.Sprint("charge-", status), "method": "POST", "url": "/v8/functions/charge/actions/execute", "body": doc{}}), status)
+		if n := r.Zoho.Count(zohotest.Match{Path: path}); n != i+1 {
+			t.Errorf("%d: carried out %d times", status, n-i)
+		}
+	}
+	r.Zoho.Inject(zohotest.TooManyRequestsRetry(zohotest.Concurrency, time.Second).On("POST", path))
+	wantStatus(t, r.call("demo", doc{"id": "limit", "method": "POST", "url": "/v8/functions/charge/actions/execute", "body": doc{}}), 200)
+}
+
+// A gateway's page that doesn't fit into a message: that the outcome is unknown is
+// still said.
+func TestUnknownOutcomeWithALargePage(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, zohotest.Options{})
+	r.demo(10)
+	r.worker()
+	page := "<html>" + strings.Repeat(`"`, 700<<10) + "</html>"
+	r.Zoho.Inject(zohotest.AnswerWith("502", 502, page, "Content-Type", "text/html").On("POST", "/crm/v8/Leads").Applied())
+	wantCode(t, r.call("demo", insert("page", "page")), envelope.OutcomeUnknown)
+}
+
+// The answer to a probed insert is lost, then the grant is revoked, then the
+// deadline passes: nobody can look it up, so its outcome is unknown.
+func TestProbeWithoutToken(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, zohotest.Options{})
+	refresh := r.demo(10)
+	r.worker(brief)
+	wantStatus(t, r.call("demo", list("warm")), 200)
+	r.Zoho.Inject(strikes(zohotest.CutApplied(zohotest.Reset), "gone"))
+	looked := r.Zoho.Next(zohotest.Arrived, zohotest.Match{Method: "POST", Path: "/crm/v8/coql"})
+	r.Zoho.Inject(zohotest.Maintenance().On("POST", "/crm/v8/coql"))
+	q := probed("gone", doc{"field": "External_Ref"}, lead("gone"))
+	q["deadline"] = time.Now().Add(8 * time.Second).UTC().Format(time.RFC3339Nano)
+	go func() {
+		<-looked
+		r.Zoho.RevokeRefreshToken(refresh)
+	}()
+	wantCode(t, r.call("demo", q), envelope.OutcomeUnknown)
+}
+
+// A field that Zoho keeps as a decimal: COQL finds the record and spells its value
+// 17.0. It is there, so the insert isn't sent again.
+func TestProbeFindsItSpelledOtherwise(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, zohotest.Options{})
+	r.demo(10)
+	r.worker(brief)
+	r.Zoho.Inject(strikes(zohotest.CutApplied(zohotest.Reset), "decimal"))
+	r.Zoho.Inject(zohotest.Fault{Name: "decimal", Times: -1, Edit: func(a *zohotest.Answer) {
+		a.Body = bytes.ReplaceAll(a.Body, []byte(`"External_Ref":17`), []byte(`"External_Ref":17.0`))
+	}}.On("POST", "/crm/v8/coql"))
+	wantCode(t, r.call("demo", probed("decimal", doc{"field": "External_Ref"}, doc{"Last_Name": "decimal", "External_Ref": 17})), envelope.OutcomeUnknown)
+	if n := r.executed()["decimal"]; n != 1 {
+		t.Errorf("inserted %d times", n)
+	}
+}
