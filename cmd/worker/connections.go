@@ -10,6 +10,7 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -140,6 +141,9 @@ Secrets are sealed before they leave this process and never shown.`,
 			} else if err := knownPlace(c.Location); err != nil {
 				return err
 			}
+			if err := knownOrg(c.OrgID, c.Edition); err != nil {
+				return err
+			}
 			return withRecords(cmd, config, func(ctx context.Context, r *records) error {
 				if _, there := r.store.Get(c.Name); there {
 					return fmt.Errorf("there is a connection %s already: `worker connections reauthorize %s` signs it in again", c.Name, c.Name)
@@ -167,9 +171,9 @@ Secrets are sealed before they leave this process and never shown.`,
 	f.StringVar(&c.Nickname, "nickname", "", "what people call it")
 	f.StringVar(&c.Location, "dc", "us", "Zoho data centre of the account: us, eu, in, au, jp, cn, ca, sa, uk, …; with a sign-in, left out: wherever it lives")
 	f.StringVar(&c.Environment, "environment", connection.Production, "production, sandbox or developer")
-	f.StringVar(&c.OrgID, "org-id", "", "with --refresh-token: Zoho organisation id: connections of one org share its limits")
+	f.StringVar(&c.OrgID, "org-id", "", "with --refresh-token: Zoho organisation id, digits only: connections of one org share its limits")
 	f.StringVar(&c.UserID, "user-id", "", "with --refresh-token: Zoho user id: a user may have one connection")
-	f.StringVar(&c.Edition, "edition", "", "with --refresh-token: free, standard, professional, enterprise or ultimate: how many calls may be in flight")
+	f.StringVar(&c.Edition, "edition", "", "with --refresh-token: "+strings.Join(connection.Editions(), ", ")+": how many calls may be in flight (left out: 10)")
 	f.IntVar(&c.Concurrency, "concurrency", 0, "calls of the org that may be in flight (default as the edition allows)")
 	grant.bind(cmd)
 	return cmd
@@ -184,6 +188,18 @@ func knownPlace(location string) error {
 		known = append(known, dc.Location)
 	}
 	return fmt.Errorf("--dc %q: Zoho's data centres are %s", location, strings.Join(known, ", "))
+}
+
+// knownOrg refuses what Zoho has not: a slip of the finger would give an org limits
+// that are not its own, or two connections of one org limits apart.
+func knownOrg(id, edition string) error {
+	if strings.Trim(id, "0123456789") != "" {
+		return fmt.Errorf("--org-id %q: Zoho's organisation ids are digits, like 20078233816", id)
+	}
+	if editions := connection.Editions(); edition != "" && !slices.Contains(editions, strings.ToLower(edition)) {
+		return fmt.Errorf("--edition %q: Zoho's editions are %s", edition, strings.Join(editions, ", "))
+	}
+	return nil
 }
 
 func readToken(arg, flag string, stdin io.Reader) (secret.Text, error) {

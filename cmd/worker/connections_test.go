@@ -177,6 +177,11 @@ func TestConnectionsCommands(t *testing.T) {
 	if err == nil || !strings.Contains(err.Error(), "connections reauthorize elif") {
 		t.Fatalf("a second one: %v", err)
 	}
+	for flag, want := range map[string]string{"--edition=gold": "Zoho's editions are free, ", "--edition=none": "editions", "--org-id=2007823381b": "are digits"} {
+		if _, err = s.run("add", "slip", "--refresh-token", "another", flag); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v", flag, err)
+		}
+	}
 	if _, err = s.run("add", "late", "--dc", "us", "--code", code); err == nil || !strings.Contains(err.Error(), "oauth_code_expired") {
 		t.Fatalf("a used code: %v", err)
 	}
