@@ -71,6 +71,42 @@ func (s *shell) jetstream() (*nats.Conn, jetstream.JetStream) {
 	return nc, js
 }
 
+// What a command doesn't take is refused, and says what it takes; a command that is
+// there for its sub-commands shows them.
+func TestWhatCommandsRefuse(t *testing.T) {
+	t.Parallel()
+	for line, want := range map[string]string{
+		"queues pasue demo 5m":    "unknown command \"pasue\" for \"worker queues\"\n\nDid you mean this?\n\tpause\n",
+		"dead nope":               `unknown command "nope" for "worker dead"`,
+		"connections lst":         "Did you mean this?\n\tlist",
+		"config prnit":            "Did you mean this?\n\tprint",
+		"stat":                    "Did you mean this?\n\tstatus",
+		"simulator conect demo":   `unknown command "conect" for "worker simulator"`,
+		"why acme":                "usage: worker why CONNECTION ID",
+		"call acme GET":           "usage: worker call CONNECTION METHOD URL",
+		"queues pause acme":       "usage: worker queues pause CONNECTION DURATION",
+		"connections add":         "usage: worker connections add NAME",
+		"connections limit a 1 2": "usage: worker connections limit NAME [CALLS]",
+		"dead show":               "usage: worker dead show NUMBER",
+	} {
+		cmd := root()
+		cmd.SetOut(io.Discard)
+		cmd.SetArgs(strings.Fields(line))
+		if err := cmd.ExecuteContext(t.Context()); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v, want %s", line, err, want)
+		}
+	}
+	for _, parent := range []string{"dead", "connections", "queues", "config"} {
+		var out output
+		cmd := root()
+		cmd.SetOut(&out)
+		cmd.SetArgs([]string{parent})
+		if err := cmd.ExecuteContext(t.Context()); err != nil || !strings.Contains(out.String(), "Available Commands:") {
+			t.Errorf("%s: %v, %s", parent, err, out.String())
+		}
+	}
+}
+
 // saysOf is what each field of a request is given by on the command line.
 var saysOf = map[string][]string{
 	"id": {"id"}, "method": nil, "url": nil, "query": {"query"}, "headers": {"header"},
