@@ -76,18 +76,20 @@ func (s *shell) jetstream() (*nats.Conn, jetstream.JetStream) {
 func TestWhatCommandsRefuse(t *testing.T) {
 	t.Parallel()
 	for line, want := range map[string]string{
-		"queues pasue demo 5m":    "unknown command \"pasue\" for \"worker queues\"\n\nDid you mean this?\n\tpause\n",
-		"dead nope":               `unknown command "nope" for "worker dead"`,
-		"connections lst":         "Did you mean this?\n\tlist",
-		"config prnit":            "Did you mean this?\n\tprint",
-		"stat":                    "Did you mean this?\n\tstatus",
-		"simulator conect demo":   `unknown command "conect" for "worker simulator"`,
-		"why acme":                "usage: worker why CONNECTION ID",
-		"call acme GET":           "usage: worker call CONNECTION METHOD URL",
-		"queues pause acme":       "usage: worker queues pause CONNECTION DURATION",
-		"connections add":         "usage: worker connections add NAME",
-		"connections limit a 1 2": "usage: worker connections limit NAME [CALLS]",
-		"dead show":               "usage: worker dead show NUMBER",
+		"queues pasue demo 5m":     "unknown command \"pasue\" for \"worker queues\"\n\nDid you mean this?\n\tpause\n",
+		"dead nope":                `unknown command "nope" for "worker dead"`,
+		"connections lst":          "Did you mean this?\n\tlist",
+		"config prnit":             "Did you mean this?\n\tprint",
+		"stat":                     "Did you mean this?\n\tstatus",
+		"simulator conect demo":    `unknown command "conect" for "worker simulator"`,
+		"why acme":                 "usage: worker why CONNECTION ID",
+		"call acme GET":            "usage: worker call CONNECTION METHOD URL",
+		"queues pause acme":        "usage: worker queues pause CONNECTION DURATION",
+		"connections add":          "usage: worker connections add NAME",
+		"connections limit a 1 2":  "usage: worker connections limit NAME [CALLS]",
+		"dead show":                "usage: worker dead show NUMBER",
+		"dev --data-dir /dev/null": "--data-dir /dev/null: mkdir /dev/null: not a directory: choose a directory that can be written",
+		"dev --data-dir " + damaged(t) + " --nats-addr 127.0.0.1:0 --zoho-addr 127.0.0.1:0": "encryption-keys is damaged: ",
 	} {
 		cmd := root()
 		cmd.SetOut(io.Discard)
@@ -105,6 +107,16 @@ func TestWhatCommandsRefuse(t *testing.T) {
 			t.Errorf("%s: %v, %s", parent, err, out.String())
 		}
 	}
+}
+
+// damaged is a data directory of `worker dev` whose keys can't be read.
+func damaged(t *testing.T) string {
+	t.Helper()
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, "encryption-keys"), []byte("junk"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return dir
 }
 
 // saysOf is what each field of a request is given by on the command line.

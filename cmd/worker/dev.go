@@ -137,7 +137,14 @@ func devKeys(dir string) (secret.Text, error) {
 		data = []byte(secret.Generate().Reveal())
 		err = os.WriteFile(file, data, 0o600)
 	}
-	return secret.New(strings.TrimSpace(string(data))), err
+	if err != nil {
+		return secret.Text{}, err
+	}
+	keys := secret.New(strings.TrimSpace(string(data)))
+	if _, err := secret.ParseKeyring(keys.Reveal()); err != nil {
+		return secret.Text{}, fmt.Errorf("%s is damaged: %w: choose another --data-dir, or remove this one", file, err)
+	}
+	return keys, nil
 }
 
 // demoConnection makes the connection demo; one that an earlier run left gets
