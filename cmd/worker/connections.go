@@ -66,6 +66,9 @@ func withRecords(cmd *cobra.Command, config *app.Config, work func(context.Conte
 	if err != nil {
 		return fmt.Errorf("--encryption-keys (ENCRYPTION_KEYS): the workers' keys are needed, they seal and open the refresh tokens: %w", err)
 	}
+	if err := app.CheckLevel(config.LogLevel); err != nil {
+		return fmt.Errorf("--log-level (LOG_LEVEL): %w", err)
+	}
 	logger := app.Logger(os.Stderr, config.LogLevel, config.LogFormat)
 	nc, err := app.Connect(*config, "zoho-worker connections", logger)
 	if err != nil {

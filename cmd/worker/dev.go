@@ -51,6 +51,9 @@ the connection "demo", all in this process, and send two requests through it.`,
 }
 
 func dev(ctx context.Context, flags devFlags, out io.Writer) error {
+	if err := app.CheckLevel(flags.logLevel); err != nil {
+		return fmt.Errorf("--log-level: %w", err)
+	}
 	begun := time.Now()
 	box, err := devbox.Start(devbox.Options{NATSAddr: flags.natsAddr, ZohoAddr: flags.zohoAddr, DataDir: flags.dataDir})
 	if err != nil {

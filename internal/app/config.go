@@ -198,8 +198,8 @@ func (c Config) Validate() error {
 			wrong("reply-prefixes", "%q: a plain beginning of a subject, outside $… and zoho.…", prefix)
 		}
 	}
-	if !slices.Contains([]string{"debug", "info", "warn", "error"}, c.LogLevel) {
-		wrong("log-level", "must be debug, info, warn or error")
+	if err := CheckLevel(c.LogLevel); err != nil {
+		wrong("log-level", "%v", err)
 	}
 	if !slices.Contains([]string{"json", "text", "auto"}, c.LogFormat) {
 		wrong("log-format", "must be json, text or auto")
