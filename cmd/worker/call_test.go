@@ -122,6 +122,20 @@ func damaged(t *testing.T) string {
 	return dir
 }
 
+// Interrupted while it starts, worker dev just ends.
+func TestDevInterrupted(t *testing.T) {
+	t.Parallel()
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	var out output
+	cmd := root()
+	cmd.SetOut(&out)
+	cmd.SetArgs(strings.Fields("dev --nats-addr 127.0.0.1:0 --zoho-addr 127.0.0.1:0 --http-addr 127.0.0.1:0"))
+	if err := cmd.ExecuteContext(ctx); err != nil || !strings.Contains(out.String(), "stopping") {
+		t.Errorf("%v, %s", err, out.String())
+	}
+}
+
 // saysOf is what each field of a request is given by on the command line.
 var saysOf = map[string][]string{
 	"id": {"id"}, "method": nil, "url": nil, "query": {"query"}, "headers": {"header"},

@@ -38,7 +38,14 @@ func devCommand() *cobra.Command {
 		Use: "dev", Short: "Try it: everything in one process, with a simulated Zoho", Args: cobra.NoArgs,
 		Long: `Run a nats-server, Redis, a simulated Zoho with some records, and a worker with
 the connection "demo", all in this process, and send two requests through it.`,
-		RunE: func(cmd *cobra.Command, _ []string) error { return dev(cmd.Context(), flags, cmd.OutOrStdout()) },
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			err := dev(cmd.Context(), flags, cmd.OutOrStdout())
+			if err != nil && cmd.Context().Err() != nil { // Ctrl-C, whatever it cut off
+				fmt.Fprintln(cmd.OutOrStdout(), "\nstopping")
+				err = nil
+			}
+			return err
+		},
 	}
 	f := cmd.Flags()
 	f.StringVar(&flags.natsAddr, "nats-addr", "127.0.0.1:4222", "address of the nats-server; port 0 takes a free one")
