@@ -136,6 +136,23 @@ func TestDevInterrupted(t *testing.T) {
 	}
 }
 
+// What a request waits for, for scripts: 2 where nobody knows it, whatever is wrong.
+func TestWhyOfStrangers(t *testing.T) {
+	t.Parallel()
+	s := newShell(t)
+	s.serve()
+	for line, want := range map[string]string{
+		"why Demo job-1": "can't be the name of a connection",
+		"why nope job-1": "there is no connection nope; there is neither a request job-1",
+		"why demo job-1": "there is neither a request job-1",
+	} {
+		out, _, err := s.command(strings.Fields(line)...)
+		if exit, ok := errors.AsType[exitError](err); !ok || exit.status != 2 || !strings.Contains(out, want) {
+			t.Errorf("%s: %v, %s", line, err, out)
+		}
+	}
+}
+
 // saysOf is what each field of a request is given by on the command line.
 var saysOf = map[string][]string{
 	"id": {"id"}, "method": nil, "url": nil, "query": {"query"}, "headers": {"header"},
