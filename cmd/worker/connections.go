@@ -288,7 +288,7 @@ Requests for it are answered unknown_connection from now on. Who and when is kep
 					told += " and revoked its access at Zoho"
 				}
 				if errors.Is(err, connection.ErrNotFound) {
-					return fmt.Errorf("there is no connection %s: see `worker connections list`", name)
+					return noConnection(name)
 				}
 				if revoke, ok := errors.AsType[*consent.RevokeError](err); ok {
 					return fmt.Errorf("nothing was removed: %w\n--force removes it all the same", revoke)

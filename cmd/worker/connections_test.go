@@ -196,6 +196,10 @@ func TestConnectionsCommands(t *testing.T) {
 	s.want([]string{"limit", "elif", "--credits-per-day", "2000"}, "elif: 7 calls of its org in flight at most, 2000 credits in 24 hours\n")
 	s.want([]string{"limit", "elif", "--ordered"}, "at most, 2000 credits in 24 hours, one request after the other")
 	s.want([]string{"limit", "elif", "0", "--ordered=false", "--credits-per-day", "0"}, "elif: 10 calls of its org in flight at most\n")
+	s.want([]string{"show", "elif"}, " by "+actor())
+	if _, err := s.run("limit", "nope", "5"); err == nil || err.Error() != "there is no connection nope: see `worker connections list`" {
+		t.Errorf("a limit of nobody: %v", err)
+	}
 	if _, err := s.run("limit", "elif"); err == nil || !strings.Contains(err.Error(), "what is the limit to be?") {
 		t.Errorf("a limit of nothing: %v", err)
 	}
