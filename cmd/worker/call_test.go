@@ -153,6 +153,25 @@ func TestWhyOfStrangers(t *testing.T) {
 	}
 }
 
+// The list of settings is printed whatever can't be read, and the faults after it.
+func TestConfigPrintOfWhatCantBeRead(t *testing.T) {
+	t.Parallel()
+	var out, errs output
+	cmd := root()
+	cmd.SetOut(&out)
+	cmd.SetErr(&errs)
+	cmd.SetArgs([]string{"config", "print", "--config", filepath.Join(t.TempDir(), "none.yaml"), "--log-level", "warn"})
+	err := cmd.ExecuteContext(t.Context())
+	if exit, ok := errors.AsType[exitError](err); !ok || exit.status != 1 {
+		t.Errorf("%v", err)
+	}
+	contains(t, out.String(), "log-level", "warn", "can't be read")
+	contains(t, errs.String(), "--config (CONFIG): open ")
+	if strings.Contains(errs.String(), "missing") {
+		t.Errorf("told twice: %s", errs.String())
+	}
+}
+
 // saysOf is what each field of a request is given by on the command line.
 var saysOf = map[string][]string{
 	"id": {"id"}, "method": nil, "url": nil, "query": {"query"}, "headers": {"header"},

@@ -92,6 +92,10 @@ func unjoin(err error) []error {
 
 // checkNATS returns the connections, nil where they can't be read.
 func checkNATS(ctx context.Context, f *findings, c Config, logger *slog.Logger) []*connection.Connection {
+	if c.Origin("nats-url") == notRead {
+		f.warn("NATS", "mend the configuration first", "not tried: --nats-url can't be read")
+		return nil
+	}
 	c.NATSInboxPrefix = cmp.Or(c.NATSInboxPrefix, workerInbox)
 	var denied []string
 	nc, err := connect(c, "zoho-worker check", logger, nats.NoReconnect(), nats.Timeout(5*time.Second),
@@ -282,6 +286,10 @@ func checkConnections(ctx context.Context, f *findings, c Config, js jetstream.J
 }
 
 func checkRedis(ctx context.Context, f *findings, c Config, logger *slog.Logger) {
+	if c.Origin("redis-url") == notRead {
+		f.warn("Redis", "mend the configuration first", "not tried: --redis-url can't be read")
+		return
+	}
 	client, err := OpenRedis(c, logger)
 	if err != nil {
 		f.fault("Redis", "", "%v", err)
