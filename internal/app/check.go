@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
 	"regexp"
 	"slices"
 	"strconv"
@@ -148,7 +149,14 @@ func because(denied []string) string {
 
 func natsMend(err error) string {
 	text := err.Error()
+	var file *os.PathError
 	switch {
+	case errors.As(err, &file):
+		return "is the file there, and may this user read it?"
+	case strings.Contains(text, "nkey"):
+		return "--nats-nkey names a file with the seed of a user's nkey, SU…"
+	case strings.Contains(text, "root certificate"), strings.Contains(text, "client certificate"):
+		return "--nats-ca, --nats-cert and --nats-key name PEM files: is this one?"
 	case errors.Is(err, nats.ErrAuthorization), strings.Contains(strings.ToLower(text), "authorization"):
 		return "the server doesn't know this user: check --nats-creds, --nats-nkey, or the user and password in --nats-url"
 	case strings.Contains(text, "x509"), strings.Contains(text, "tls"):

@@ -2,6 +2,7 @@ package app
 
 import (
 	"log/slog"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -80,6 +81,26 @@ func TestCheckOfWhatCantBeRead(t *testing.T) {
 		for i, want := range row.want {
 			if !strings.HasPrefix(found[i], want) {
 				t.Errorf("%s: found %q, want %s", name, found[i], want)
+			}
+		}
+	}
+}
+
+// A file of this side that is missing or no good is not taken for a server that is away.
+func TestNATSMend(t *testing.T) {
+	t.Parallel()
+	junk, none := write(t, "junk", "junk"), filepath.Join(t.TempDir(), "none")
+	for want, configs := range map[string][]Config{
+		"is the file there":       {{NATSCreds: none}, {NATSNKey: none}, {NATSCA: none}, {NATSCert: none, NATSKey: none}},
+		"a file with the seed":    {{NATSNKey: junk}},
+		"PEM files":               {{NATSCA: junk}, {NATSCert: junk, NATSKey: junk}},
+		"is the server up, and -": {{}},
+	} {
+		for _, c := range configs {
+			c.NATSURL = "nats://127.0.0.1:1"
+			_, err := connect(c, "test", slog.New(slog.DiscardHandler))
+			if mend := natsMend(err); !strings.Contains(mend, want) {
+				t.Errorf("%v: %s", err, mend)
 			}
 		}
 	}
