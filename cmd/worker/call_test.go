@@ -71,6 +71,107 @@ func (s *shell) jetstream() (*nats.Conn, jetstream.JetStream) {
 	return nc, js
 }
 
+// What a command doesn't take is refused, and says what it takes; a command that is
+// there for its sub-commands shows them.
+func TestWhatCommandsRefuse(t *testing.T) {
+	t.Parallel()
+	for line, want := range map[string]string{
+		"queues pasue demo 5m":                 "unknown command \"pasue\" for \"worker queues\"\n\nDid you mean this?\n\tpause\n",
+		"dead nope":                            `unknown command "nope" for "worker dead"`,
+		"connections lst":                      "Did you mean this?\n\tlist",
+		"config prnit":                         "Did you mean this?\n\tprint",
+		"stat":                                 "Did you mean this?\n\tstatus",
+		"simulator conect demo":                `unknown command "conect" for "worker simulator"`,
+		"why acme":                             "usage: worker why CONNECTION ID",
+		"call acme GET":                        "usage: worker call CONNECTION METHOD URL",
+		"queues pause acme":                    "usage: worker queues pause CONNECTION DURATION",
+		"connections add":                      "usage: worker connections add NAME",
+		"connections limit a 1 2":              "usage: worker connections limit NAME [CALLS]",
+		"dead show":                            "usage: worker dead show NUMBER",
+		"call a GET /v8/Leads --log-level top": "--log-level (LOG_LEVEL): must be debug, info, warn or error",
+		"connections list --encryption-keys " + secret.Generate().Reveal() + " --log-level top": "--log-level (LOG_LEVEL): must be debug",
+		"dev --log-level top":      "--log-level: must be debug, info, warn or error",
+		"dev --data-dir /dev/null": "--data-dir /dev/null: mkdir /dev/null: not a directory: choose a directory that can be written",
+		"dev --data-dir " + damaged(t) + " --nats-addr 127.0.0.1:0 --zoho-addr 127.0.0.1:0": "encryption-keys is damaged: ",
+	} {
+		cmd := root()
+		cmd.SetOut(io.Discard)
+		cmd.SetArgs(strings.Fields(line))
+		if err := cmd.ExecuteContext(t.Context()); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v, want %s", line, err, want)
+		}
+	}
+	for _, parent := range []string{"dead", "connections", "queues", "config"} {
+		var out output
+		cmd := root()
+		cmd.SetOut(&out)
+		cmd.SetArgs([]string{parent})
+		if err := cmd.ExecuteContext(t.Context()); err != nil || !strings.Contains(out.String(), "Available Commands:") {
+			t.Errorf("%s: %v, %s", parent, err, out.String())
+		}
+	}
+}
+
+// damaged is a data directory of `worker dev` whose keys can't be read.
+func damaged(t *testing.T) string {
+	t.Helper()
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, "encryption-keys"), []byte("junk"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}
+
+// Interrupted while it starts, worker dev just ends.
+func TestDevInterrupted(t *testing.T) {
+	t.Parallel()
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	var out output
+	cmd := root()
+	cmd.SetOut(&out)
+	cmd.SetArgs(strings.Fields("dev --nats-addr 127.0.0.1:0 --zoho-addr 127.0.0.1:0 --http-addr 127.0.0.1:0"))
+	if err := cmd.ExecuteContext(ctx); err != nil || !strings.Contains(out.String(), "stopping") {
+		t.Errorf("%v, %s", err, out.String())
+	}
+}
+
+// What a request waits for, for scripts: 2 where nobody knows it, whatever is wrong.
+func TestWhyOfStrangers(t *testing.T) {
+	t.Parallel()
+	s := newShell(t)
+	s.serve()
+	for line, want := range map[string]string{
+		"why Demo job-1": "can't be the name of a connection",
+		"why nope job-1": "there is no connection nope; there is neither a request job-1",
+		"why demo job-1": "there is neither a request job-1",
+	} {
+		out, _, err := s.command(strings.Fields(line)...)
+		if exit, ok := errors.AsType[exitError](err); !ok || exit.status != 2 || !strings.Contains(out, want) {
+			t.Errorf("%s: %v, %s", line, err, out)
+		}
+	}
+}
+
+// The list of settings is printed whatever can't be read, and the faults after it.
+func TestConfigPrintOfWhatCantBeRead(t *testing.T) {
+	t.Parallel()
+	var out, errs output
+	cmd := root()
+	cmd.SetOut(&out)
+	cmd.SetErr(&errs)
+	cmd.SetArgs([]string{"config", "print", "--config", filepath.Join(t.TempDir(), "none.yaml"), "--log-level", "warn"})
+	err := cmd.ExecuteContext(t.Context())
+	if exit, ok := errors.AsType[exitError](err); !ok || exit.status != 1 {
+		t.Errorf("%v", err)
+	}
+	contains(t, out.String(), "log-level", "warn", "can't be read")
+	contains(t, errs.String(), "--config (CONFIG): open ")
+	if strings.Contains(errs.String(), "missing") {
+		t.Errorf("told twice: %s", errs.String())
+	}
+}
+
 // saysOf is what each field of a request is given by on the command line.
 var saysOf = map[string][]string{
 	"id": {"id"}, "method": nil, "url": nil, "query": {"query"}, "headers": {"header"},

@@ -25,12 +25,9 @@ Exit status: 0, with warnings too; 1 if there is a fault: what a worker can't do
 without, or what is configured and doesn't work.`,
 		Example: `  worker check --config /etc/zoho-worker.yaml`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			var findings []app.Finding
-			if err := config.Load(cmd.Flags(), os.LookupEnv); err != nil {
-				findings = append(findings, app.Finding{What: "configuration", State: app.FindingFault, Detail: err.Error(), Mend: "see docs/configuration.md"})
-			}
+			_ = config.Load(cmd.Flags(), os.LookupEnv) // Check reports it, with all else
 			logger := app.Logger(os.Stderr, "error", config.LogFormat)
-			findings = append(findings, app.Check(cmd.Context(), config, logger)...)
+			findings := app.Check(cmd.Context(), config, logger)
 			failed := slices.ContainsFunc(findings, func(f app.Finding) bool { return f.State == app.FindingFault })
 			out := cmd.OutOrStdout()
 			if asJSON {

@@ -27,6 +27,9 @@ type client struct {
 }
 
 func newClient(config app.Config, logLevel string) (*client, error) {
+	if err := app.CheckLevel(logLevel); err != nil {
+		return nil, fmt.Errorf("--log-level (LOG_LEVEL): %w", err)
+	}
 	nc, err := app.Connect(config, "zoho-worker call", app.Logger(os.Stderr, logLevel, config.LogFormat))
 	if err != nil {
 		return nil, err

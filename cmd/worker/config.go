@@ -24,12 +24,11 @@ func configPrintCommand() *cobra.Command {
 		Use: "print", Short: "Print every setting, its value and where it came from", Args: cobra.NoArgs,
 		Long: `Print every setting as a worker would see it, and where its value came from: a
 flag, an environment variable, a line of the configuration file, or the default.
-Secrets are redacted. Faults are told after the list, with exit status 1.`,
+Secrets are redacted. Faults, also of what can't be read, are told after the list,
+with exit status 1.`,
 		Example: `  worker config print --config /etc/zoho-worker.yaml`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if err := config.Load(cmd.Flags(), os.LookupEnv); err != nil {
-				return err
-			}
+			_ = config.Load(cmd.Flags(), os.LookupEnv) // Validate reports it, after the list
 			out := cmd.OutOrStdout()
 			if asJSON {
 				encoder := json.NewEncoder(out)

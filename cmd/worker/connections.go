@@ -10,6 +10,7 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -64,6 +65,9 @@ func withRecords(cmd *cobra.Command, config *app.Config, work func(context.Conte
 	keyring, err := secret.ParseKeyring(config.EncryptionKeys.Reveal())
 	if err != nil {
 		return fmt.Errorf("--encryption-keys (ENCRYPTION_KEYS): the workers' keys are needed, they seal and open the refresh tokens: %w", err)
+	}
+	if err := app.CheckLevel(config.LogLevel); err != nil {
+		return fmt.Errorf("--log-level (LOG_LEVEL): %w", err)
 	}
 	logger := app.Logger(os.Stderr, config.LogLevel, config.LogFormat)
 	nc, err := app.Connect(*config, "zoho-worker connections", logger)
@@ -140,6 +144,9 @@ Secrets are sealed before they leave this process and never shown.`,
 			} else if err := knownPlace(c.Location); err != nil {
 				return err
 			}
+			if err := knownOrg(c.OrgID, c.Edition); err != nil {
+				return err
+			}
 			return withRecords(cmd, config, func(ctx context.Context, r *records) error {
 				if _, there := r.store.Get(c.Name); there {
 					return fmt.Errorf("there is a connection %s already: `worker connections reauthorize %s` signs it in again", c.Name, c.Name)
@@ -167,9 +174,9 @@ Secrets are sealed before they leave this process and never shown.`,
 	f.StringVar(&c.Nickname, "nickname", "", "what people call it")
 	f.StringVar(&c.Location, "dc", "us", "Zoho data centre of the account: us, eu, in, au, jp, cn, ca, sa, uk, …; with a sign-in, left out: wherever it lives")
 	f.StringVar(&c.Environment, "environment", connection.Production, "production, sandbox or developer")
-	f.StringVar(&c.OrgID, "org-id", "", "with --refresh-token: Zoho organisation id: connections of one org share its limits")
+	f.StringVar(&c.OrgID, "org-id", "", "with --refresh-token: Zoho organisation id, digits only: connections of one org share its limits")
 	f.StringVar(&c.UserID, "user-id", "", "with --refresh-token: Zoho user id: a user may have one connection")
-	f.StringVar(&c.Edition, "edition", "", "with --refresh-token: free, standard, professional, enterprise or ultimate: how many calls may be in flight")
+	f.StringVar(&c.Edition, "edition", "", "with --refresh-token: "+strings.Join(connection.Editions(), ", ")+": how many calls may be in flight (left out: 10)")
 	f.IntVar(&c.Concurrency, "concurrency", 0, "calls of the org that may be in flight (default as the edition allows)")
 	grant.bind(cmd)
 	return cmd
@@ -184,6 +191,18 @@ func knownPlace(location string) error {
 		known = append(known, dc.Location)
 	}
 	return fmt.Errorf("--dc %q: Zoho's data centres are %s", location, strings.Join(known, ", "))
+}
+
+// knownOrg refuses what Zoho has not: a slip of the finger would give an org limits
+// that are not its own, or two connections of one org limits apart.
+func knownOrg(id, edition string) error {
+	if strings.Trim(id, "0123456789") != "" {
+		return fmt.Errorf("--org-id %q: Zoho's organisation ids are digits, like 20078233816", id)
+	}
+	if editions := connection.Editions(); edition != "" && !slices.Contains(editions, strings.ToLower(edition)) {
+		return fmt.Errorf("--edition %q: Zoho's editions are %s", edition, strings.Join(editions, ", "))
+	}
+	return nil
 }
 
 func readToken(arg, flag string, stdin io.Reader) (secret.Text, error) {
@@ -269,7 +288,7 @@ Requests for it are answered unknown_connection from now on. Who and when is kep
 					told += " and revoked its access at Zoho"
 				}
 				if errors.Is(err, connection.ErrNotFound) {
-					return fmt.Errorf("there is no connection %s: see `worker connections list`", name)
+					return noConnection(name)
 				}
 				if revoke, ok := errors.AsType[*consent.RevokeError](err); ok {
 					return fmt.Errorf("nothing was removed: %w\n--force removes it all the same", revoke)

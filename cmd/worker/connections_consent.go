@@ -338,9 +338,13 @@ Requests that wait for it go on by themselves.`,
 func existing(r *records, name string) (*connection.Connection, error) {
 	c, ok := r.store.Get(name)
 	if !ok {
-		return nil, fmt.Errorf("there is no connection %s: see `worker connections list`", name)
+		return nil, noConnection(name)
 	}
 	return c, nil
+}
+
+func noConnection(name string) error {
+	return fmt.Errorf("there is no connection %s: see `worker connections list`", name)
 }
 
 func showCommand(config *app.Config) *cobra.Command {

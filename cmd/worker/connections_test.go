@@ -177,6 +177,11 @@ func TestConnectionsCommands(t *testing.T) {
 	if err == nil || !strings.Contains(err.Error(), "connections reauthorize elif") {
 		t.Fatalf("a second one: %v", err)
 	}
+	for flag, want := range map[string]string{"--edition=gold": "Zoho's editions are free, ", "--edition=none": "editions", "--org-id=2007823381b": "are digits"} {
+		if _, err = s.run("add", "slip", "--refresh-token", "another", flag); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v", flag, err)
+		}
+	}
 	if _, err = s.run("add", "late", "--dc", "us", "--code", code); err == nil || !strings.Contains(err.Error(), "oauth_code_expired") {
 		t.Fatalf("a used code: %v", err)
 	}
@@ -191,6 +196,10 @@ func TestConnectionsCommands(t *testing.T) {
 	s.want([]string{"limit", "elif", "--credits-per-day", "2000"}, "elif: 7 calls of its org in flight at most, 2000 credits in 24 hours\n")
 	s.want([]string{"limit", "elif", "--ordered"}, "at most, 2000 credits in 24 hours, one request after the other")
 	s.want([]string{"limit", "elif", "0", "--ordered=false", "--credits-per-day", "0"}, "elif: 10 calls of its org in flight at most\n")
+	s.want([]string{"show", "elif"}, " by "+actor())
+	if _, err := s.run("limit", "nope", "5"); err == nil || err.Error() != "there is no connection nope: see `worker connections list`" {
+		t.Errorf("a limit of nobody: %v", err)
+	}
 	if _, err := s.run("limit", "elif"); err == nil || !strings.Contains(err.Error(), "what is the limit to be?") {
 		t.Errorf("a limit of nothing: %v", err)
 	}

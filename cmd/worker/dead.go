@@ -5,7 +5,9 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"text/tabwriter"
@@ -17,6 +19,7 @@ import (
 
 	"zoho-worker/internal/app"
 	"zoho-worker/internal/dead"
+	"zoho-worker/internal/envelope"
 )
 
 // deadFlags pick the letters of a command: by number, or by filter.
@@ -36,6 +39,11 @@ func (f *deadFlags) picks() dead.Filter {
 		filter.Before = time.Now().Add(-f.olderThan)
 	}
 	return filter
+}
+
+// filtered reports whether a filter is set.
+func (f *deadFlags) filtered() bool {
+	return f.filter.Connection != "" || f.filter.Code != "" || f.olderThan > 0
 }
 
 func deadCommand() *cobra.Command {
@@ -79,6 +87,15 @@ func (f *deadFlags) bind(cmd *cobra.Command) {
 	cmd.Flags().StringVar(&f.filter.Connection, "connection", "", "only of this connection")
 	cmd.Flags().StringVar(&f.filter.Code, "code", "", "only with this error code, like invalid_request")
 	cmd.Flags().DurationVar(&f.olderThan, "older-than", 0, "only those buried longer ago, like 24h")
+	cmd.PreRunE = func(*cobra.Command, []string) error {
+		if f.filter.Code != "" && !slices.Contains(envelope.Codes(), envelope.Code(f.filter.Code)) {
+			return fmt.Errorf("--code %q: no such error code: docs/envelope.md has them all", f.filter.Code)
+		}
+		if f.rate < 0 || math.IsNaN(f.rate) {
+			return fmt.Errorf("--rate %v: 0 (as fast as it goes) or more", f.rate)
+		}
+		return nil
+	}
 }
 
 func deadList(config *app.Config) *cobra.Command {
@@ -105,7 +122,11 @@ func deadList(config *app.Config) *cobra.Command {
 					fmt.Fprintf(w, "%d\t%s\t%s\t%s\t%s\n", letter.Sequence, letter.Buried.Local().Format(time.DateTime),
 						letter.Connection, letter.Code, cut(letter.Reason, 90))
 				}
-				if count == 0 && !f.asJSON {
+				switch {
+				case count > 0 || f.asJSON:
+				case f.filtered():
+					fmt.Fprintln(cmd.ErrOrStderr(), "no dead letters that the filters pick")
+				default:
 					fmt.Fprintln(cmd.ErrOrStderr(), "no dead letters")
 				}
 				return w.Flush()
@@ -188,7 +209,7 @@ Name them by number, or pick them with --all and the filters.`,
 	}
 	f.bind(cmd)
 	f.bindBulk(cmd)
-	cmd.Flags().Float64Var(&f.rate, "rate", 0, "at most so many a second (default as fast as it goes)")
+	cmd.Flags().Float64Var(&f.rate, "rate", 0, "at most so many a second; 0: as fast as it goes")
 	return cmd
 }
 

@@ -38,7 +38,14 @@ func devCommand() *cobra.Command {
 		Use: "dev", Short: "Try it: everything in one process, with a simulated Zoho", Args: cobra.NoArgs,
 		Long: `Run a nats-server, Redis, a simulated Zoho with some records, and a worker with
 the connection "demo", all in this process, and send two requests through it.`,
-		RunE: func(cmd *cobra.Command, _ []string) error { return dev(cmd.Context(), flags, cmd.OutOrStdout()) },
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			err := dev(cmd.Context(), flags, cmd.OutOrStdout())
+			if err != nil && cmd.Context().Err() != nil { // Ctrl-C, whatever it cut off
+				fmt.Fprintln(cmd.OutOrStdout(), "\nstopping")
+				err = nil
+			}
+			return err
+		},
 	}
 	f := cmd.Flags()
 	f.StringVar(&flags.natsAddr, "nats-addr", "127.0.0.1:4222", "address of the nats-server; port 0 takes a free one")
@@ -51,6 +58,9 @@ the connection "demo", all in this process, and send two requests through it.`,
 }
 
 func dev(ctx context.Context, flags devFlags, out io.Writer) error {
+	if err := app.CheckLevel(flags.logLevel); err != nil {
+		return fmt.Errorf("--log-level: %w", err)
+	}
 	begun := time.Now()
 	box, err := devbox.Start(devbox.Options{NATSAddr: flags.natsAddr, ZohoAddr: flags.zohoAddr, DataDir: flags.dataDir})
 	if err != nil {
@@ -137,7 +147,14 @@ func devKeys(dir string) (secret.Text, error) {
 		data = []byte(secret.Generate().Reveal())
 		err = os.WriteFile(file, data, 0o600)
 	}
-	return secret.New(strings.TrimSpace(string(data))), err
+	if err != nil {
+		return secret.Text{}, err
+	}
+	keys := secret.New(strings.TrimSpace(string(data)))
+	if _, err := secret.ParseKeyring(keys.Reveal()); err != nil {
+		return secret.Text{}, fmt.Errorf("%s is damaged: %w: choose another --data-dir, or remove this one", file, err)
+	}
+	return keys, nil
 }
 
 // demoConnection makes the connection demo; one that an earlier run left gets

@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"strings"
 	"syscall"
 
 	"github.com/spf13/cobra"
@@ -51,7 +52,44 @@ Use it:   worker run      a worker against your NATS, Redis and Zoho`,
 	}
 	cmd.AddCommand(runCommand(), callCommand(), checkCommand(), statusCommand(), whyCommand(), queuesCommand(), connectionsCommand(), deadCommand(), configCommand(), healthzCommand(), versionCommand())
 	cmd.AddCommand(sandboxCommands()...)
+	strict(cmd)
 	return cmd
+}
+
+// strict has the commands below cmd refuse what they don't take: a command that is
+// there for its sub-commands any other word, which cobra answers with help and
+// status 0, and one with arguments another number of them, with its usage.
+func strict(cmd *cobra.Command) {
+	for _, c := range cmd.Commands() {
+		strict(c)
+		_, arguments, _ := strings.Cut(c.Use, " ")
+		switch check := c.Args; {
+		case c.HasSubCommands() && !c.Runnable():
+			c.DisableFlagsInUseLine, c.SuggestionsMinimumDistance = true, 2
+			c.RunE = func(c *cobra.Command, args []string) error {
+				if len(args) == 0 {
+					return c.Help()
+				}
+				return unknown(c, args[0])
+			}
+		case arguments != "" && check != nil:
+			c.Args = func(c *cobra.Command, args []string) error {
+				if check(c, args) != nil {
+					return fmt.Errorf("usage: %s %s", c.CommandPath(), arguments)
+				}
+				return nil
+			}
+		}
+	}
+}
+
+// unknown is what cobra says at the root.
+func unknown(c *cobra.Command, word string) error {
+	text := fmt.Sprintf("unknown command %q for %q", word, c.CommandPath())
+	if near := c.SuggestionsFor(word); len(near) > 0 {
+		text += "\n\nDid you mean this?\n\t" + strings.Join(near, "\n\t") + "\n"
+	}
+	return errors.New(text)
 }
 
 func versionCommand() *cobra.Command {

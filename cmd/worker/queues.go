@@ -113,7 +113,7 @@ func withQueue(cmd *cobra.Command, config *app.Config, name string, work func(co
 	defer cancel()
 	q, err := r.Queue(ctx, name)
 	if errors.Is(err, inspect.ErrNoConnection) {
-		return fmt.Errorf("there is no connection %s: see `worker connections list`", name)
+		return noConnection(name)
 	}
 	if err != nil {
 		return err
@@ -166,9 +166,12 @@ order in which they were stored; those that name an order_key, within it.`,
 					if flags.Changed("ordered") {
 						c.Ordered = ordered
 					}
-					c.UpdatedBy = "command line"
+					c.UpdatedBy = actor()
 					return nil
 				})
+				if errors.Is(err, connection.ErrNotFound) {
+					return noConnection(args[0])
+				}
 				if err == nil {
 					fmt.Fprintf(cmd.OutOrStdout(), "%s: %s\n", changed.Name, limitsOf(changed))
 				}

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"time"
@@ -62,6 +63,11 @@ Exit status: 0 if it is answered, 1 if it waits, 2 if it is not known.`,
 		if err != nil {
 			return err
 		}
+		if why.State == inspect.Unknown {
+			if _, err := r.Queue(ctx, args[0]); errors.Is(err, inspect.ErrNoConnection) {
+				why.Sentence = fmt.Sprintf("there is no connection %s; %s", args[0], why.Sentence)
+			}
+		}
 		if asJSON {
 			encoder := json.NewEncoder(cmd.OutOrStdout())
 			encoder.SetIndent("", "  ")
@@ -71,10 +77,10 @@ Exit status: 0 if it is answered, 1 if it waits, 2 if it is not known.`,
 		} else {
 			fmt.Fprintln(cmd.OutOrStdout(), why.Sentence)
 		}
-		switch why.State {
-		case inspect.Answered:
+		switch {
+		case why.State == inspect.Answered:
 			return nil
-		case inspect.Unknown, inspect.Unseen:
+		case why.Sequence == 0: // no request was found
 			return exitError{2}
 		}
 		return exitError{1}

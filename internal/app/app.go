@@ -292,7 +292,7 @@ func (w *Worker) ready() bool { return w.notReady() == "" }
 func (w *Worker) listen(addr string) (net.Listener, error) {
 	listener, err := net.Listen("tcp", addr)
 	if err != nil {
-		return nil, fmt.Errorf("listen for HTTP: another address is set by --http-addr: %w", err)
+		return nil, fmt.Errorf("listen for HTTP (--http-addr): %w", err)
 	}
 	w.HTTPAddr = listener.Addr().String()
 	w.onStop(func(context.Context) { _ = listener.Close() })

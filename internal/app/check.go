@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
 	"regexp"
 	"slices"
 	"strconv"
@@ -92,6 +93,10 @@ func unjoin(err error) []error {
 
 // checkNATS returns the connections, nil where they can't be read.
 func checkNATS(ctx context.Context, f *findings, c Config, logger *slog.Logger) []*connection.Connection {
+	if c.Origin("nats-url") == notRead {
+		f.warn("NATS", "mend the configuration first", "not tried: --nats-url can't be read")
+		return nil
+	}
 	c.NATSInboxPrefix = cmp.Or(c.NATSInboxPrefix, workerInbox)
 	var denied []string
 	nc, err := connect(c, "zoho-worker check", logger, nats.NoReconnect(), nats.Timeout(5*time.Second),
@@ -144,7 +149,14 @@ func because(denied []string) string {
 
 func natsMend(err error) string {
 	text := err.Error()
+	var file *os.PathError
 	switch {
+	case errors.As(err, &file):
+		return "is the file there, and may this user read it?"
+	case strings.Contains(text, "nkey"):
+		return "--nats-nkey names a file with the seed of a user's nkey, SU…"
+	case strings.Contains(text, "root certificate"), strings.Contains(text, "client certificate"):
+		return "--nats-ca, --nats-cert and --nats-key name PEM files: is this one?"
 	case errors.Is(err, nats.ErrAuthorization), strings.Contains(strings.ToLower(text), "authorization"):
 		return "the server doesn't know this user: check --nats-creds, --nats-nkey, or the user and password in --nats-url"
 	case strings.Contains(text, "x509"), strings.Contains(text, "tls"):
@@ -282,6 +294,10 @@ func checkConnections(ctx context.Context, f *findings, c Config, js jetstream.J
 }
 
 func checkRedis(ctx context.Context, f *findings, c Config, logger *slog.Logger) {
+	if c.Origin("redis-url") == notRead {
+		f.warn("Redis", "mend the configuration first", "not tried: --redis-url can't be read")
+		return
+	}
 	client, err := OpenRedis(c, logger)
 	if err != nil {
 		f.fault("Redis", "", "%v", err)
@@ -308,12 +324,10 @@ func checkRedis(ctx context.Context, f *findings, c Config, logger *slog.Logger)
 	} else {
 		f.ok("Redis", "%s", detail)
 	}
-	held, err := lock.New(client, lock.Options{Prefix: "zoho:lock:", Logger: logger}).Acquire(bounded, "check")
-	if err != nil {
+	if err := lock.New(client, lock.Options{Prefix: "zoho:lock:", TTL: 2 * time.Second, Logger: logger}).Try(bounded, "check"); err != nil {
 		f.fault("Redis lock", "the ACL user needs the commands, keys and channels of docs/configuration.md", "%v", err)
 	} else {
-		held.Release()
-		f.ok("Redis lock", "taken and given back")
+		f.ok("Redis lock", "taken, waited for, renewed, given back and heard of")
 	}
 	if policy := info["maxmemory_policy"]; policy != "" && policy != "noeviction" && info["maxmemory"] != "0" {
 		f.warn("Redis eviction", "CONFIG SET maxmemory-policy noeviction, or a Redis of its own", "%s may evict a lock: that costs a race for a refresh", policy)

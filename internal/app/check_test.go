@@ -1,6 +1,9 @@
 package app
 
 import (
+	"log/slog"
+	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/nats-io/nats.go/jetstream"
@@ -41,5 +44,64 @@ func TestLimits(t *testing.T) {
 	}
 	if all := account(func(*jetstream.AccountInfo) {}); len(all) != 1 || all[0].State != FindingOK {
 		t.Errorf("without limits: %+v", all)
+	}
+}
+
+// What can't be read is told once each, and not as missing too; its server is not tried.
+func TestCheckOfWhatCantBeRead(t *testing.T) {
+	t.Parallel()
+	for name, row := range map[string]struct {
+		args        []string
+		environment map[string]string
+		want        []string
+	}{
+		"secrets": {
+			[]string{"--zoho-client-id", "1000.X", "--public-url", "https://zoho.example.com", "--console-auth", "basic"},
+			map[string]string{"CONSOLE_USERS_FILE": "/none/users", "ENCRYPTION_KEYS_FILE": "/none/keys", "ZOHO_CLIENT_SECRET_FILE": "/none/secret", "REDIS_URL_FILE": "/none/redis"},
+			[]string{"ENCRYPTION_KEYS_FILE: open /none/keys", "REDIS_URL_FILE: open /none/redis", "ZOHO_CLIENT_SECRET_FILE: open /none/secret", "CONSOLE_USERS_FILE: open /none/users"},
+		},
+		"the file": {[]string{"--config", "/none/worker.yaml", "--redis-url", ""}, nil, []string{"--config (CONFIG): open /none/worker.yaml"}},
+	} {
+		c, err := load(t, append(row.args, "--nats-url", "nats://127.0.0.1:1"), row.environment)
+		if err == nil {
+			t.Fatalf("%s: no fault", name)
+		}
+		var found []string
+		for _, f := range Check(t.Context(), c, slog.New(slog.DiscardHandler)) {
+			if f.What == "configuration" {
+				found = append(found, f.Detail)
+			}
+			if f.What == "Redis" && !strings.Contains(f.Detail, "not tried") && !strings.Contains(f.Detail, "none configured") {
+				t.Errorf("%s: %+v", name, f)
+			}
+		}
+		if len(found) != len(row.want) {
+			t.Fatalf("%s: found %q", name, found)
+		}
+		for i, want := range row.want {
+			if !strings.HasPrefix(found[i], want) {
+				t.Errorf("%s: found %q, want %s", name, found[i], want)
+			}
+		}
+	}
+}
+
+// A file of this side that is missing or no good is not taken for a server that is away.
+func TestNATSMend(t *testing.T) {
+	t.Parallel()
+	junk, none := write(t, "junk", "junk"), filepath.Join(t.TempDir(), "none")
+	for want, configs := range map[string][]Config{
+		"is the file there":       {{NATSCreds: none}, {NATSNKey: none}, {NATSCA: none}, {NATSCert: none, NATSKey: none}},
+		"a file with the seed":    {{NATSNKey: junk}},
+		"PEM files":               {{NATSCA: junk}, {NATSCert: junk, NATSKey: junk}},
+		"is the server up, and -": {{}},
+	} {
+		for _, c := range configs {
+			c.NATSURL = "nats://127.0.0.1:1"
+			_, err := connect(c, "test", slog.New(slog.DiscardHandler))
+			if mend := natsMend(err); !strings.Contains(mend, want) {
+				t.Errorf("%v: %s", err, mend)
+			}
+		}
 	}
 }

@@ -103,6 +103,8 @@ type Config struct {
 
 	// origins says where each setting's value came from, by its name.
 	origins map[string]string
+	// unread are the faults that Load found.
+	unread error
 }
 
 // Defaults are good for a worker beside a local NATS server and Redis.
@@ -115,10 +117,14 @@ func Defaults() Config {
 	}
 }
 
-// Validate reports everything that is wrong, each with what to do.
+// Validate reports everything that is wrong, each with what to do, and what Load
+// could not read.
 func (c Config) Validate() error {
-	var faults []error
+	faults := []error{c.unread}
 	wrong := func(flag, format string, args ...any) {
+		if c.Origin(flag) == notRead {
+			return
+		}
 		faults = append(faults, fmt.Errorf("--%s (%s): %s", flag, env(flag), fmt.Sprintf(format, args...)))
 	}
 	if c.NATSURL == "" {
@@ -198,14 +204,14 @@ func (c Config) Validate() error {
 			wrong("reply-prefixes", "%q: a plain beginning of a subject, outside $… and zoho.…", prefix)
 		}
 	}
-	if !slices.Contains([]string{"debug", "info", "warn", "error"}, c.LogLevel) {
-		wrong("log-level", "must be debug, info, warn or error")
+	if err := CheckLevel(c.LogLevel); err != nil {
+		wrong("log-level", "%v", err)
 	}
 	if !slices.Contains([]string{"json", "text", "auto"}, c.LogFormat) {
 		wrong("log-format", "must be json, text or auto")
 	}
-	if err := c.validateConsole(); err != nil {
-		faults = append(faults, err)
+	if !slices.ContainsFunc(c.consoleSettings(), func(s setting) bool { return c.Origin(s.Name) == notRead }) {
+		faults = append(faults, c.validateConsole())
 	}
 	if err := c.zoho(0).Validate(); err != nil && c.ZohoClientID != "" && !c.ZohoClientSecret.IsZero() {
 		faults = append(faults, err)

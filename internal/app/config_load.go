@@ -92,18 +92,22 @@ func (c *Config) bind(flags *pflag.FlagSet, settings []setting) {
 const (
 	fromFlag    = "flag"
 	fromDefault = "default"
+	// notRead has a value that Load could not read: it is told as that and not as
+	// missing.
+	notRead = "can't be read"
 )
 
 // Load fills in what no flag has set: from the environment, else from the
 // configuration file. All faults are reported at once, those of the file with
 // their lines. Settings of the file that this command has no use for are read
-// past, unknown ones refused.
+// past, unknown ones refused. The other settings are there all the same, and Validate
+// reports the faults again, for a command that shows everything at once.
 func (c *Config) Load(flags *pflag.FlagSet, lookup func(string) (string, bool)) error {
 	if path, ok := lookup("CONFIG"); ok && !flags.Changed("config") {
 		c.File = path
 	}
-	file, err := readConfigFile(c.File, c.settings())
-	faults := []error{err}
+	file, fileFault := readConfigFile(c.File, c.settings())
+	faults := []error{fileFault}
 	c.origins = map[string]string{}
 	for _, s := range c.settings() {
 		flag := flags.Lookup(s.Name)
@@ -121,9 +125,13 @@ func (c *Config) Load(flags *pflag.FlagSet, lookup func(string) (string, bool)) 
 		}
 		if err != nil {
 			faults = append(faults, err)
+			c.origins[s.Name] = notRead
 			continue
 		}
 		if origin == "" {
+			if fileFault != nil && len(file.keys) == 0 { // the whole file
+				c.origins[s.Name] = notRead
+			}
 			continue
 		}
 		c.origins[s.Name] = origin
@@ -131,7 +139,8 @@ func (c *Config) Load(flags *pflag.FlagSet, lookup func(string) (string, bool)) 
 			faults = append(faults, fmt.Errorf("%s: %s: %w", origin, s.Name, err))
 		}
 	}
-	return errors.Join(faults...)
+	c.unread = errors.Join(faults...)
+	return c.unread
 }
 
 // fromEnvironment returns the value that the environment gives, or no origin.

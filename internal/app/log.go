@@ -1,16 +1,26 @@
 package app
 
 import (
+	"errors"
 	"io"
 	"log/slog"
 	"os"
 	"regexp"
+	"slices"
 
 	"github.com/lmittmann/tint"
 	"golang.org/x/term"
 )
 
-// Level is a level by its name; Validate has said so where it is none.
+// CheckLevel returns what is wrong with the name of a level; nil if nothing is.
+func CheckLevel(name string) error {
+	if !slices.Contains([]string{"debug", "info", "warn", "error"}, name) {
+		return errors.New("must be debug, info, warn or error")
+	}
+	return nil
+}
+
+// Level is a level by its name; CheckLevel has said so where it is none.
 func Level(name string) slog.Level {
 	var l slog.Level
 	if err := l.UnmarshalText([]byte(name)); err != nil {

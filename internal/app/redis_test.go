@@ -127,12 +127,31 @@ func TestRedisACL(t *testing.T) {
 	p := port(t)
 	conf := filepath.Join(t.TempDir(), "redis.conf")
 	users := "user default off\nuser worker on >secret -@all" + rules + "\nuser poor on >secret ~other:* +@connection\n"
+	// Each of them lacks one thing.
+	lacking := []string{"publish", "subscribe", "pexpire", "pttl", "del", "get", "time", "evalsha"}
+	for _, command := range lacking {
+		users += "user no-" + command + " on >secret -@all" + strings.Replace(rules, " +"+command, "", 1) + "\n"
+	}
+	users += "user no-channels on >secret -@all" + strings.Replace(rules, " &zoho:*", " resetchannels", 1) + "\n"
 	if err := os.WriteFile(conf, []byte(users), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	redisServer(t, ping(&redis.Options{Addr: "127.0.0.1:" + p, Username: "worker", Password: "secret"}), conf, "--port", p)
 	if err := locks(t, Config{RedisURL: secret.New("redis://worker:secret@127.0.0.1:" + p)}); err != nil {
 		t.Errorf("with %q: %v", rules, err)
+	}
+	try := func(user string) Finding {
+		f := &findings{}
+		checkRedis(t.Context(), f, Config{RedisURL: secret.New("redis://" + user + "@127.0.0.1:" + p)}, slog.New(slog.DiscardHandler))
+		return f.all[len(f.all)-1]
+	}
+	if f := try("worker:secret"); f.State != FindingOK {
+		t.Errorf("check with %q: %+v", rules, f)
+	}
+	for _, lacks := range append(lacking, "channels") {
+		if f := try("no-" + lacks + ":secret"); f.What != "Redis lock" || f.State != FindingFault {
+			t.Errorf("without %s: %+v", lacks, f)
+		}
 	}
 	for _, user := range []string{"poor:secret", "worker:wrong", ":secret"} {
 		err := locks(t, Config{RedisURL: secret.New("redis://" + user + "@127.0.0.1:" + p)})

@@ -140,25 +140,38 @@ func (c *Connection) Places() int {
 	if c.Concurrency > 0 {
 		return c.Concurrency
 	}
-	edition := strings.ToLower(c.Edition)
-	for _, row := range []struct {
-		word   string
-		places int
-	}{
-		{"free", 5},
-		{"standard", 10},
-		{"professional", 15},
-		{"ultimate", 25},
-		{"crm plus", 25},
-		{"crmplus", 25},
-		{"enterprise", 20},
-		{"one", 20},
-	} {
-		if strings.Contains(edition, row.word) {
-			return row.places
+	edition := " " + strings.ToLower(c.Edition)
+	for _, e := range editions {
+		if strings.Contains(edition, e.word) {
+			return e.places
 		}
 	}
 	return 10
+}
+
+// editions by what stands in Zoho's name of them; "one" begins a word, so that it
+// is not found in "none".
+var editions = []struct {
+	word   string
+	places int
+}{
+	{"free", 5},
+	{"standard", 10},
+	{"professional", 15},
+	{"ultimate", 25},
+	{"crm plus", 25},
+	{"crmplus", 25},
+	{"enterprise", 20},
+	{" one", 20},
+}
+
+// Editions returns the names of the editions that Places knows, in lower case.
+func Editions() []string {
+	var names []string
+	for _, e := range editions {
+		names = append(names, strings.TrimSpace(e.word))
+	}
+	return names
 }
 
 // Queue is the key of the org that the connection belongs to, for which Zoho

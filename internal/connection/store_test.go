@@ -436,7 +436,7 @@ func TestOpenWithoutStream(t *testing.T) {
 func TestPlacesAndQueue(t *testing.T) {
 	t.Parallel()
 	for edition, want := range map[string]int{
-		"": 10, "Free": 5, "STANDARD": 10, "Professional": 15, "enterprise": 20, "Zoho One": 20, "Ultimate": 25, "CRM Plus": 25, "Trial": 10,
+		"": 10, "Free": 5, "STANDARD": 10, "Professional": 15, "enterprise": 20, "Zoho One": 20, "Ultimate": 25, "CRM Plus": 25, "Trial": 10, "none": 10, "one": 20,
 	} {
 		if got := (&connection.Connection{Edition: edition}).Places(); got != want {
 			t.Errorf("%q: %d, want %d", edition, got, want)

@@ -92,6 +92,8 @@ func Start(o Options) (_ *Box, err error) {
 			return nil, err
 		}
 		b.onClose(func() { _ = os.RemoveAll(b.DataDir) })
+	} else if err := writable(o.DataDir); err != nil {
+		return nil, fmt.Errorf("--data-dir %s: %w: choose a directory that can be written", o.DataDir, err)
 	}
 	if err := b.startNATS(o.NATSAddr); err != nil {
 		return nil, err
@@ -103,6 +105,20 @@ func Start(o Options) (_ *Box, err error) {
 		}
 	}
 	return b, b.startZoho(o)
+}
+
+// writable makes the directory, if it isn't there, and writes into it once: the
+// server would say only in its log why it can't.
+func writable(dir string) error {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	trial, err := os.CreateTemp(dir, "trial-")
+	if err != nil {
+		return err
+	}
+	_ = trial.Close()
+	return os.Remove(trial.Name())
 }
 
 func (b *Box) onClose(f func()) { b.closers = append(b.closers, f) }
@@ -144,15 +160,39 @@ func (b *Box) runNATS() error {
 	if err != nil {
 		return fmt.Errorf("start nats-server: %w", err)
 	}
+	died := make(deaths, 1)
+	ns.SetLoggerV2(died, false, false, false)
 	ns.Start()
 	b.NATS = ns
-	if !ns.ReadyForConnections(15 * time.Second) {
-		return errors.New("start nats-server: not ready after 15 s")
+	for begun := time.Now(); !ns.ReadyForConnections(100 * time.Millisecond); {
+		select {
+		case why := <-died:
+			return errors.New("start nats-server: " + why)
+		default:
+		}
+		if time.Since(begun) > 15*time.Second {
+			return errors.New("start nats-server: not ready after 15 s")
+		}
 	}
 	b.nats.Port = options.Port
 	b.NATSURL = ns.ClientURL()
 	return nil
 }
+
+// deaths is the server's log, of which only the first thing that it dies of is kept.
+type deaths chan string
+
+func (d deaths) Fatalf(format string, args ...any) {
+	select {
+	case d <- fmt.Sprintf(format, args...):
+	default:
+	}
+}
+func (deaths) Noticef(string, ...any) {}
+func (deaths) Warnf(string, ...any)   {}
+func (deaths) Errorf(string, ...any)  {}
+func (deaths) Debugf(string, ...any)  {}
+func (deaths) Tracef(string, ...any)  {}
 
 func (b *Box) stopNATS() {
 	if b.NATS != nil {

@@ -155,6 +155,40 @@ func New(client redis.UniversalClient, options Options) *Locker {
 	return l
 }
 
+// Try goes through a lock's life once, with all that a holder and a waiter ask of
+// Redis, and returns what it refuses. A worker would not notice some of that: a
+// release that isn't heard of only has others wait longer. It ends with ctx.
+func (l *Locker) Try(ctx context.Context, name string) error {
+	held, err := l.Acquire(ctx, name)
+	if err != nil {
+		return err
+	}
+	defer held.Release()
+	if _, _, _, err := l.try(ctx, name, nuid.Next()); err != nil { // as a waiter does
+		return err
+	}
+	ear := l.client.Subscribe(ctx, l.bell.channel)
+	defer func() { _ = ear.Close() }()
+	if _, err := ear.Receive(ctx); err != nil {
+		return fmt.Errorf("subscribe to %s: %w", l.bell.channel, err)
+	}
+	if _, err := held.keep(ctx); err != nil {
+		return err
+	}
+	if err := l.free(ctx, name, held.nonce); err != nil {
+		return err
+	}
+	for {
+		heard, err := ear.Receive(ctx)
+		if err != nil {
+			return fmt.Errorf("hear of the release of lock %s: %w", name, err)
+		}
+		if m, ok := heard.(*redis.Message); ok && m.Payload == name {
+			return nil
+		}
+	}
+}
+
 // Lock is a lock that is held, until Release or until it is lost.
 type Lock struct {
 	locker *Locker
@@ -296,20 +330,26 @@ func (k *Lock) renew(until time.Time) {
 			over.Stop()
 		}
 		asked := time.Now()
-		var kept int64
-		err := k.locker.exchange(k.ctx, "renew", k.name, func(ctx context.Context) (err error) {
-			kept, err = renewScript.Run(ctx, k.locker.client, k.locker.keys(k.name)[:1], k.nonce, ttl.Milliseconds()).Int64()
-			return err
-		})
+		kept, err := k.keep(k.ctx)
 		switch {
 		case err != nil: // until says how long that may go on
-		case kept == 0:
+		case !kept:
 			k.cancel(ErrLost)
 			return
 		default:
 			until = asked.Add(ttl)
 		}
 	}
+}
+
+// keep has the lock live anew, if it is still the holder's.
+func (k *Lock) keep(ctx context.Context) (kept bool, err error) {
+	l := k.locker
+	err = l.exchange(ctx, "renew", k.name, func(ctx context.Context) (err error) {
+		kept, err = renewScript.Run(ctx, l.client, l.keys(k.name)[:1], k.nonce, l.options.TTL.Milliseconds()).Bool()
+		return err
+	})
+	return kept, err
 }
 
 // Fence is the lock's fencing number: greater than that of every lock of the
@@ -336,12 +376,15 @@ func (k *Lock) Release() {
 // unlock frees the lock if the nonce owns it, with a context of its own: the
 // holder's is often over by then.
 func (l *Locker) unlock(name, nonce string) {
-	err := l.exchange(context.Background(), "release", name, func(ctx context.Context) error {
-		return releaseScript.Run(ctx, l.client, l.keys(name)[:1], nonce, l.bell.channel, name).Err()
-	})
-	if err != nil {
+	if err := l.free(context.Background(), name, nonce); err != nil {
 		l.options.Logger.Debug("lock is left to run out", "err", err)
 	}
+}
+
+func (l *Locker) free(ctx context.Context, name, nonce string) error {
+	return l.exchange(ctx, "release", name, func(ctx context.Context) error {
+		return releaseScript.Run(ctx, l.client, l.keys(name)[:1], nonce, l.bell.channel, name).Err()
+	})
 }
 
 // keys are the lock's key and its fence's, in one slot of a cluster.
