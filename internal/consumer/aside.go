@@ -95,7 +95,7 @@ func (o *org) moved(e *entry) bool {
 	case e.lane.closed:
 		o.left(e)
 		o.mu.Unlock()
-		o.giveBack(e, nil)
+		o.giveBack(e)
 	default:
 		o.Logger.Debug("heavy request not moved", "subject", e.subject, "err", err)
 		e.lane.line(e, false)

@@ -229,11 +229,14 @@ func (c *Consumer) Stop(ctx context.Context) {
 		done()
 	}
 	c.stopPull()
-	for _, o := range orgs {
-		o.close()
-	}
 	done := make(chan struct{})
 	go func() {
+		// Together: where the server is away, each takes as long as a flush does.
+		var closing sync.WaitGroup
+		for _, o := range orgs {
+			closing.Go(o.close)
+		}
+		closing.Wait()
 		c.handOver(ctx, orgs)
 		c.loops.Wait()
 		c.requests.Wait()

@@ -11,6 +11,8 @@ import (
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
+
+	"zoho-worker/internal/flow"
 )
 
 // DefaultAckWait is how long the server waits for a sign of life before it hands
@@ -53,6 +55,7 @@ type lane struct {
 	// are settled nor came to it.
 	awaited int
 	closed  bool
+	held    flow.Reason // why none of its requests could be started when it was last tried
 	// wanted says that somebody announced a request since it was last pulled from
 	// or handed one over.
 	wanted bool
@@ -244,15 +247,16 @@ func (l *lane) turn() (t turn) {
 		t.silent = true
 	case l.full() && l.awaited == 0:
 		t.aside = l.setAside()
-	case l.room() >= l.window/4:
+	case l.room() >= l.window/4, l.awaited > 0 && l.asked == 0 && l.room() > 0:
 		t.ask = l.room()
 		l.asked += t.ask
 	}
 	return t
 }
 
-// full reports whether the lane has as many requests in hand as it may. The lock is held.
-func (l *lane) full() bool { return l.inHand >= l.window }
+// full reports whether the lane has so many requests in hand that it asks for no
+// more. The lock is held.
+func (l *lane) full() bool { return l.window-l.inHand < l.window/4 }
 
 // room is for how many requests more the lane has room. The lock is held.
 func (l *lane) room() int {
@@ -446,10 +450,12 @@ func (l *lane) inherit(source jetstream.Consumer, before *jetstream.ConsumerInfo
 	delete(o.before, l.laneKey)
 	o.countForeign()
 	l.nudge()
-	o.mu.Unlock()
 	if n == 0 {
+		o.settle(l.connection)
+		o.dispatch()
 		return
 	}
+	o.mu.Unlock()
 	go func() {
 		var gone time.Time // since when nothing is in hand of others
 		for pause := 20 * time.Millisecond; ; pause = min(2*pause, 500*time.Millisecond) {
@@ -483,7 +489,7 @@ func (l *lane) inherit(source jetstream.Consumer, before *jetstream.ConsumerInfo
 			left := l.awaited
 			o.countForeign()
 			if left == 0 {
-				l.settle()
+				o.settle(l.connection)
 			}
 			l.nudge()
 			closed := o.closed || l.closed

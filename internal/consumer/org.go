@@ -95,6 +95,7 @@ func (o *org) wake(k laneKey) {
 	if !usable(o.directory.member(o.name, k.connection)) {
 		delete(o.before, k) // nobody would ever count it off
 		o.countForeign()
+		o.settle(k.connection)
 		return
 	}
 	l := &lane{laneKey: k, org: o, window: o.window(), share: &turns{}, news: make(chan struct{}, 1)}
@@ -135,7 +136,7 @@ func (o *org) close() {
 	}
 	o.mu.Unlock()
 	for _, e := range back {
-		o.giveBack(e, nil)
+		o.giveBack(e)
 	}
 	o.pulls.Wait() // what was on its way is given back, too
 }
@@ -157,7 +158,7 @@ func (o *org) refresh() {
 	}
 	o.dispatch()
 	for _, e := range back {
-		o.giveBack(e, nil)
+		o.giveBack(e)
 	}
 }
 

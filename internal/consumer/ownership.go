@@ -95,6 +95,9 @@ func (c *Consumer) taken(queue string) {
 	o.mu.Lock()
 	o.uncounted = 0 // each is in o.before now, or in its lane's count
 	o.countForeign()
+	for _, l := range o.lanes {
+		l.settle()
+	}
 	o.dispatch()
 	for k := range found {
 		o.wake(k)
@@ -290,9 +293,7 @@ func (c *Consumer) finished(queue string) {
 	o.countForeign()
 	if o.leftover == 0 {
 		for _, l := range o.lanes {
-			if l.awaited == 0 {
-				l.settle()
-			}
+			l.settle()
 		}
 	}
 	o.dispatch()

@@ -15,7 +15,7 @@ type chain struct{ waiting []*entry }
 // queue puts an entry that is new in hand where it belongs; the lock is held.
 func (o *org) queue(e *entry) {
 	if e.key != "" {
-		if e.lane.awaited > 0 || o.leftover > 0 {
+		if o.awaits(e.connection) {
 			e.lane.behind = append(e.lane.behind, e)
 			return
 		}
@@ -26,6 +26,31 @@ func (o *org) queue(e *entry) {
 		o.chains[e.key] = &chain{}
 	}
 	e.lane.line(e, false)
+}
+
+// awaits reports whether a request of the connection may be under way that this
+// tenure of the org hasn't begun, or be on its way back. The lock is held.
+func (o *org) awaits(connection string) bool {
+	if o.leftover > 0 || o.uncounted > 0 {
+		return true
+	}
+	for _, name := range lanes {
+		k := laneKey{connection, name}
+		if l := o.lanes[k]; o.before[k] > 0 || l != nil && l.awaited > 0 {
+			return true
+		}
+	}
+	return false
+}
+
+// settle lets the ordered requests of a connection in that need wait no longer.
+// The lock is held.
+func (o *org) settle(connection string) {
+	for _, name := range lanes {
+		if l := o.lanes[laneKey{connection, name}]; l != nil && len(l.behind) > 0 {
+			l.settle()
+		}
+	}
 }
 
 // lines are the lane's: light requests, heavy ones, and suspects.
@@ -94,7 +119,12 @@ func (o *org) advance() (last *entry) {
 			o.arm(now, reason, until)
 			return last
 		}
-		e.idle = e.refused != nil || !e.request.Deadline.After(now)
+		e.idle = e.refused != nil || e.overdue(now)
+		if e.idle && e.refused == nil && e.request.Probe != nil {
+			// What became of it may have to be looked up.
+			why, _ := o.flow.May(now, e.ask)
+			e.idle = why != ""
+		}
 		if !e.idle && !o.gate.enter(o) {
 			o.holdBack(waitWorker, time.Time{})
 			o.arm(now, waitWorker, time.Time{})
@@ -147,7 +177,7 @@ func (o *org) next(now time.Time) (best *entry, reason flow.Reason, until time.T
 	bulkRunning := 0
 	for _, l := range o.lanes {
 		e, why, at := l.head(now)
-		if e == nil {
+		if l.held = why; e == nil {
 			if why != "" && (reason == "" || rank(why) < rank(reason)) {
 				reason = why
 			}
@@ -208,10 +238,10 @@ func (l *lane) head(now time.Time) (e *entry, reason flow.Reason, until time.Tim
 			continue // one of them at a time: the next is looked at when it is over
 		}
 		first := (*line)[0]
-		if first.refused != nil || !first.request.Deadline.After(now) {
+		why, at := l.org.flow.May(now, first.ask)
+		if first.refused != nil || first.overdue(now) && (first.request.Probe == nil || !moves(why)) {
 			return first, "", time.Time{} // answered without a call
 		}
-		why, at := l.org.flow.May(now, first.ask)
 		if why == "" {
 			if e == nil || first.sequence < e.sequence {
 				e = first
@@ -289,7 +319,7 @@ func (o *org) carry(e *entry) (next *entry) {
 		o.left(e)
 	case o.closed || e.lane.closed || wait.Reason == relay.WaitStopping:
 		o.left(e)
-		o.giveBack(e, wait)
+		o.giveBack(e)
 	default:
 		o.rest(e, wait)
 	}
@@ -364,17 +394,14 @@ func (o *org) left(e *entry) {
 	next.lane.line(next, false)
 }
 
-// giveBack has the server hand a request out again: at once, unless Zoho asked
-// for a pause before the next attempt.
-func (o *org) giveBack(e *entry, wait *relay.Wait) {
-	d := time.Duration(0)
-	switch {
-	case wait != nil && wait.Reason == relay.WaitRetry:
-		d = wait.For
-	case wait == nil && e.waits == relay.WaitRetry:
-		d = max(0, time.Until(e.until))
+// giveBack has the server hand a request out again, at once: what the server keeps
+// for later counts as in hand of this worker, and might be a call under way.
+func (o *org) giveBack(e *entry) {
+	delivery := o.hand.delivery(e)
+	if delivery == nil {
+		return // read out of the stream, where it is found again
 	}
-	if err := o.later(e, d); err != nil {
+	if err := delivery.Nak(); err != nil {
 		o.Logger.Debug("request not given back: it comes again after AckWait", "connection", e.connection, "sequence", e.sequence, "err", err)
 	}
 }
@@ -393,14 +420,15 @@ func (o *org) arm(now time.Time, reason flow.Reason, until time.Time) {
 			}
 		}
 	}
-	switch reason {
-	case "", waitWorker, flow.Full, flow.HeavyFull:
+	if moves(reason) {
 		until = time.Time{} // a call that ends comes here
-	default:
-		for _, l := range o.lanes {
-			for _, line := range l.lines() {
-				look(*line)
-			}
+	}
+	for _, l := range o.lanes {
+		if moves(l.held) && moves(reason) {
+			continue
+		}
+		for _, line := range l.lines() {
+			look(*line)
 		}
 	}
 	// What stands behind another in its order may wait for longer than a call takes.
@@ -419,6 +447,15 @@ func (o *org) arm(now time.Time, reason flow.Reason, until time.Time) {
 		o.overdue(o.Clock.Now())
 		o.dispatch()
 	})
+}
+
+// moves reports whether what is held back for the reason goes on when a call ends.
+func moves(reason flow.Reason) bool {
+	switch reason {
+	case "", waitWorker, flow.Full, flow.HeavyFull:
+		return true
+	}
+	return false
 }
 
 // overdue moves what is past its deadline to the front. The lock is held.

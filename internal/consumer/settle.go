@@ -38,15 +38,6 @@ func (c *Consumer) done(e *entry) error {
 	return c.stream.DeleteMsg(c.calling, e.sequence)
 }
 
-// later has the server hand the request out again after d; one that was read out
-// of the stream is found there again.
-func (c *Consumer) later(e *entry, d time.Duration) error {
-	if delivery := c.hand.delivery(e); delivery != nil {
-		return delivery.NakWithDelay(d)
-	}
-	return nil
-}
-
 // work relays and settles a request that is decoded; it returns why the request
 // has to wait, nil where it is settled, or comes again by itself.
 func (c *Consumer) work(queue string, e *entry) (wait *relay.Wait) {
@@ -70,7 +61,7 @@ func (c *Consumer) work(queue string, e *entry) (wait *relay.Wait) {
 	d := &relay.Delivery{
 		Connection: e.connection, Request: e.request, Operation: e.op, Digest: e.digest,
 		ReceivedAt: e.stored, Redelivered: e.again, Stopping: c.pulling.Done(), Observer: e,
-		Waited: e.waited, Sendings: e.sendings,
+		Waited: e.waited, Sendings: e.sendings, Idle: e.idle || e.lane == nil,
 	}
 	result := c.Relay.Do(s.ctx, d)
 	e.sendings = d.Sendings

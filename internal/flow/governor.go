@@ -366,7 +366,7 @@ func (g *Governor) Refused(now time.Time, a Ask, r Refusal) (cause Cause, p Paus
 		g.unanswered++
 		g.heavyPausedAt = now
 		g.state.HeavyLimit = g.heavyLowered.fall(now, g.heavyLimit(), g.heavy)
-		g.state.HeavyPause = &Pause{Until: now.Add(brief(g.heavyStrikes, r)), Cause: what, For: cause}
+		g.state.HeavyPause = g.state.HeavyPause.or(now, &Pause{Until: now.Add(brief(g.heavyStrikes, r)), Cause: what, For: cause})
 		return cause, *g.state.HeavyPause, false
 	}
 	// A call that is heavy for Zoho and not for us finds no heavy pause: it pauses all.
@@ -388,7 +388,7 @@ func (g *Governor) Refused(now time.Time, a Ask, r Refusal) (cause Cause, p Paus
 		d = brief(g.strikes, r)
 	}
 	g.ramp = 1
-	g.state.Pause = &Pause{Until: now.Add(d), Cause: what, For: cause}
+	g.state.Pause = g.state.Pause.or(now, &Pause{Until: now.Add(d), Cause: what, For: cause})
 	return cause, *g.state.Pause, false
 }
 
@@ -436,6 +436,14 @@ func (p Pause) String() string {
 // later than any that is made here was written by a clock that was wrong.
 func (p *Pause) holds(now time.Time) bool {
 	return p != nil && now.Before(p.Until) && p.Until.Sub(now) <= 2*retryLongest
+}
+
+// or is the pause that ends later: this one, if it is in force, or another.
+func (p *Pause) or(now time.Time, other *Pause) *Pause {
+	if p.holds(now) && p.Until.After(other.Until) {
+		return p
+	}
+	return other
 }
 
 // extended is the pause with a later end where Retry-After asks for it. A pause

@@ -464,3 +464,23 @@ func BenchmarkMay(b *testing.B) {
 		}
 	}
 }
+
+// A refusal doesn't end a longer pause that Zoho asked for earlier: a request that
+// is tried again inside its place may be refused while the org is paused.
+func TestPauseIsNotShortened(t *testing.T) {
+	t.Parallel()
+	for message, a := range map[string]Ask{"concurrency": light, "sub-concurrency": heavy} {
+		g := New(Limits{Places: 20}, State{})
+		run(g, 2, a)
+		first := refusal(message)
+		first.RetryAfter = 10 * time.Minute
+		_, long, _ := g.Refused(start, a, first)
+		// The other call was answered 503 before, and tried again now.
+		second := refusal(message)
+		second.Began = start.Add(time.Second)
+		_, p, _ := g.Refused(second.Began.Add(100*time.Millisecond), a, second)
+		if p.Until.Before(long.Until) {
+			t.Errorf("%s: a pause of 10m0s ends after %s", message, p.Until.Sub(start))
+		}
+	}
+}

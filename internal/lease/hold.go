@@ -61,6 +61,11 @@ func (b *Book) Take(ctx context.Context, queue string) (*Hold, error) {
 				h.Crashed, h.Own = !ended, b.had(before)
 			}
 		}
+		b.mu.Lock()
+		if of, ok := b.unclear[queue]; ok && before == of.id {
+			h.Crashed, h.Own = true, of.own // it did
+		}
+		b.mu.Unlock()
 		h.record.Queue, h.record.Owner = queue, id
 		if b.ID() != id {
 			return nil, errNoSession
@@ -72,6 +77,11 @@ func (b *Book) Take(ctx context.Context, queue string) (*Hold, error) {
 		if errors.Is(err, register.ErrConflict) {
 			return nil, ErrHeld
 		}
+		b.mu.Lock()
+		if delete(b.unclear, queue); h.Crashed && (err != nil || b.id != id || !b.valid()) {
+			b.unclear[queue] = dead{id, h.Own}
+		}
+		b.mu.Unlock()
 		if err != nil {
 			return nil, err
 		}

@@ -122,6 +122,15 @@ type Book struct {
 	closed   bool
 	others   map[string]*seen // sessions, this worker's own among them
 	records  map[string]entry
+	// unclear are orgs whose owner before had died when this worker tried to take
+	// them over and wasn't told whether it did.
+	unclear map[string]dead
+}
+
+// dead is what was known of an owner that died.
+type dead struct {
+	id  string // of the session that tried
+	own bool
 }
 
 // seen is a session as it was last seen.
@@ -159,7 +168,7 @@ func New(o Options) *Book {
 		options:  o,
 		sessions: register.New(o.JS, WorkerStream, o.Term/3),
 		queues:   register.New(o.JS, QueueStream, 5*time.Second),
-		others:   map[string]*seen{}, records: map[string]entry{},
+		others:   map[string]*seen{}, records: map[string]entry{}, unclear: map[string]dead{},
 	}
 }
 

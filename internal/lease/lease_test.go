@@ -6,7 +6,9 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -520,4 +522,48 @@ func TestOthers(t *testing.T) {
 	eventually(t, "b hears of a's end", func() bool { return <-changed == "" && len(b.Others()) == 0 })
 	b.Close(t.Context())
 	b.Close(t.Context())
+}
+
+// forgetful loses the acknowledgement of one write of an org's record.
+type forgetful struct {
+	jetstream.JetStream
+	loses atomic.Bool
+}
+
+func (f *forgetful) PublishMsg(ctx context.Context, msg *nats.Msg, o ...jetstream.PublishOpt) (*jetstream.PubAck, error) {
+	ack, err := f.JetStream.PublishMsg(ctx, msg, o...)
+	if err == nil && strings.HasPrefix(msg.Subject, queuePrefix) && f.loses.CompareAndSwap(true, false) {
+		return nil, context.DeadlineExceeded
+	}
+	return ack, err
+}
+
+// A worker that takes an org over from one that died, and isn't told that it has
+// it, knows at its next try that the owner before died.
+func TestTakenOverUnacknowledged(t *testing.T) {
+	t.Parallel()
+	s := serve(t)
+	a := begin(t, s, short)
+	take(t, a, "q")
+	a.net.set(cut)
+	net := &forgetful{JetStream: s.JetStream()}
+	b := New(Options{JS: net, Term: short})
+	if err := b.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	defer b.Close(context.Background())
+	net.loses.Store(true)
+	eventually(t, "its write is lost", func() bool {
+		_, err := b.Take(t.Context(), "q")
+		return err != nil && !net.loses.Load()
+	})
+	var h *Hold
+	eventually(t, "it has the org", func() bool {
+		var err error
+		h, err = b.Take(t.Context(), "q")
+		return err == nil
+	})
+	if !h.Crashed {
+		t.Error("the owner before died, and the new one doesn't know")
+	}
 }

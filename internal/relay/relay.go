@@ -47,6 +47,9 @@ type Delivery struct {
 	// Redelivered says that the request was handed over before: to this worker,
 	// which let it wait, or to one that may be dead.
 	Redelivered bool
+	// Idle says that the request has no place of its org: it is answered without a
+	// call, or has to come again.
+	Idle bool
 	// Stopping is closed when the worker stops: pauses end, calls go on.
 	Stopping <-chan struct{}
 	// Waited is what the request has waited for since it was tried last, "" where
@@ -215,7 +218,7 @@ func (j *job) do(ctx context.Context) Result {
 		return j.wait(WaitStorage, storagePause())
 	}
 	j.connection = c
-	if j.left() <= 0 && j.lost == nil {
+	if j.left() <= 0 && (j.lost == nil || j.Idle) {
 		if j.Waited != "" {
 			return j.expired("while the request waited: " + j.Waited)
 		}
@@ -223,6 +226,9 @@ func (j *job) do(ctx context.Context) Result {
 	}
 	if result, ok := j.load(ctx); !ok {
 		return result
+	}
+	if j.Idle {
+		return j.wait(WaitPause, time.Second) // a clock went back, or its connection is known now
 	}
 	return j.send(ctx)
 }

@@ -410,3 +410,80 @@ func TestHeavyPause(t *testing.T) {
 		t.Errorf("the simulator saw %d heavy calls in the pause", n-1)
 	}
 }
+
+// Inserts whose outcome is looked up once more at their deadline don't exceed the
+// org's limit by that.
+func TestOverdueLookupsKeepTheLimit(t *testing.T) {
+	t.Parallel()
+	const places, n = 2, 8
+	r := newRig(t, zohotest.Options{})
+	r.limited(zohotest.Limits{Concurrency: places, SubConcurrency: places})
+	r.worker()
+	r.Zoho.SetLatency(200 * time.Millisecond)
+	deadline := time.Now().Add(4 * time.Second).UTC().Format(time.RFC3339Nano)
+	for i := range n {
+		id := fmt.Sprint("lost-", i)
+		r.Zoho.Inject(strikes(zohotest.CutRead(zohotest.Reset), id))
+		d := probed(id, doc{"field": "External_Ref"}, lead(id))
+		d["deadline"] = deadline
+		r.publish("demo", d)
+	}
+	for _, response := range r.awaitAll("demo", n) {
+		wantCode(t, response, envelope.OutcomeUnknown)
+	}
+	r.judged(places, places)
+}
+
+// Light requests go past heavy ones that have to wait, however many of these are
+// in hand.
+func TestLightGoPastFewHeavies(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, zohotest.Options{})
+	r.limited(zohotest.Limits{Concurrency: 5, SubConcurrency: 5})
+	r.worker()
+	r.Zoho.Inject(zohotest.TooManyRequestsRetry(zohotest.SubConcurrency, 10*time.Minute).On("POST", "/crm/v8/coql"))
+	held := 0
+	heavy := func() {
+		t.Helper()
+		r.publish("demo", coql(fmt.Sprint("heavy-", held)))
+		held++
+		eventually(t, "it is in hand", func() bool { s := r.sight(); return s != nil && s.Held == held && s.Running == 0 })
+	}
+	for range 12 {
+		heavy()
+	}
+	wantStatus(t, r.call("demo", list("light-0")), 200)
+	heavy()
+	for i := range 4 {
+		wantStatus(t, r.call("demo", list(fmt.Sprint("light-", i+1))), 200)
+	}
+}
+
+// The deadline of a request whose connection has used its budget is kept, also
+// while others of the org are busy and one with a later deadline is before it.
+func TestDeadlineBehindBudget(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, zohotest.Options{})
+	r.demo(1)
+	r.connect("small", devbox.OrgID, 1)
+	if _, err := r.store.Update(t.Context(), "small", func(c *connection.Connection) error {
+		c.DailyCredits = 1
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	r.worker()
+	wantStatus(t, r.call("small", list("budget")), 200)
+	r.Zoho.SetLatency(200 * time.Millisecond)
+	const n = 100
+	for i := range n {
+		r.publish("demo", list(fmt.Sprint("busy-", i)))
+	}
+	r.publish("small", list("later"))
+	short := list("short")
+	short["deadline"] = time.Now().Add(time.Second).UTC().Format(time.RFC3339Nano)
+	wantCode(t, r.call("small", short), envelope.DeadlineExceeded)
+	if called := r.Zoho.Count(zohotest.Match{Method: "GET"}); called > n {
+		t.Error("answered when the org was no longer busy")
+	}
+}

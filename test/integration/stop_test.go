@@ -1,6 +1,7 @@
 package integration
 
 import (
+	"context"
 	"fmt"
 	"testing"
 	"time"
@@ -53,5 +54,36 @@ func TestStopWith500InFlight(t *testing.T) {
 	r.drained()
 	if n := r.Zoho.Count(zohotest.Match{Method: "POST"}); n != orgs*places {
 		t.Errorf("the simulator saw %d POSTs for %d requests", n, orgs*places)
+	}
+}
+
+// A worker that is stopped while NATS is away keeps to its budget, however many
+// orgs it serves.
+func TestStopBudgetWithoutNATS(t *testing.T) {
+	t.Parallel()
+	const orgs = 8
+	r := newRig(t, zohotest.Options{})
+	r.demo(5)
+	names := []string{"demo"}
+	for i := range orgs - 1 {
+		org, name := fmt.Sprint(7000+i), fmt.Sprint("c", i)
+		r.Zoho.AddOrg(zohotest.Org{ID: org, Name: name, Concurrency: 5})
+		r.Zoho.Seed(org, "Leads", map[string]any{"Last_Name": "Seed"})
+		r.connect(name, org, 5)
+		names = append(names, name)
+	}
+	w := r.worker()
+	for _, name := range names {
+		wantStatus(t, r.call(name, list("get")), 200)
+	}
+	r.NATS.Shutdown()
+	r.NATS.WaitForShutdown()
+	ctx, cancel := context.WithTimeout(context.Background(), 6*time.Second)
+	defer cancel()
+	begun := time.Now()
+	w.Stop(ctx)
+	// One after the other they would take 10 s each: so long is a flush waited for.
+	if took := time.Since(begun); took > 40*time.Second {
+		t.Errorf("stopped after %s, with a budget of 6 s", took)
 	}
 }
