@@ -24,39 +24,37 @@ func (c Config) Effective() []Effective {
 		case s.Name == "redis-url" || s.Name == "nats-url":
 			e.Value = redactURLs(e.Value)
 		case e.Secret:
-			e.Value = "redacted"
+			e.Value = redacted
 		}
 		all = append(all, e)
 	}
 	return all
 }
 
-// redactURLs leaves the scheme, the user and the host of each URL.
+// redactURLs leaves the scheme, the user and the host of each URL, and nothing of
+// what is not one: a password with a slash in it ends the host for net/url.
 func redactURLs(list string) string {
 	var shown []string
 	for _, raw := range strings.Split(list, ",") {
-		u, err := url.Parse(raw)
-		switch {
-		case err != nil:
-			shown = append(shown, "redacted")
-		case u.Host == "" && u.Scheme == "": // host:port or a token
-			shown = append(shown, redactHost(raw))
-		default:
-			if _, has := u.User.Password(); !has && u.User != nil {
-				u.User = url.User("redacted") // a token
-			}
-			if u.RawQuery != "" {
-				u.RawQuery = "redacted"
-			}
-			shown = append(shown, u.Redacted())
+		whole := strings.TrimSpace(raw)
+		if !strings.Contains(whole, "://") { // which NATS takes, too
+			whole = "//" + whole
 		}
+		u, err := url.Parse(whole)
+		if err != nil || strings.Contains(u.Path+u.RawQuery+u.Fragment, "@") {
+			shown = append(shown, redacted)
+			continue
+		}
+		if _, has := u.User.Password(); !has && u.User != nil {
+			u.User = url.User(redacted) // a token
+		}
+		if u.RawQuery != "" {
+			u.RawQuery = redacted
+		}
+		u.Fragment = ""
+		shown = append(shown, strings.TrimPrefix(u.Redacted(), "//"))
 	}
 	return strings.Join(shown, ",")
 }
 
-func redactHost(raw string) string {
-	if _, host, ok := strings.Cut(raw, "@"); ok {
-		return "redacted@" + host
-	}
-	return raw
-}
+const redacted = "redacted"

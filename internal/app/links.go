@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/url"
 	"os"
 	"strings"
 	"time"
@@ -70,8 +71,11 @@ func connect(c Config, name string, logger *slog.Logger, more ...nats.Option) (*
 		options = append(options, nats.ClientCert(c.NATSCert, c.NATSKey))
 	}
 	nc, err := nats.Connect(c.NATSURL, append(options, more...)...)
+	if _, isURL := errors.AsType[*url.Error](err); isURL { // it quotes what it can't read, with the password
+		return nil, fmt.Errorf("connect to NATS at %s (--nats-url): is not a URL; percent-encode its user and password", redactURLs(c.NATSURL))
+	}
 	if err != nil {
-		return nil, fmt.Errorf("connect to NATS at %s (--nats-url): %w", redact(c.NATSURL), err)
+		return nil, fmt.Errorf("connect to NATS at %s (--nats-url): %w", redactURLs(c.NATSURL), err)
 	}
 	return nc, nil
 }
@@ -127,16 +131,4 @@ type redisLog struct{ logger *slog.Logger }
 
 func (l redisLog) Printf(_ context.Context, format string, args ...any) {
 	l.logger.Debug("redis client: " + fmt.Sprintf(format, args...))
-}
-
-// redact drops the user and password of the servers' addresses.
-func redact(servers string) string {
-	list := strings.Split(servers, ",")
-	for i, server := range list {
-		if _, host, ok := strings.Cut(server, "@"); ok {
-			scheme, _, _ := strings.Cut(server, "://")
-			list[i] = scheme + "://" + host
-		}
-	}
-	return strings.Join(list, ",")
 }

@@ -4,11 +4,13 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
 	"github.com/nats-io/jwt/v2"
 	"github.com/nats-io/nats-server/v2/server"
+	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nkeys"
 )
 
@@ -110,5 +112,28 @@ func TestNATSCreds(t *testing.T) {
 	}
 	if err := reaches(t, Config{NATSURL: url}); err == nil {
 		t.Error("without credentials: it gets in")
+	}
+}
+
+// NATS takes addresses without a scheme, and passwords with an @ in them. What it
+// can't read it quotes.
+func TestConnectShowsNoPassword(t *testing.T) {
+	t.Parallel()
+	for _, url := range []string{
+		"worker:PLANTED@127.0.0.1:1",
+		"PLANTED@127.0.0.1:1",
+		"nats://worker:a@PLANTED@127.0.0.1:1",
+		"nats://a@PLANTED@127.0.0.1:1",
+		"nats://worker:PLANTED%zz@127.0.0.1:1",
+		"nats://worker:PLANTED#1@127.0.0.1:1",
+		"nats://worker:PLANTED/1@127.0.0.1:1",
+		"nats://worker:1/PLANTED@127.0.0.1:1",
+	} {
+		c := Defaults()
+		c.NATSURL = url
+		_, err := connect(c, "test", slog.New(slog.DiscardHandler), nats.MaxReconnects(0))
+		if err == nil || strings.Contains(err.Error(), "PLANTED") {
+			t.Errorf("%s: %v", url, err)
+		}
 	}
 }

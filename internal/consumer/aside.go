@@ -12,7 +12,7 @@ import (
 )
 
 // storedHeader carries when a request was first stored, which is moved to
-// another lane.
+// another lane; nobody obeys it anywhere else.
 const storedHeader = "Zoho-Stored"
 
 // setAside picks the heavy requests out of a full window that the light ones

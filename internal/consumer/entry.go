@@ -63,7 +63,7 @@ func (o *org) arrived(l *lane, msg *nats.Msg) {
 	}
 	e := &entry{
 		subject: msg.Subject, connection: l.connection, header: msg.Header, data: msg.Data,
-		sequence: meta.Sequence.Stream, stored: storedAt(msg.Header, meta.Timestamp), again: meta.NumDelivered > 1,
+		sequence: meta.Sequence.Stream, stored: StoredAt(msg.Subject, msg.Header, meta.Timestamp), again: meta.NumDelivered > 1,
 		lane: l, delivery: msg, since: time.Now(),
 	}
 	if e.again {

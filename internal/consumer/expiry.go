@@ -186,7 +186,7 @@ func (c *Consumer) watch(ctx context.Context, o *org, e *expiry, subjects []stri
 			}
 			e.read[subject] = msg.Sequence
 			// What can't be decoded is refused when it is handed over.
-			if request, err := c.Decoder.Decode(msg.Data, storedAt(msg.Header, msg.Time)); err == nil {
+			if request, err := c.Decoder.Decode(msg.Data, StoredAt(msg.Subject, msg.Header, msg.Time)); err == nil {
 				e.add(deadline{at: request.Deadline, sequence: msg.Sequence})
 			}
 		}
@@ -212,7 +212,7 @@ func (c *Consumer) watch(ctx context.Context, o *org, e *expiry, subjects []stri
 		// Somebody may have had it in hand: what is stored or claimed comes first.
 		r := &entry{
 			subject: msg.Subject, connection: connectionOf(msg.Subject), header: msg.Header, data: msg.Data,
-			sequence: msg.Sequence, stored: storedAt(msg.Header, msg.Time), again: true,
+			sequence: msg.Sequence, stored: StoredAt(msg.Subject, msg.Header, msg.Time), again: true,
 			sendings: relay.Sendings{Elsewhere: true},
 		}
 		c.decode(r)
@@ -229,13 +229,19 @@ func (c *Consumer) watch(ctx context.Context, o *org, e *expiry, subjects []stri
 	}
 }
 
-// storedAt is when a request was first stored: one that was moved to another
-// lane says so.
-func storedAt(header nats.Header, at time.Time) time.Time {
-	if moved := header.Get(storedHeader); moved != "" {
-		if first, err := time.Parse(time.RFC3339Nano, moved); err == nil && first.Before(at) {
-			return first
-		}
+// StoredAt is when a request was first stored, which is in the stream since at. One
+// that the worker moved to a heavy lane says so; elsewhere the header is a caller's.
+func StoredAt(subject string, header nats.Header, at time.Time) time.Time {
+	moved := header.Get(storedHeader)
+	if moved == "" {
+		return at
+	}
+	key, known := parseLane(restOf(subject))
+	if _, callers := key.lane.aside(); !known || callers {
+		return at
+	}
+	if first, err := time.Parse(time.RFC3339Nano, moved); err == nil && first.Before(at) {
+		return first
 	}
 	return at
 }

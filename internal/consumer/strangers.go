@@ -61,7 +61,7 @@ func (c *Consumer) answerStranger(rest string) {
 		last = msg.Sequence
 		e := &entry{
 			subject: msg.Subject, connection: key.connection, header: msg.Header, data: msg.Data, sequence: msg.Sequence,
-			stored: storedAt(msg.Header, msg.Time),
+			stored: StoredAt(msg.Subject, msg.Header, msg.Time),
 			again:  true, // it may be answered already, by another worker
 		}
 		c.decode(e)

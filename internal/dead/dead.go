@@ -42,6 +42,8 @@ const (
 	OriginalPrefix = "Original-"
 	// HistoryHeader is the same of the times before; it travels with a replayed request.
 	HistoryHeader = "Zoho-History"
+	// storedHeader says of a request that was moved to a heavy lane when it was first stored.
+	storedHeader = "Zoho-Stored"
 )
 
 // Letter is a dead letter. Sequence names it.
@@ -231,7 +233,7 @@ func (l *Letters) Each(ctx context.Context, picked []*Letter, rate float64, do A
 }
 
 // Replay publishes the letter's request again, as it came, and drops the letter.
-// What happened to it so far goes with it.
+// What happened to it so far goes with it, and its time begins anew.
 func (l *Letters) Replay(ctx context.Context, letter *Letter) error {
 	if !strings.HasPrefix(letter.Subject, "zoho.requests.") {
 		return fmt.Errorf("replay dead letter %d: it does not say where its request was published", letter.Sequence)
@@ -246,6 +248,7 @@ func (l *Letters) Replay(ctx context.Context, letter *Letter) error {
 	for _, e := range append(letter.life(), Event{time.Now(), "replayed"}) {
 		history = append(history, e.String())
 	}
+	msg.Header.Del(storedHeader)
 	msg.Header[HistoryHeader] = history[max(0, len(history)-maxHistory):]
 	msg.Header.Set(jetstream.MsgIDHeader, "replay."+strconv.FormatUint(letter.Sequence, 10))
 	_, err := l.js.PublishMsg(ctx, msg)

@@ -65,6 +65,8 @@ var invalidFields = map[string]string{
 	"B14_authtoken_url":                    "query",
 	"B14_client_secret_query":              "query",
 	"B14_oauth_token_without_value_url":    "query",
+	"B14_zapikey_query":                    "query",
+	"B14_zapikey_url":                      "query",
 	"B15_authorization":                    "headers",
 	"B15_authorization_lower":              "headers",
 	"B15_cookie":                           "headers",

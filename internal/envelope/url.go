@@ -223,10 +223,10 @@ func validEscapes(b []byte) bool {
 	return true
 }
 
-const credentialText = "must not carry credentials (authtoken, access_token and the like), nor may url: the worker signs the call itself"
+const credentialText = "must not carry credentials (authtoken, access_token, zapikey and the like), nor may url: the worker signs the call itself"
 
 // isCredential reports whether a query parameter's name is one under which
-// Zoho, now or formerly, takes a token or secret.
+// Zoho, now or formerly, takes a token, a secret or a key.
 func isCredential(key []byte) bool {
 	var room [16]byte
 	if len(key) > len(room) {
@@ -234,7 +234,7 @@ func isCredential(key []byte) bool {
 	}
 	switch string(appendLower(room[:0], key)) {
 	case "authtoken", "auth_token", "authorization", "access_token", "refresh_token",
-		"oauth_token", "oauthtoken", "zoho-oauthtoken", "client_secret":
+		"oauth_token", "oauthtoken", "zoho-oauthtoken", "client_secret", "zapikey":
 		return true
 	}
 	return false

@@ -234,16 +234,9 @@ func idOf(data []byte) string {
 	return doc.ID
 }
 
-// storedHeader is what a request carries that was moved to another lane: when it
-// was first stored.
-const storedHeader = "Zoho-Stored"
-
 // explain says why a request that is in the stream is not answered.
 func (r *Reader) explain(ctx context.Context, w *Why, msg *jetstream.RawStreamMsg, measure bool) error {
-	w.Sequence, w.StoredAt = msg.Sequence, msg.Time
-	if first, err := time.Parse(time.RFC3339Nano, msg.Header.Get(storedHeader)); err == nil {
-		w.StoredAt = first
-	}
+	w.Sequence, w.StoredAt = msg.Sequence, consumer.StoredAt(msg.Subject, msg.Header, msg.Time)
 	_, w.Lane = laneOf(msg.Subject)
 	request, err := (&envelope.Decoder{MaxBytes: 64 << 20, ReplyPrefixes: []string{""}}).Decode(msg.Data, w.StoredAt)
 	if err == nil {

@@ -74,18 +74,19 @@ type Locker struct {
 // ?master_name=…. It never retries by itself and gives up after 300 ms, which
 // the URL may change (?read_timeout=500ms). It connects when it is first used.
 // A secure that is not nil brings the authorities and the certificate of
-// rediss://. The error shows no part of the URL, which may hold a password.
+// rediss://. The error shows no part of the URL, which may hold a password: the
+// library's own would, where the password has a slash that isn't escaped.
 func Client(rawURL string, secure ...*tls.Config) (redis.UniversalClient, error) {
 	parsed, err := url.Parse(rawURL)
 	if err != nil {
-		return nil, errors.New("redis URL: is not a URL")
+		return nil, errURL
 	}
 	quiet := &maintnotifications.Config{Mode: maintnotifications.ModeDisabled}
 	switch query := parsed.Query(); {
 	case query.Has("master_name"):
 		o, err := redis.ParseFailoverURL(rawURL)
 		if err != nil {
-			return nil, fmt.Errorf("redis URL: %w", err)
+			return nil, errURL
 		}
 		o.MaxRetries, o.DialerRetries, o.DisableIdentity, o.ContextTimeoutEnabled = -1, 1, true, true
 		impatient(&o.DialTimeout, &o.ReadTimeout, &o.WriteTimeout, &o.PoolTimeout)
@@ -95,7 +96,7 @@ func Client(rawURL string, secure ...*tls.Config) (redis.UniversalClient, error)
 	case query.Has("addr"):
 		o, err := redis.ParseClusterURL(rawURL)
 		if err != nil {
-			return nil, fmt.Errorf("redis URL: %w", err)
+			return nil, errURL
 		}
 		o.MaxRetries, o.DialerRetries, o.DisableIdentity, o.ContextTimeoutEnabled = -1, 1, true, true
 		impatient(&o.DialTimeout, &o.ReadTimeout, &o.WriteTimeout, &o.PoolTimeout)
@@ -106,7 +107,7 @@ func Client(rawURL string, secure ...*tls.Config) (redis.UniversalClient, error)
 	default:
 		o, err := redis.ParseURL(rawURL)
 		if err != nil {
-			return nil, fmt.Errorf("redis URL: %w", err)
+			return nil, errURL
 		}
 		o.MaxRetries, o.DialerRetries, o.DisableIdentity, o.ContextTimeoutEnabled = -1, 1, true, true
 		impatient(&o.DialTimeout, &o.ReadTimeout, &o.WriteTimeout, &o.PoolTimeout)
@@ -116,6 +117,9 @@ func Client(rawURL string, secure ...*tls.Config) (redis.UniversalClient, error)
 		return redis.NewClient(o), nil
 	}
 }
+
+var errURL = errors.New("redis URL: can't be read; write it like redis://user:password@host:6379/0, " +
+	"percent-encode user and password, and see which options go-redis takes after a ?")
 
 // with adds the authorities and certificates to a configuration that is for TLS.
 func with(config **tls.Config, secure []*tls.Config) {

@@ -342,6 +342,12 @@ func TestClientURL(t *testing.T) {
 		"http://user:hunter2@localhost":                      "",
 		"redis://user:hunter2@local host:6379":               "",
 		"redis://user:hunter2@localhost:6379?pool_size=many": "",
+		"redis://:12/hunter2@redis:6379":                     "",
+		"redis://:12/hunter2@redis:6379/0":                   "",
+		"redis://:12/hunter2@redis:6379?master_name=m":       "",
+		"redis://redis:6379/0?pasword=hunter2":               "",
+		"redis://redis:6379/0?read_timeout=hunter2":          "",
+		"redis://a:1?addr=b:2&read_timeout=hunter2":          "",
 	} {
 		client, err := Client(url)
 		if want == "" {

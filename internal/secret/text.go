@@ -4,31 +4,52 @@
 // It is not a vault: whoever holds the process's memory holds the secrets.
 //
 // Invariants: no fmt verb, logger or encoder of the standard library prints a
-// Text; what a Keyring sealed for one owner never opens for another.
+// Text, nor a struct that has one; what a Keyring sealed for one owner never opens
+// for another.
 package secret
 
-import "log/slog"
+import (
+	"fmt"
+	"io"
+	"log/slog"
+	"unique"
+)
 
 const redacted = "redacted"
 
 // Text is a string that no log line, error or document may show. Reveal is the
-// only way to read it, so that every place that does can be found.
-type Text struct{ value string }
+// only way to read it, so that every place that does can be found. Texts of the same
+// string are equal; the zero Text is that of the empty string.
+type Text struct {
+	// Behind a pointer: package fmt asks no method about a struct's unexported
+	// field, nor for %p and a misplaced %w, and shows what is there.
+	value unique.Handle[string]
+}
 
 // New wraps value.
-func New(value string) Text { return Text{value} }
+func New(value string) Text {
+	if value == "" {
+		return Text{}
+	}
+	return Text{unique.Make(value)}
+}
 
 // Reveal returns the secret itself.
-func (t Text) Reveal() string { return t.value }
+func (t Text) Reveal() string {
+	if t.IsZero() {
+		return ""
+	}
+	return t.value.Value()
+}
 
 // IsZero reports whether there is no secret.
-func (t Text) IsZero() bool { return t.value == "" }
+func (t Text) IsZero() bool { return t == Text{} }
 
 // String implements fmt.Stringer with a fixed word.
 func (t Text) String() string { return redacted }
 
-// GoString implements fmt.GoStringer with a fixed word.
-func (t Text) GoString() string { return redacted }
+// Format implements fmt.Formatter with a fixed word, whatever the verb.
+func (t Text) Format(s fmt.State, _ rune) { _, _ = io.WriteString(s, redacted) }
 
 // MarshalText implements encoding.TextMarshaler with a fixed word.
 func (t Text) MarshalText() ([]byte, error) { return []byte(redacted), nil }

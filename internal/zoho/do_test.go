@@ -370,6 +370,21 @@ func TestHeaderTooLarge(t *testing.T) {
 	}
 }
 
+// What comes with a status that no response may have is no answer.
+func TestStatusOutOfRange(t *testing.T) {
+	t.Parallel()
+	for status, want := range map[string]int{"099": 0, "599": 599, "600": 0, "999": 0, "20x": 0} {
+		s := listen(t, func(c *rawConn) {
+			c.request()
+			c.say("HTTP/1.1 " + status + " Blocked\r\nContent-Length: 2\r\n\r\n{}")
+		})
+		a := do(t, newClient(t, s.url), insert())
+		if a.Status != want || a.Unsent || (want == 0) != errors.Is(a.Err, ErrBroken) {
+			t.Errorf("%s: answer %+v", status, a)
+		}
+	}
+}
+
 func BenchmarkDo(b *testing.B) {
 	answer := []byte(`{"data":[{"code":"SUCCESS","details":{"id":"5725767000000524157"},"message":"record added","status":"success"}]}`)
 	small := zipped(string(answer))

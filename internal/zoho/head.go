@@ -124,7 +124,8 @@ func cutLine(s string) (line, rest string) {
 	return line, rest
 }
 
-// statusLine reads "HTTP/1.1 200 OK".
+// statusLine reads "HTTP/1.1 200 OK". A status beyond 599, as some firewalls have, is
+// none of HTTP, and no response could tell it.
 func statusLine(line string) (status int, minor byte, ok bool) {
 	const start = "HTTP/1."
 	if len(line) < len("HTTP/1.1 200") || line[:len(start)] != start || line[8] != ' ' || len(line) > 12 && line[12] != ' ' {
@@ -139,7 +140,7 @@ func statusLine(line string) (status int, minor byte, ok bool) {
 		}
 		status = status*10 + int(c-'0')
 	}
-	return status, minor, status >= 100
+	return status, minor, status >= 100 && status <= 599
 }
 
 // contentLength reads a length: digits, and no more than a body can have.

@@ -21,8 +21,10 @@ type kept struct {
 	out    atomic.Int64    // bytes that the kernel took
 	socket syscall.RawConn // of raw; nil where there is none
 	look   func(uintptr) bool
-	still  bool   // what look saw
-	buf    []byte // read and not used yet: buf[r:w]
+	still  bool    // what look saw
+	shut   bool    // to TLS, which gets no more than what it holds
+	one    [1]byte // to see whether that is anything
+	buf    []byte  // read and not used yet: buf[r:w]
 	r, w   int
 	since  time.Time // when it became idle
 
@@ -48,6 +50,14 @@ func (b below) Write(p []byte) (int, error) {
 	n, err := b.Conn.Write(p)
 	b.k.out.Add(int64(n))
 	return n, err
+}
+
+// Read reads, or has TLS know that it would have to wait.
+func (b below) Read(p []byte) (int, error) {
+	if b.k.shut {
+		return 0, os.ErrDeadlineExceeded
+	}
+	return b.Conn.Read(p)
 }
 
 func newKept(raw net.Conn, where place) *kept {
@@ -132,10 +142,10 @@ var readBuffers = sync.Pool{New: func() any { return new([bufferSize]byte) }}
 func (k *kept) cut() { _ = k.raw.SetDeadline(past) }
 
 // open reports whether the server has neither closed the connection nor said
-// anything since the last answer. net/http has a goroutine for each connection
-// that notices; a look right before the use notices as much. The connection's
-// deadline, until, stays as it is.
-func (k *kept) open(until time.Time) bool {
+// anything since the last answer: what it said would be taken for the answer to the
+// next request. net/http has a goroutine for each connection that notices; a look
+// right before the use notices as much, for a system call of about a microsecond.
+func (k *kept) open() bool {
 	if k.r != k.w || k.socket != nil && (k.socket.Read(k.look) != nil || !k.still) {
 		return false
 	}
@@ -143,12 +153,11 @@ func (k *kept) open(until time.Time) bool {
 	if !secure {
 		return true
 	}
-	// TLS may hold what the socket doesn't any more. To read with a deadline
-	// that is over takes what is there, and waits for nothing.
-	var b [1]byte
-	_ = t.SetReadDeadline(past)
-	n, err := t.Read(b[:])
-	return n == 0 && errors.Is(err, os.ErrDeadlineExceeded) && t.SetReadDeadline(until) == nil
+	// TLS may hold what the socket doesn't any more.
+	k.shut = true
+	n, err := t.Read(k.one[:])
+	k.shut = false
+	return n == 0 && errors.Is(err, os.ErrDeadlineExceeded)
 }
 
 // past is a deadline that is over.

@@ -104,7 +104,7 @@ func (c *Client) connection(ctx context.Context, t *trip) (*kept, error) {
 		if k == nil {
 			break
 		}
-		if k.raw.SetDeadline(t.until) == nil && (!t.once && time.Since(k.since) < trusted || k.open(t.until)) {
+		if k.raw.SetDeadline(t.until) == nil && k.open() {
 			return k, nil
 		}
 		k.close()
@@ -120,11 +120,6 @@ func (c *Client) connection(ctx context.Context, t *trip) (*kept, error) {
 	}
 	return k, k.raw.SetDeadline(t.until)
 }
-
-// trusted is for how long after an answer its connection is taken for open,
-// unseen, where the request may be repeated: no server keeps them for less, and a
-// look costs a system call, over TLS two more.
-const trusted = time.Second
 
 // exchange writes the request and reads the answer. It reports whether the
 // connection can be used again.

@@ -111,6 +111,44 @@ func TestDeadLetters(t *testing.T) {
 	}
 }
 
+// A request says when it was stored only where the worker moved it. A header of a
+// caller's is none of its business, and a letter of one that was moved days ago is
+// a request of today once it is replayed.
+func TestStoredHeader(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, zohotest.Options{})
+	r.demo(10)
+	r.worker()
+	old := time.Now().Add(-48 * time.Hour).UTC().Format(time.RFC3339Nano)
+	publish := func(subject, id string, header nats.Header) {
+		t.Helper()
+		header.Set("Zoho-Stored", old)
+		data := fmt.Appendf(nil, `{"id":%q,"method":"GET","url":"/v8/Leads?fields=Last_Name"}`, id)
+		if _, err := r.js.PublishMsg(t.Context(), &nats.Msg{Subject: subject, Data: data, Header: header}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	publish("zoho.requests.demo", "own", nats.Header{})
+	wantStatus(t, r.await("demo", "own"), 200)
+	publish("zoho.requests.demo.bulk", "bulk", nats.Header{})
+	wantStatus(t, r.await("demo", "bulk"), 200)
+	publish("zoho.requests.demo.heavy", "moved", nats.Header{})
+	if e := r.await("demo", "moved").Error; e == nil || e.Code != envelope.DeadlineExceeded {
+		t.Errorf("moved two days ago: %+v", e)
+	}
+	publish("zoho.dead.demo", "replayed", nats.Header{
+		dead.CodeHeader: {string(envelope.Internal)}, dead.SubjectHeader: {"zoho.requests.demo.heavy"}, dead.ReceivedHeader: {old},
+	})
+	letters, err := dead.Open(t.Context(), r.js)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := letters.Replay(t.Context(), r.letter()); err != nil {
+		t.Fatal(err)
+	}
+	wantStatus(t, r.await("demo", "replayed"), 200)
+}
+
 // self is how a dead letter names a worker of this process.
 func self() string {
 	host, _ := os.Hostname()

@@ -138,7 +138,7 @@ func TestLogSaysWhatRequestsWaitFor(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, err := r.js.PublishMsg(t.Context(), &nats.Msg{Subject: "zoho.requests." + name, Data: data, Header: nats.Header{"Zoho-Stored": {ago}}}); err != nil {
+		if _, err := r.js.PublishMsg(t.Context(), &nats.Msg{Subject: "zoho.requests." + name + ".heavy", Data: data, Header: nats.Header{"Zoho-Stored": {ago}}}); err != nil {
 			t.Fatal(err)
 		}
 	}
