@@ -1,6 +1,7 @@
 package console
 
 import (
+	"strings"
 	"testing"
 	"time"
 
@@ -48,6 +49,9 @@ func TestNewBasic(t *testing.T) {
 		if _, err := NewBasic(wrong); err == nil {
 			t.Errorf("%q is taken", wrong)
 		}
+	}
+	if _, err := NewBasic("a:" + string(weak)); err == nil || !strings.Contains(err.Error(), "htpasswd -nB -C 12") {
+		t.Errorf("a cost that is too low: %v doesn't say how to make a better one", err)
 	}
 }
 
