@@ -53,8 +53,11 @@ func (w *Worker) await(ctx context.Context, logger *slog.Logger, what string, st
 		if denied := w.health.denied(); denied != "" {
 			return fmt.Errorf("%w; the NATS user of this worker %s: see deploy/nats/accounts.conf", err, denied)
 		}
-		if !passing(err) || notEnabled(err) && time.Since(begun) > silence {
+		if !passing(err) {
 			return err
+		}
+		if notEnabled(err) && time.Since(begun) > silence {
+			return fmt.Errorf("%w: is JetStream switched on (jetstream { store_dir: … })?", err)
 		}
 		pause := pauses.NextBackOff()
 		if time.Since(said) >= sayAgain {
