@@ -220,7 +220,7 @@ func (e *entry) Remaining() (remaining int64, known bool) {
 func (o *org) held(e *entry, now time.Time) string {
 	st := o.flow.State()
 	because := func(p *flow.Pause) string {
-		if p == nil {
+		if p == nil || p.Cause == "" {
 			return ""
 		}
 		return " (" + p.Cause + ")"
@@ -228,7 +228,7 @@ func (o *org) held(e *entry, now time.Time) string {
 	switch reason, _ := o.flow.May(now, e.ask); reason {
 	case flow.Paused:
 		if st.Hand != nil && now.Before(st.Hand.Until) {
-			return "the org is paused by hand" + because(st.Hand)
+			return "the org is paused" + because(st.Hand)
 		}
 		return "Zoho refuses more calls of the org" + because(st.Pause)
 	case flow.HeavyPaused:
