@@ -43,7 +43,7 @@ func (w *Worker) await(ctx context.Context, logger *slog.Logger, what string, st
 		if err == nil {
 			if !said.IsZero() {
 				w.health.waitsFor("")
-				logger.Info(what+" is there: starting", "waited", time.Since(begun).Round(time.Millisecond))
+				logger.Info(what+" is there: starting", "waited_ms", time.Since(begun).Milliseconds())
 			}
 			return nil
 		}
@@ -63,7 +63,7 @@ func (w *Worker) await(ctx context.Context, logger *slog.Logger, what string, st
 		if time.Since(said) >= sayAgain {
 			said = time.Now()
 			w.health.waitsFor(what)
-			logger.Warn(what+" is not there yet: waiting for it, not ready meanwhile", "err", err, "waiting", time.Since(begun).Round(time.Second))
+			logger.Warn(what+" is not there yet: waiting for it, not ready meanwhile", "err", err, "waiting_ms", time.Since(begun).Milliseconds())
 		}
 		select {
 		case <-ctx.Done():

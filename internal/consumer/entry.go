@@ -194,7 +194,7 @@ func (e *entry) Attempted(answer *zoho.Answer, began time.Time, credits int) {
 	}
 	d := pause.Until.Sub(now)
 	o.metrics.pauses.Inc()
-	o.Logger.Info("queue paused", "queue", o.name, "connection", e.ask.Connection, "for", d.Round(time.Millisecond),
+	o.Logger.Info("queue paused", "queue", o.name, "connection", e.ask.Connection, "for_ms", d.Milliseconds(),
 		"cause", pause.Cause, "limit", cause, "places", limit)
 	o.save()
 	go func() {
