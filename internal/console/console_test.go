@@ -1,6 +1,7 @@
 package console
 
 import (
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -9,6 +10,7 @@ import (
 	"pgregory.net/rapid"
 
 	"zoho-worker/internal/envelope"
+	"zoho-worker/internal/flow"
 )
 
 func TestNameOf(t *testing.T) {
@@ -64,5 +66,14 @@ func TestLoopback(t *testing.T) {
 		if got := Loopback(addr); got != want {
 			t.Errorf("%q: %v", addr, got)
 		}
+	}
+}
+
+// A pace is told as one, not as a count of what was used.
+func TestCreditsText(t *testing.T) {
+	t.Parallel()
+	got := creditsText(&flow.Forecast{Used: 36, PerHour: 43}, time.Now())
+	if want := []string{"36 used in 24 h, about 43 an hour"}; !slices.Equal(got, want) {
+		t.Errorf("%q, want %q", got, want)
 	}
 }

@@ -136,7 +136,7 @@ func creditsText(f *flow.Forecast, now time.Time) (lines []string) {
 	if f.Remaining != nil {
 		lines = append(lines, grouped(*f.Remaining)+" left")
 	}
-	lines = append(lines, fmt.Sprintf("%s used in 24 h, %s in the last hour", grouped(int64(f.Used)), grouped(int64(f.PerHour))))
+	lines = append(lines, fmt.Sprintf("%s used in 24 h, about %s an hour", grouped(int64(f.Used)), grouped(int64(f.PerHour))))
 	if f.OutAt.After(now) {
 		lines = append(lines, "out at this pace at "+f.OutAt.UTC().Format("15:04 UTC")+", in "+span(f.OutAt.Sub(now)))
 	}
