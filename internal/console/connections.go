@@ -101,7 +101,7 @@ func (c *Console) pending(r *http.Request) (consent.Pending, connectData) {
 	switch _, taken := c.Connections.Get(data.Name); {
 	case data.Name == "" && data.Nickname == "": // one fault is enough
 	case !envelope.ValidConnection(data.Name):
-		data.Faults["name"] = "1 to 63 of a–z, 0–9, - and _, the first a letter or digit."
+		data.Faults["name"] = "A name is 1 to 63 of a–z, 0–9, - and _, the first a letter or digit."
 	case taken:
 		data.Faults["name"] = "There is a connection of this name already."
 		data.Existing = data.Name
