@@ -121,7 +121,7 @@ func (t Topology) streams(maxPayload int64) []jetstream.StreamConfig {
 			Name: RequestStream, Description: "requests until they are answered", Subjects: []string{"zoho.requests.>"},
 			Retention: jetstream.WorkQueuePolicy, Storage: jetstream.FileStorage, Discard: jetstream.DiscardNew,
 			Replicas: t.Replicas, Duplicates: 2 * time.Minute,
-			MaxConsumers: maxConsumers, // one per lane that has work
+			MaxConsumers: maxConsumers,                                    // one per lane that has work
 			MaxMsgSize:   int32(max(maxPayload-letterRoom, maxPayload/2)), //nolint:gosec // a server has no larger one
 			// Only the headers: this wakes a worker for an org that had no work.
 			RePublish: &jetstream.RePublish{Source: "zoho.requests.>", Destination: "zoho.activity.>", HeadersOnly: true},
