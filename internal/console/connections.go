@@ -203,7 +203,7 @@ func (c *Console) showWith(w http.ResponseWriter, r *http.Request, conn *connect
 	members := c.members()
 	data := showData{
 		Row:  c.row(conn, queues[conn.Name], known, uses[conn.Name]),
-		Flow: c.orgOf(r.Context(), conn, members[conn.Queue()]), Test: test,
+		Flow: c.orgOf(r.Context(), conn, members[conn.Queue()], queues), Test: test,
 	}
 	data.Row.limit(members)
 	data.Row.Scopes = conn.Scopes

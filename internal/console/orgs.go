@@ -40,7 +40,7 @@ const lanesShown = 6
 
 // orgs are the orgs that have work or a worker, those with the most waiting first.
 func (c *Console) orgs(w http.ResponseWriter, r *http.Request) {
-	c.board.look(r.Context())
+	states, _ := c.board.look(r.Context())
 	queues, known := c.board.orgs()
 	members := c.members()
 	data := struct {
@@ -48,13 +48,13 @@ func (c *Console) orgs(w http.ResponseWriter, r *http.Request) {
 		Known bool
 	}{Known: known}
 	for _, q := range queues {
-		data.Rows = append(data.Rows, c.orgRow(q, members[q.Name]))
+		data.Rows = append(data.Rows, c.orgRow(q, members[q.Name], states))
 	}
 	c.render(w, r, http.StatusOK, "orgs", page{Title: "Organisations", Nav: "orgs", Data: data})
 }
 
 // orgOf is the org of a connection; nil where nothing is known of it.
-func (c *Console) orgOf(ctx context.Context, conn *connection.Connection, members []*connection.Connection) *orgRow {
+func (c *Console) orgOf(ctx context.Context, conn *connection.Connection, members []*connection.Connection, states map[string]queueState) *orgRow {
 	if conn.Status == connection.Unreadable {
 		return nil
 	}
@@ -62,7 +62,7 @@ func (c *Console) orgOf(ctx context.Context, conn *connection.Connection, member
 	if q == nil {
 		return nil
 	}
-	row := c.orgRow(*q, members)
+	row := c.orgRow(*q, members, states)
 	return &row
 }
 
@@ -88,12 +88,18 @@ func placesOf(members []*connection.Connection) (places int) {
 	return places
 }
 
-func (c *Console) orgRow(q inspect.Queue, members []*connection.Connection) orgRow {
+func (c *Console) orgRow(q inspect.Queue, members []*connection.Connection, states map[string]queueState) orgRow {
 	now := c.Now()
 	row := orgRow{Queue: q, State: "ok", Word: "Running"}
 	id := ""
+	var parked []string // what waits for a person
+	parkedRequests := 0
 	for _, conn := range members {
 		row.Org, id = cmp.Or(row.Org, conn.OrgName), cmp.Or(id, conn.OrgID)
+		if n := states[conn.Name].Waiting; n > 0 && (conn.Status != connection.Active || conn.Err() != nil) {
+			parked = append(parked, fmt.Sprintf("%d waiting of %s, until somebody signs in again", n, conn.Name))
+			parkedRequests += n
+		}
 	}
 	row.Org = cmp.Or(row.Org, id, q.Name)
 	switch places := placesOf(members); {
@@ -108,6 +114,10 @@ func (c *Console) orgRow(q inspect.Queue, members []*connection.Connection) orgR
 		row.Why = append(row.Why, why)
 	}
 	switch {
+	case q.InFlight == 0 && len(parked) > 0 && q.Waiting <= parkedRequests:
+		for _, why := range parked {
+			wait("Waiting", why)
+		}
 	case q.Owner == "" && q.Waiting > 0:
 		wait("Waiting", "no worker serves it yet")
 	case q.Owner == "":

@@ -244,10 +244,12 @@ func (c *Console) row(conn *connection.Connection, queue queueState, known bool,
 	}
 	r.LastUsed = "never"
 	used := last.At
-	for _, at := range []time.Time{last.Delivered, view.UsedAt} {
-		if at.After(used) {
-			used = at
-		}
+	if view.UsedAt.After(used) {
+		used = view.UsedAt
+	}
+	// What was handed to a worker was sent only where there was a token.
+	if last.Delivered.After(used) && !view.MintedAt.IsZero() {
+		used = last.Delivered
 	}
 	if !used.IsZero() {
 		r.LastUsed = span(now.Sub(used)) + " ago"

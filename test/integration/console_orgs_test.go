@@ -79,3 +79,16 @@ func TestConsoleOrgOfTwo(t *testing.T) {
 	p.says("/orgs", "Analytical Engines", "1 of 3 heavy")
 	hold.Release()
 }
+
+// Where all that an org has waits for a person, its pages say so; and a connection
+// that was never given a token was never used.
+func TestConsoleOrgWaitsForPerson(t *testing.T) {
+	t.Parallel()
+	c := newConsole(t)
+	p := c.person()
+	c.Zoho.RevokeRefreshToken(c.connect("acme", devbox.OrgID, 5))
+	c.publish("acme", doc{"id": "one", "method": "GET", "url": "/v8/Leads?fields=Last_Name"})
+	const why = "Waiting 1 waiting of acme, until somebody signs in again"
+	p.says("/connections/acme", "Revoked", "State "+why, "Last used never")
+	p.says("/orgs", devbox.OrgID, why)
+}
