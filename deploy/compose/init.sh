@@ -64,7 +64,7 @@ if ! have zoho-client-secret; then
 fi
 if ! [ -e console-users ]; then
   : > console-users
-  echo "made console-users, empty: htpasswd -nB NAME > console-users lets NAME into the console"
+  echo "made console-users, empty: htpasswd -nB -C 12 NAME > console-users lets NAME into the console"
 fi
 if ! have grafana-admin-password; then
   random > grafana-admin-password

@@ -202,7 +202,7 @@ func Run(ctx context.Context, c Config, logger *slog.Logger) error {
 	var died error
 	select {
 	case <-ctx.Done():
-		logger.Info("stopping: no new requests, waiting for the calls in flight", "at_most", c.StopTimeout)
+		logger.Info("stopping: no new requests, waiting for the calls in flight", "at_most_ms", c.StopTimeout.Milliseconds())
 	case died = <-w.failed:
 		logger.Error("a part of the worker died: stopping", "err", died)
 	}

@@ -43,7 +43,7 @@ func (w *Worker) await(ctx context.Context, logger *slog.Logger, what string, st
 		if err == nil {
 			if !said.IsZero() {
 				w.health.waitsFor("")
-				logger.Info(what+" is there: starting", "waited", time.Since(begun).Round(time.Millisecond))
+				logger.Info(what+" is there: starting", "waited_ms", time.Since(begun).Milliseconds())
 			}
 			return nil
 		}
@@ -53,14 +53,17 @@ func (w *Worker) await(ctx context.Context, logger *slog.Logger, what string, st
 		if denied := w.health.denied(); denied != "" {
 			return fmt.Errorf("%w; the NATS user of this worker %s: see deploy/nats/accounts.conf", err, denied)
 		}
-		if !passing(err) || notEnabled(err) && time.Since(begun) > silence {
+		if !passing(err) {
 			return err
+		}
+		if notEnabled(err) && time.Since(begun) > silence {
+			return fmt.Errorf("%w: is JetStream switched on (jetstream { store_dir: … })?", err)
 		}
 		pause := pauses.NextBackOff()
 		if time.Since(said) >= sayAgain {
 			said = time.Now()
 			w.health.waitsFor(what)
-			logger.Warn(what+" is not there yet: waiting for it, not ready meanwhile", "err", err, "waiting", time.Since(begun).Round(time.Second))
+			logger.Warn(what+" is not there yet: waiting for it, not ready meanwhile", "err", err, "waiting_ms", time.Since(begun).Milliseconds())
 		}
 		select {
 		case <-ctx.Done():

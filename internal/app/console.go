@@ -56,7 +56,7 @@ const (
 func (c *Config) consoleSettings() []setting {
 	return []setting{
 		text("console-auth", &c.ConsoleAuth, "who may open the console: basic, oidc, proxy-header, or none (loopback only); empty: no console"),
-		hidden("console-users", &c.ConsoleUsers, "for basic: user:bcrypt-hash, comma separated, as htpasswd -nB prints them"),
+		hidden("console-users", &c.ConsoleUsers, "for basic: user:bcrypt-hash, comma separated, as htpasswd -nB -C 12 prints them"),
 		text("oidc-issuer", &c.OIDCIssuer, "for oidc: the OpenID provider's address"),
 		text("oidc-client-id", &c.OIDCClientID, "for oidc: client id at the provider"),
 		hidden("oidc-client-secret", &c.OIDCClientSecret, "for oidc: client secret at the provider"),

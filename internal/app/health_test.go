@@ -10,8 +10,11 @@ import (
 	"log/slog"
 	"net"
 	"slices"
+	"strings"
 	"syscall"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
@@ -47,6 +50,22 @@ func TestPassing(t *testing.T) {
 			t.Errorf("%v passes: %v", c.err, got)
 		}
 	}
+}
+
+// What a start no longer waits for says what a person may have to mend.
+func TestAwaitJetStream(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		begun := time.Now()
+		w := &Worker{health: quietHealth()}
+		err := w.await(t.Context(), slog.New(slog.DiscardHandler), "JetStream", func(context.Context) error { return nats.ErrNoResponders })
+		if !errors.Is(err, nats.ErrNoResponders) || !strings.Contains(err.Error(), "is JetStream switched on") {
+			t.Errorf("a server without JetStream: %v", err)
+		}
+		if took := time.Since(begun); took < silence || took > silence+2*mostPause {
+			t.Errorf("it was waited for %s", took)
+		}
+	})
 }
 
 func quietHealth() *health { return newHealth(slog.New(slog.DiscardHandler)) }

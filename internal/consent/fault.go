@@ -30,6 +30,7 @@ const (
 	OtherOrg         Code = "other_org"
 	NameTaken        Code = "name_taken"
 	Gone             Code = "connection_gone"
+	LetterGone       Code = "letter_gone"
 	ShareInvalid     Code = "share_invalid"
 	ShareUsed        Code = "share_used"
 	Invalid          Code = "invalid"

@@ -61,7 +61,7 @@ const (
 	knownFor  = 5 * time.Minute
 )
 
-// NewBasic reads "user:bcrypt-hash,user2:…", as htpasswd -nB prints them.
+// NewBasic reads "user:bcrypt-hash,user2:…", as htpasswd -nB -C 12 prints them.
 func NewBasic(users string) (*Basic, error) {
 	b := &Basic{
 		users: map[string][]byte{}, known: map[[32]byte]time.Time{}, failures: map[string]*rate.Limiter{},
@@ -73,11 +73,11 @@ func NewBasic(users string) (*Basic, error) {
 		cost, err := bcrypt.Cost([]byte(hash))
 		switch {
 		case !ok || name == "":
-			faults = append(faults, fmt.Errorf("user %d: want user:bcrypt-hash, as `htpasswd -nB user` prints", i+1))
+			faults = append(faults, fmt.Errorf("user %d: want user:bcrypt-hash, as `htpasswd -nB -C 12 user` prints", i+1))
 		case err != nil:
 			faults = append(faults, fmt.Errorf("user %d: what follows the colon is not a bcrypt hash", i+1))
 		case cost < 10:
-			faults = append(faults, fmt.Errorf("user %d: bcrypt cost %d is too low, want 10 or more", i+1, cost))
+			faults = append(faults, fmt.Errorf("user %d: bcrypt cost %d is too low, want 10 or more: htpasswd -nB -C 12 NAME", i+1, cost))
 		default:
 			b.users[name] = []byte(hash)
 		}

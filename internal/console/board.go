@@ -29,6 +29,7 @@ const (
 type queueState struct {
 	Waiting     int // requests of the connection in the stream, those in flight included
 	InFlight    int // of the org
+	Places      int // of the org; 0: not known
 	PausedUntil time.Time
 }
 
@@ -105,7 +106,7 @@ func (b *board) read(ctx context.Context) (map[string]queueState, []inspect.Queu
 	queues := map[string]queueState{}
 	for _, q := range found {
 		for _, name := range q.Connections {
-			queues[name] = queueState{InFlight: q.InFlight, PausedUntil: q.PausedUntil}
+			queues[name] = queueState{InFlight: q.InFlight, Places: q.Places, PausedUntil: q.PausedUntil}
 		}
 		for _, lane := range q.Lanes {
 			state := queues[lane.Connection]

@@ -31,8 +31,10 @@ func (c *Console) list(w http.ResponseWriter, r *http.Request) {
 		Removed        []*connection.Connection
 		RemovedOmitted int
 	}{}
+	members := c.members()
 	for _, conn := range all {
 		line := c.row(conn, queues[conn.Name], known, uses[conn.Name])
+		line.limit(members)
 		switch line.State {
 		case "ok":
 			data.OK++
@@ -101,7 +103,7 @@ func (c *Console) pending(r *http.Request) (consent.Pending, connectData) {
 	switch _, taken := c.Connections.Get(data.Name); {
 	case data.Name == "" && data.Nickname == "": // one fault is enough
 	case !envelope.ValidConnection(data.Name):
-		data.Faults["name"] = "1 to 63 of a–z, 0–9, - and _, the first a letter or digit."
+		data.Faults["name"] = "A name is 1 to 63 of a–z, 0–9, - and _, the first a letter or digit."
 	case taken:
 		data.Faults["name"] = "There is a connection of this name already."
 		data.Existing = data.Name
@@ -198,7 +200,12 @@ func (c *Console) show(w http.ResponseWriter, r *http.Request) {
 func (c *Console) showWith(w http.ResponseWriter, r *http.Request, conn *connection.Connection, test *testResult) {
 	queues, known := c.board.look(r.Context())
 	uses := c.board.lastUses(r.Context(), []string{conn.Name})
-	data := showData{Row: c.row(conn, queues[conn.Name], known, uses[conn.Name]), Flow: c.orgOf(r.Context(), conn), Test: test}
+	members := c.members()
+	data := showData{
+		Row:  c.row(conn, queues[conn.Name], known, uses[conn.Name]),
+		Flow: c.orgOf(r.Context(), conn, members[conn.Queue()], queues), Test: test,
+	}
+	data.Row.limit(members)
 	data.Row.Scopes = conn.Scopes
 	if identity, ok := conn.Identity(); ok {
 		if _, grants, err := c.Connections.Holder(r.Context(), identity); err == nil {

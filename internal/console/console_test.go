@@ -1,6 +1,8 @@
 package console
 
 import (
+	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -8,6 +10,7 @@ import (
 	"pgregory.net/rapid"
 
 	"zoho-worker/internal/envelope"
+	"zoho-worker/internal/flow"
 )
 
 func TestNameOf(t *testing.T) {
@@ -49,6 +52,9 @@ func TestNewBasic(t *testing.T) {
 			t.Errorf("%q is taken", wrong)
 		}
 	}
+	if _, err := NewBasic("a:" + string(weak)); err == nil || !strings.Contains(err.Error(), "htpasswd -nB -C 12") {
+		t.Errorf("a cost that is too low: %v doesn't say how to make a better one", err)
+	}
 }
 
 func TestLoopback(t *testing.T) {
@@ -60,5 +66,14 @@ func TestLoopback(t *testing.T) {
 		if got := Loopback(addr); got != want {
 			t.Errorf("%q: %v", addr, got)
 		}
+	}
+}
+
+// A pace is told as one, not as a count of what was used.
+func TestCreditsText(t *testing.T) {
+	t.Parallel()
+	got := creditsText(&flow.Forecast{Used: 36, PerHour: 43}, time.Now())
+	if want := []string{"36 used in 24 h, about 43 an hour"}; !slices.Equal(got, want) {
+		t.Errorf("%q, want %q", got, want)
 	}
 }

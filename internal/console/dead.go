@@ -194,7 +194,7 @@ func (c *Console) numbered(w http.ResponseWriter, r *http.Request, letters *dead
 		}
 	}
 	c.fail(w, r, http.StatusNotFound, &consent.Fault{
-		Code: consent.Gone, Title: "There is no such dead letter", Text: "It may have been replayed or dropped, or is older than 30 days.", Todo: "Look at the list of dead letters.",
+		Code: consent.LetterGone, Title: "There is no such dead letter", Text: "It may have been replayed or dropped, or is older than 30 days.", Todo: "Look at the list of dead letters.",
 	})
 	return nil, false
 }

@@ -40,20 +40,21 @@ const lanesShown = 6
 
 // orgs are the orgs that have work or a worker, those with the most waiting first.
 func (c *Console) orgs(w http.ResponseWriter, r *http.Request) {
-	c.board.look(r.Context())
+	states, _ := c.board.look(r.Context())
 	queues, known := c.board.orgs()
+	members := c.members()
 	data := struct {
 		Rows  []orgRow
 		Known bool
 	}{Known: known}
 	for _, q := range queues {
-		data.Rows = append(data.Rows, c.orgRow(q))
+		data.Rows = append(data.Rows, c.orgRow(q, members[q.Name], states))
 	}
 	c.render(w, r, http.StatusOK, "orgs", page{Title: "Organisations", Nav: "orgs", Data: data})
 }
 
 // orgOf is the org of a connection; nil where nothing is known of it.
-func (c *Console) orgOf(ctx context.Context, conn *connection.Connection) *orgRow {
+func (c *Console) orgOf(ctx context.Context, conn *connection.Connection, members []*connection.Connection, states map[string]queueState) *orgRow {
 	if conn.Status == connection.Unreadable {
 		return nil
 	}
@@ -61,27 +62,62 @@ func (c *Console) orgOf(ctx context.Context, conn *connection.Connection) *orgRo
 	if q == nil {
 		return nil
 	}
-	row := c.orgRow(*q)
+	row := c.orgRow(*q, members, states)
 	return &row
 }
 
-func (c *Console) orgRow(q inspect.Queue) orgRow {
-	now := c.Now()
-	row := orgRow{Queue: q, State: "ok", Word: "Running"}
-	for _, name := range q.Connections {
-		if conn, ok := c.Connections.Get(name); ok {
-			row.Org = cmp.Or(row.Org, conn.OrgName, conn.OrgID)
-			if places := conn.Places(); places > q.Places && (row.Configured == 0 || places < row.Configured) {
-				row.Configured = places
-			}
+// members are the connections by the queue of their org.
+func (c *Console) members() map[string][]*connection.Connection {
+	members := map[string][]*connection.Connection{}
+	for _, conn := range c.Connections.All() {
+		if conn.Status != connection.Unreadable {
+			members[conn.Queue()] = append(members[conn.Queue()], conn)
 		}
 	}
-	row.Org = cmp.Or(row.Org, q.Name)
+	return members
+}
+
+// placesOf is the limit that an org's connections configure: where they disagree,
+// the smallest counts. 0: there are none.
+func placesOf(members []*connection.Connection) (places int) {
+	for _, conn := range members {
+		if p := conn.Places(); places == 0 || p < places {
+			places = p
+		}
+	}
+	return places
+}
+
+func (c *Console) orgRow(q inspect.Queue, members []*connection.Connection, states map[string]queueState) orgRow {
+	now := c.Now()
+	row := orgRow{Queue: q, State: "ok", Word: "Running"}
+	id := ""
+	var parked []string // what waits for a person
+	parkedRequests := 0
+	for _, conn := range members {
+		row.Org, id = cmp.Or(row.Org, conn.OrgName), cmp.Or(id, conn.OrgID)
+		if n := states[conn.Name].Waiting; n > 0 && (conn.Status != connection.Active || conn.Err() != nil) {
+			parked = append(parked, fmt.Sprintf("%d waiting of %s, until somebody signs in again", n, conn.Name))
+			parkedRequests += n
+		}
+	}
+	row.Org = cmp.Or(row.Org, id, q.Name)
+	switch places := placesOf(members); {
+	case places == 0:
+	case q.Places > 0 && places > q.Places:
+		row.Configured = places
+	default: // no worker told of it, which knows all of its connections
+		row.Places, row.HeavyPlaces = places, min(q.HeavyPlaces, places)
+	}
 	wait := func(word, why string) {
 		row.State, row.Word = "wait", cmp.Or(map[bool]string{true: row.Word}[row.State == "wait"], word)
 		row.Why = append(row.Why, why)
 	}
 	switch {
+	case q.InFlight == 0 && len(parked) > 0 && q.Waiting <= parkedRequests:
+		for _, why := range parked {
+			wait("Waiting", why)
+		}
 	case q.Owner == "" && q.Waiting > 0:
 		wait("Waiting", "no worker serves it yet")
 	case q.Owner == "":
@@ -136,7 +172,7 @@ func creditsText(f *flow.Forecast, now time.Time) (lines []string) {
 	if f.Remaining != nil {
 		lines = append(lines, grouped(*f.Remaining)+" left")
 	}
-	lines = append(lines, fmt.Sprintf("%s used in 24 h, %s in the last hour", grouped(int64(f.Used)), grouped(int64(f.PerHour))))
+	lines = append(lines, fmt.Sprintf("%s used in 24 h, about %s an hour", grouped(int64(f.Used)), grouped(int64(f.PerHour))))
 	if f.OutAt.After(now) {
 		lines = append(lines, "out at this pace at "+f.OutAt.UTC().Format("15:04 UTC")+", in "+span(f.OutAt.Sub(now)))
 	}

@@ -176,7 +176,8 @@ type row struct {
 	LastUsed  string
 	LastError string
 	Waiting   int
-	InFlight  int
+	InFlight  int  // of the org
+	Places    int  // of the org
 	Known     bool // the queue is known
 	Paused    string
 	Scopes    []string
@@ -187,6 +188,13 @@ func (r row) Label() string { return cmp.Or(r.Nickname, r.Name) }
 
 // SignIn says that signing in again puts the connection right.
 func (r row) SignIn() bool { return r.Word == "Revoked" || r.Word == "Locked" }
+
+// limit takes in the limits of the org's connections.
+func (r *row) limit(members map[string][]*connection.Connection) {
+	if places := placesOf(members[r.Queue()]); places > 0 {
+		r.Places = min(r.Places, places)
+	}
+}
 
 // Who is the Zoho user: the name in "Ada Lovelace <ada@example.com>".
 func (r row) Who() string {
@@ -205,7 +213,12 @@ func (r row) Org() string { return cmp.Or(r.OrgName, r.OrgID, "org not known") }
 
 func (c *Console) row(conn *connection.Connection, queue queueState, known bool, last use) row {
 	now := c.Now()
-	r := row{Connection: conn, Waiting: queue.Waiting, InFlight: queue.InFlight, Known: known, LastError: last.Fault}
+	r := row{
+		Connection: conn, Waiting: queue.Waiting, InFlight: queue.InFlight, Places: conn.Places(), Known: known, LastError: last.Fault,
+	}
+	if queue.Places > 0 {
+		r.Places = min(r.Places, queue.Places)
+	}
 	view := c.Tokens.Look(conn.Name)
 	switch {
 	case conn.Status == connection.Unreadable:
@@ -231,10 +244,12 @@ func (c *Console) row(conn *connection.Connection, queue queueState, known bool,
 	}
 	r.LastUsed = "never"
 	used := last.At
-	for _, at := range []time.Time{last.Delivered, view.UsedAt} {
-		if at.After(used) {
-			used = at
-		}
+	if view.UsedAt.After(used) {
+		used = view.UsedAt
+	}
+	// What was handed to a worker was sent only where there was a token.
+	if last.Delivered.After(used) && !view.MintedAt.IsZero() {
+		used = last.Delivered
 	}
 	if !used.IsZero() {
 		r.LastUsed = span(now.Sub(used)) + " ago"

@@ -198,7 +198,7 @@ func (e *entry) Attempted(answer *zoho.Answer, began time.Time, credits int) {
 	}
 	d := pause.Until.Sub(now)
 	o.metrics.pauses.Inc()
-	o.Logger.Info("queue paused", "queue", o.name, "connection", e.ask.Connection, "for", d.Round(time.Millisecond),
+	o.Logger.Info("queue paused", "queue", o.name, "connection", e.ask.Connection, "for_ms", d.Milliseconds(),
 		"cause", pause.Cause, "limit", cause, "places", limit)
 	o.save()
 	go func() {
@@ -224,7 +224,7 @@ func (e *entry) Remaining() (remaining int64, known bool) {
 func (o *org) held(e *entry, now time.Time) string {
 	st := o.flow.State()
 	because := func(p *flow.Pause) string {
-		if p == nil {
+		if p == nil || p.Cause == "" {
 			return ""
 		}
 		return " (" + p.Cause + ")"
@@ -232,7 +232,7 @@ func (o *org) held(e *entry, now time.Time) string {
 	switch reason, _ := o.flow.May(now, e.ask); reason {
 	case flow.Paused:
 		if st.Hand != nil && now.Before(st.Hand.Until) {
-			return "the org is paused by hand" + because(st.Hand)
+			return "the org is paused" + because(st.Hand)
 		}
 		return "Zoho refuses more calls of the org" + because(st.Pause)
 	case flow.HeavyPaused:

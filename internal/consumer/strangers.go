@@ -68,7 +68,7 @@ func (c *Consumer) answerStranger(rest string) {
 		if !known && e.refused == nil {
 			e.refused = &envelope.Error{
 				Code:    envelope.InvalidRequest,
-				Message: "the subject " + msg.Subject + " names no lane: publish to " + requestPrefix + key.connection + ", or to " + requestPrefix + key.connection + ".bulk",
+				Message: "subject: " + msg.Subject + " names no lane: publish to " + requestPrefix + key.connection + ", or to " + requestPrefix + key.connection + ".bulk",
 			}
 		}
 		if c.directory.queue(key.connection) != "" && known {

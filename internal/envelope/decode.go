@@ -357,7 +357,7 @@ func (d *Decoder) checkReplyTo(subject []byte) (rule, string) {
 			return inSchema, ""
 		}
 	}
-	return ruleReplyPrefix, "must begin with one of the prefixes that this worker is configured to answer to"
+	return ruleReplyPrefix, "must begin with one of the prefixes that this worker may answer to (--reply-prefixes), like an inbox: _INBOX.…"
 }
 
 // finish does what needs more than one field.

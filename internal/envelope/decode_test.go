@@ -198,6 +198,9 @@ func TestReplyPrefixes(t *testing.T) {
 		if (err == nil) != test.ok {
 			t.Errorf("%q: %v", test.prefixes, err)
 		}
+		if err != nil && !strings.Contains(err.Error(), "--reply-prefixes") {
+			t.Errorf("%v doesn't say where they are set", err)
+		}
 	}
 	// No configuration opens the worker's own subjects, or the server's.
 	for _, subject := range []string{"zoho.requests.acme", "$JS.ACK.a"} {

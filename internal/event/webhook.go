@@ -127,7 +127,7 @@ func (w *Webhook) deliver(ctx context.Context, client *http.Client, msg jetstrea
 	default:
 		pause := w.pause(meta.NumDelivered)
 		_ = msg.NakWithDelay(pause)
-		w.Logger.Warn("webhook not told", "event", e.Event, "connection", e.Connection, "status", status, "again_in", pause)
+		w.Logger.Warn("webhook not told", "event", e.Event, "connection", e.Connection, "status", status, "again_in_ms", pause.Milliseconds())
 	}
 }
 

@@ -96,8 +96,11 @@ func (s *Source) judge(ctx context.Context, c *connection.Connection, r record, 
 	if reason == Misconfigured {
 		log = s.options.Logger.Error
 	}
-	log("token is not refreshed", "connection", c.Name, "reason", reason, "failures", next.Failures,
-		"until", next.BlockedUntil, "err", cause)
+	attrs := []any{"connection", c.Name, "reason", reason, "failures", next.Failures, "err", cause}
+	if !next.BlockedUntil.IsZero() {
+		attrs = append(attrs, "until", next.BlockedUntil)
+	}
+	log("token is not refreshed", attrs...)
 	return next, s.unavailable(reason, next.BlockedUntil, cause)
 }
 

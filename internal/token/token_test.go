@@ -1,6 +1,7 @@
 package token
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"log/slog"
@@ -165,6 +166,31 @@ func TestBlocksAreShared(t *testing.T) {
 			if token := workers[0].must(); token.Generation != 1 {
 				t.Errorf("%+v", token)
 			}
+		})
+	}
+}
+
+// TestRefusalInLog: what ends by itself has its end in the log, what doesn't has none.
+func TestRefusalInLog(t *testing.T) {
+	t.Parallel()
+	for kind, ends := range map[zoho.Kind]bool{zoho.DeadGrant: false, zoho.Misconfigured: true} {
+		t.Run(string(kind), func(t *testing.T) {
+			t.Parallel()
+			var log bytes.Buffer
+			b, w := one(t, func(o *Options) { o.Logger = slog.New(slog.NewJSONHandler(&log, nil)) })
+			b.accounts.set(refuses(kind))
+			_, err := w.ask()
+			reasonOf(t, err)
+			w.Close()
+			for line := range strings.Lines(log.String()) {
+				if strings.Contains(line, `"token is not refreshed"`) {
+					if strings.Contains(line, `"until":`) != ends || strings.Contains(line, "0001-01-01") {
+						t.Error(line)
+					}
+					return
+				}
+			}
+			t.Errorf("nothing is said of it: %s", &log)
 		})
 	}
 }

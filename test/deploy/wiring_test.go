@@ -200,7 +200,7 @@ func TestComposeWiring(t *testing.T) {
 	}
 }
 
-// backUp does what `nats stream backup` does, with the certificate that is for it.
+// backUp does what `nats backup stream` does, with the certificate that is for it.
 func backUp(t *testing.T, addr, secrets, stream string) {
 	t.Helper()
 	refused := make(chan error, 8)

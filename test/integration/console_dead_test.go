@@ -169,6 +169,7 @@ func TestConsoleDeadRefuses(t *testing.T) {
 		p.raw(path, url.Values{}, http.Header{"Sec-Fetch-Site": {"cross-site"}}).want(t, http.StatusForbidden, "another site")
 	}
 	p.get(fmt.Sprint("/dead/", ack.Sequence)).want(t, 200, "not known")
+	p.get("/dead/4711").want(t, http.StatusNotFound, "There is no such dead letter", "letter_gone", "Back to the dead letters")
 	p.submit("/dead/replay", "/dead/replay").want(t, http.StatusBadGateway, "0 of 1 dead letter replayed", "can only be dropped")
 	if n := c.deadLeft(); n != 1 {
 		t.Errorf("%d letters are left", n)

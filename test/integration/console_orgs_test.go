@@ -62,3 +62,33 @@ func TestConsoleShowsFlowControl(t *testing.T) {
 	p.says("/orgs", "Paused", "for another 9 min", "taken for the limit of calls in flight", "1 waiting")
 	p.says("/connections/acme", "Paused", "taken for the limit of calls in flight")
 }
+
+// An org of two connections has one limit, the smaller of theirs, and one name.
+func TestConsoleOrgOfTwo(t *testing.T) {
+	t.Parallel()
+	c := newConsole(t)
+	p := c.person()
+	p.connect("Acme", ada)
+	c.connect("small", devbox.OrgID, 3)
+	p.says("/connections/acme", "0 of 3 in flight", "Calls in flight 0 of 3 heavy 0 of 3")
+	p.says("/connections/small", "User user-of-small Organisation "+devbox.OrgID+" Data centre", "Calls in flight 0 of 3")
+	hold := c.Zoho.Hold(zohotest.BodyRead, zohotest.Match{Path: "/crm/v8/Leads"})
+	c.publish("acme", doc{"id": "one", "method": "GET", "url": "/v8/Leads?fields=Last_Name"})
+	<-hold.Reached()
+	p.says("/", "1 of 3 in flight")
+	p.says("/orgs", "Analytical Engines", "1 of 3 heavy")
+	hold.Release()
+}
+
+// Where all that an org has waits for a person, its pages say so; and a connection
+// that was never given a token was never used.
+func TestConsoleOrgWaitsForPerson(t *testing.T) {
+	t.Parallel()
+	c := newConsole(t)
+	p := c.person()
+	c.Zoho.RevokeRefreshToken(c.connect("acme", devbox.OrgID, 5))
+	c.publish("acme", doc{"id": "one", "method": "GET", "url": "/v8/Leads?fields=Last_Name"})
+	const why = "Waiting 1 waiting of acme, until somebody signs in again"
+	p.says("/connections/acme", "Revoked", "State "+why, "Last used never")
+	p.says("/orgs", devbox.OrgID, why)
+}

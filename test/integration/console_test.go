@@ -201,6 +201,9 @@ func TestConsoleRefuses(t *testing.T) {
 	t.Run("form", func(t *testing.T) {
 		p := c.person()
 		p.submit("/connect", "/connect", "nickname", "").want(t, 422, "Say what people call")
+		p.submit("/connect", "/connect", "nickname", "", "name", "No!", "location", "xx").want(t, 422, // in the form's order
+			"look at this again Say what people call this connection, like “Acme sales”. A name is 1 to 63 of a–z, 0–9, - and _, "+
+				"the first a letter or digit. Choose one of Zoho's data centres.")
 		p.submit("/connect", "/connect", "nickname", "x", "name", "No Name!").want(t, 422, "the first a letter or digit")
 		p.submit("/connect", "/connect", "nickname", "x", "name", "forged").want(t, 422, "of this name already", "Re-authorize forged")
 		p.submit("/connect", "/connect", "nickname", "x", "location", "mars", "environment", "moon", "scopes", "a b<").want(t, 422, "data centres", "Scopes look like")

@@ -444,7 +444,7 @@ func TestNoSuchLane(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	wantCode(t, response, envelope.InvalidRequest, "zoho.requests.demo.bulk")
+	wantCode(t, response, envelope.InvalidRequest, "subject: zoho.requests.demo.slow names no lane", "zoho.requests.demo.bulk")
 	r.drained()
 }
 
