@@ -33,7 +33,7 @@ var arrows = map[string][]string{
 	"internal/consumer":            {"internal/connection", "internal/consent", "internal/dead", "internal/envelope", "internal/failpoint", "internal/flow", "internal/lease", "internal/ledger", "internal/register", "internal/relay", "internal/token", "internal/trace", "internal/zoho"},
 	"internal/flow":                {},
 	"internal/lease":               {"internal/connection/follow", "internal/register"},
-	"internal/inspect":             {"internal/connection", "internal/consent", "internal/consumer", "internal/envelope", "internal/flow", "internal/lease", "internal/ledger", "internal/register", "internal/relay", "internal/token", "internal/zoho"},
+	"internal/inspect":             {"internal/connection", "internal/consent", "internal/consumer", "internal/envelope", "internal/flow", "internal/lease", "internal/ledger", "internal/register", "internal/relay", "internal/secret", "internal/token", "internal/zoho"},
 	"internal/trace":               {},
 	"internal/devbox":              {"internal/zoho/zohotest"},
 	"internal/console":             {"internal/connection", "internal/consent", "internal/dead", "internal/consumer", "internal/envelope", "internal/flow", "internal/inspect", "internal/ledger", "internal/register", "internal/secret", "internal/token", "internal/zoho"},

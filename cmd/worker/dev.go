@@ -27,6 +27,9 @@ import (
 
 func sandboxCommands() []*cobra.Command { return []*cobra.Command{devCommand(), simulatorCommand()} }
 
+// tryIt is the line of the help about the sandbox.
+const tryIt = "Try it:   worker dev      everything in one process, with a simulated Zoho\n"
+
 type devFlags struct {
 	natsAddr, httpAddr, zohoAddr, dataDir, logLevel string
 	once                                            bool

@@ -45,8 +45,7 @@ func root() *cobra.Command {
 		Long: `zoho-worker carries out Zoho CRM calls that services publish as messages to NATS
 JetStream: with a valid token, within Zoho's limits, and never an insert twice.
 
-Try it:   worker dev      everything in one process, with a simulated Zoho
-Use it:   worker run      a worker against your NATS, Redis and Zoho`,
+` + tryIt + `Use it:   worker run      a worker against your NATS, Redis and Zoho`,
 		SilenceUsage: true, SilenceErrors: true,
 		CompletionOptions: cobra.CompletionOptions{HiddenDefaultCmd: true},
 	}

@@ -7,3 +7,5 @@ import "github.com/spf13/cobra"
 // A production build has no sandbox, and so neither the servers nor the
 // simulator that it embeds.
 func sandboxCommands() []*cobra.Command { return nil }
+
+const tryIt = ""

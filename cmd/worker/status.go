@@ -19,6 +19,7 @@ import (
 	"zoho-worker/internal/consumer"
 	"zoho-worker/internal/flow"
 	"zoho-worker/internal/inspect"
+	"zoho-worker/internal/secret"
 )
 
 func statusCommand() *cobra.Command {
@@ -66,7 +67,7 @@ func showStatus(ctx context.Context, r *inspect.Reader, out io.Writer, asJSON, w
 	overview, err := r.Overview(ctx)
 	if err != nil && overview == nil {
 		if watch && !asJSON {
-			paint(out, "no look at "+r.NC.ConnectedUrlRedacted()+": "+err.Error()+"\n")
+			paint(out, "no look at "+secret.RedactURLs(r.NC.ConnectedUrl())+": "+err.Error()+"\n")
 		}
 		return err
 	}

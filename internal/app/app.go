@@ -110,7 +110,7 @@ func Start(ctx context.Context, c Config, logger *slog.Logger) (_ *Worker, err e
 	})
 	topology := consumer.Topology{Replicas: c.Replicas, Retention: c.Retention}
 	if err := w.await(ctx, logger, "JetStream", func(ctx context.Context) error { return topology.Ensure(ctx, js) }); err != nil {
-		return nil, fmt.Errorf("prepare JetStream at %s: %w", w.nc.ConnectedUrlRedacted(), err)
+		return nil, fmt.Errorf("prepare JetStream at %s: %w", secret.RedactURLs(w.nc.ConnectedUrl()), err)
 	}
 	var objects *consumer.Objects
 	var opening errgroup.Group // at once, because each asks the server more than once
@@ -183,7 +183,7 @@ func Start(ctx context.Context, c Config, logger *slog.Logger) (_ *Worker, err e
 	w.onStop(requests.Stop)
 	w.serves.Store(true)
 	w.onStop(func(context.Context) { w.serves.Store(false) })
-	logger.Info("worker started", "version", Version, "nats", w.nc.ConnectedUrlRedacted(),
+	logger.Info("worker started", "version", Version, "nats", secret.RedactURLs(w.nc.ConnectedUrl()),
 		"http", w.HTTPAddr, "connections", len(w.Connections.All()))
 	return w, nil
 }
@@ -254,7 +254,7 @@ func (w *Worker) connect(ctx context.Context, c Config, logger *slog.Logger) err
 		w.health.onError(err)
 	})
 	again := nats.ReconnectHandler(func(nc *nats.Conn) {
-		logger.Info("NATS connection is back", "nats", nc.ConnectedUrlRedacted())
+		logger.Info("NATS connection is back", "nats", secret.RedactURLs(nc.ConnectedUrl()))
 		w.health.connected()
 	})
 	err := w.await(ctx, logger, "NATS", func(context.Context) (err error) {
@@ -267,7 +267,7 @@ func (w *Worker) connect(ctx context.Context, c Config, logger *slog.Logger) err
 	w.onStop(func(context.Context) { w.nc.Close() })
 	if version := w.nc.ConnectedServerVersion(); older(version, MinNATS) {
 		return fmt.Errorf("nats-server at %s is %s: a worker needs %s or newer, because org queues are paused and reset",
-			w.nc.ConnectedUrlRedacted(), version, MinNATS)
+			secret.RedactURLs(w.nc.ConnectedUrl()), version, MinNATS)
 	}
 	return nil
 }

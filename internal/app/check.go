@@ -111,7 +111,7 @@ func checkNATS(ctx context.Context, f *findings, c Config, logger *slog.Logger) 
 		tls = "TLS"
 	}
 	rtt, _ := nc.RTT()
-	detail := fmt.Sprintf("%s %s at %s, %s, round trip %s", nc.ConnectedServerName(), version, nc.ConnectedUrlRedacted(), tls, rtt.Round(10*time.Microsecond))
+	detail := fmt.Sprintf("%s %s at %s, %s, round trip %s", nc.ConnectedServerName(), version, secret.RedactURLs(nc.ConnectedUrl()), tls, rtt.Round(10*time.Microsecond))
 	if older(version, MinNATS) {
 		f.fault("NATS", "upgrade nats-server to "+MinNATS+" or newer: older ones are not tried", "%s", detail)
 	} else {

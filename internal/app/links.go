@@ -17,6 +17,7 @@ import (
 	"github.com/redis/go-redis/v9"
 
 	"zoho-worker/internal/lock"
+	"zoho-worker/internal/secret"
 )
 
 // workerInbox begins the subjects on which a worker is answered, so that it need
@@ -41,7 +42,9 @@ func connect(c Config, name string, logger *slog.Logger, more ...nats.Option) (*
 				logger.Warn("NATS connection lost: reconnecting", "err", err)
 			}
 		}),
-		nats.ReconnectHandler(func(nc *nats.Conn) { logger.Info("NATS connection is back", "nats", nc.ConnectedUrlRedacted()) }),
+		nats.ReconnectHandler(func(nc *nats.Conn) {
+			logger.Info("NATS connection is back", "nats", secret.RedactURLs(nc.ConnectedUrl()))
+		}),
 		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) {
 			if m := violation.FindStringSubmatch(err.Error()); m != nil && strings.EqualFold(m[1], "subscription") && strings.HasPrefix(m[2], nats.InboxPrefix) {
 				logger.Error("no answer of NATS will come: this user may not listen to its inbox; set the prefix that it may listen to, "+
@@ -72,10 +75,10 @@ func connect(c Config, name string, logger *slog.Logger, more ...nats.Option) (*
 	}
 	nc, err := nats.Connect(c.NATSURL, append(options, more...)...)
 	if _, isURL := errors.AsType[*url.Error](err); isURL { // it quotes what it can't read, with the password
-		return nil, fmt.Errorf("connect to NATS at %s (--nats-url): is not a URL; percent-encode its user and password", redactURLs(c.NATSURL))
+		return nil, fmt.Errorf("connect to NATS at %s (--nats-url): is not a URL; percent-encode its user and password", secret.RedactURLs(c.NATSURL))
 	}
 	if err != nil {
-		return nil, fmt.Errorf("connect to NATS at %s (--nats-url): %w", redactURLs(c.NATSURL), err)
+		return nil, fmt.Errorf("connect to NATS at %s (--nats-url): %w", secret.RedactURLs(c.NATSURL), err)
 	}
 	return nc, nil
 }

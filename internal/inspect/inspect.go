@@ -28,6 +28,7 @@ import (
 	"zoho-worker/internal/consumer"
 	"zoho-worker/internal/lease"
 	"zoho-worker/internal/ledger"
+	"zoho-worker/internal/secret"
 	"zoho-worker/internal/token"
 )
 
@@ -87,7 +88,7 @@ type Worker struct {
 // Overview looks at everything. Faults of single parts are in it; the error is
 // of a NATS that has no JetStream or doesn't answer.
 func (r *Reader) Overview(ctx context.Context) (*Overview, error) {
-	o := &Overview{At: time.Now(), NATS: r.NC.ConnectedUrlRedacted(), Version: r.NC.ConnectedServerVersion()}
+	o := &Overview{At: time.Now(), NATS: secret.RedactURLs(r.NC.ConnectedUrl()), Version: r.NC.ConnectedServerVersion()}
 	if _, err := r.JS.AccountInfo(ctx); err != nil {
 		return nil, fmt.Errorf("ask JetStream at %s: %w", o.NATS, err)
 	}
