@@ -166,9 +166,10 @@ func (g *Governor) credit(now time.Time, a Ask) (Reason, time.Time) {
 }
 
 // ask is when what is known of the credits is so old that a call may ask anew:
-// after they were used up, when the pause is over.
+// after they were used up, when the pause is over. Where the call that asked was
+// refused for another reason, that is when the pause for that one is over.
 func (g *Governor) ask() time.Time {
-	if p := g.state.Pause; p != nil && p.For == Credits {
+	if p := g.state.Pause; p != nil {
 		if d := p.Until.Sub(g.state.Known); d > 0 && d <= retryLongest {
 			return p.Until
 		}

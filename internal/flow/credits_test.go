@@ -278,3 +278,26 @@ func TestForecast(t *testing.T) {
 		t.Errorf("two days later %+v", f)
 	}
 }
+
+// The call that asks whether there are credits again may be refused for another
+// reason: the next one asks when that pause is over, not a quarter of an hour later.
+func TestAsksAgainAfterAnotherRefusal(t *testing.T) {
+	t.Parallel()
+	g := New(Limits{Places: 20}, State{})
+	run(g, 1, light)
+	r := refusal("24 hours")
+	r.RetryAfter = 2 * time.Second
+	_, p, _ := g.Refused(start, light, r)
+	g.End(light)
+	for _, message := range []string{"concurrency", "sub-concurrency", "concurrency"} {
+		now := p.Until
+		may(t, g, now, light, "")
+		run(g, 1, light)
+		r = refusal(message)
+		r.Began, r.RetryAfter = now, time.Second
+		_, p, _ = g.Refused(now.Add(100*time.Millisecond), light, r)
+		g.End(light)
+		may(t, g, p.Until.Add(-1), light, Paused)
+	}
+	may(t, g, p.Until, light, "")
+}
