@@ -43,6 +43,7 @@ type org struct {
 	uncounted int
 	// blocked is why nothing more was started when it was last tried.
 	blocked  flow.Reason
+	waitsTo  time.Time // until when it waits for credits, as was last told
 	starts   uint64
 	inRow    int // interactive requests started in a row while bulk ones waited
 	timer    *time.Timer

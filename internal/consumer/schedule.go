@@ -147,6 +147,10 @@ func (o *org) holdBack(reason flow.Reason, until time.Time) {
 	o.blocked = reason
 	switch reason {
 	case flow.CreditsOut, flow.Reserved, flow.BudgetSpent:
+		if until.Equal(o.waitsTo) {
+			return // each request that is answered without a call comes here
+		}
+		o.waitsTo = until
 		forecast := o.flow.Forecast(o.Clock.Now())
 		o.Logger.Info("org waits for credits", "queue", o.name, "for", reason, "until", until, "used", forecast.Used, "per_hour", forecast.PerHour)
 	}
