@@ -331,6 +331,7 @@ func (j *job) send(ctx context.Context) Result {
 			return j.conclude(v)
 		case v.action == hold && !j.alone():
 			// For how long is for whoever keeps the org's limits to say: it was told.
+			j.Sendings.Attempts-- // it uses up none
 			return j.wait(WaitPause, 0)
 		case v.action == renew:
 			j.renewed = true
