@@ -213,10 +213,12 @@ func (g *Governor) Spent(now, began time.Time, connection string, credits int, r
 		u.add(now, credits)
 	}
 	g.changed = true
-	if _, known := g.Remaining(now); known {
+	// A header counts its own call. One that says more than is known is of a call that
+	// was charged before, and is in what is known.
+	if _, known := g.Remaining(now); known && remaining < 0 {
 		left := g.state.Left - int64(credits)
 		// A call that by what is known couldn't be paid for, and no word of credits.
-		g.doubtful = left < 0 && remaining < 0 && began.After(g.state.Known)
+		g.doubtful = left < 0 && began.After(g.state.Known)
 		g.state.Left = max(0, left)
 	}
 	g.learn(now, began, remaining)

@@ -80,8 +80,8 @@ func TestHeaders(t *testing.T) {
 	}{
 		{0, 1, 1, -1, -1}, // nothing known
 		{2, 9, 1, 100, 100},
-		{3, 10, 1, 101, 99}, // began before that was known: it may or may not be in it
-		{4, 11, 1, 90, 90},  // less than thought
+		{3, 10, 1, 101, 100}, // was charged before that: it is in it
+		{4, 11, 1, 90, 90},   // less than thought
 		{12, 13, 10, 200, 200},
 		{14, 15, 10, -1, 190}, // no word, and yet used
 		{20, 21, 0, 0, 0},
