@@ -9,11 +9,9 @@ import (
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
-)
 
-// storedHeader carries when a request was first stored, which is moved to
-// another lane; nobody obeys it anywhere else.
-const storedHeader = "Zoho-Stored"
+	"zoho-worker/internal/dead"
+)
 
 // setAside picks the heavy requests out of a full window that the light ones
 // behind them need not wait for. The lock is held.
@@ -73,7 +71,7 @@ func (o *org) moved(e *entry) bool {
 			msg.Header[name] = values
 		}
 	}
-	msg.Header.Set(storedHeader, e.stored.UTC().Format(time.RFC3339Nano))
+	msg.Header.Set(dead.StoredHeader, e.stored.UTC().Format(time.RFC3339Nano))
 	ctx, cancel := context.WithTimeout(o.calling, 5*time.Second)
 	defer cancel()
 	_, err := o.JetStream.PublishMsg(ctx, msg, jetstream.WithMsgID("aside."+strconv.FormatUint(e.sequence, 10)))

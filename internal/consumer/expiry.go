@@ -13,6 +13,7 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
+	"zoho-worker/internal/dead"
 	"zoho-worker/internal/envelope"
 	"zoho-worker/internal/flow"
 	"zoho-worker/internal/relay"
@@ -232,7 +233,7 @@ func (c *Consumer) watch(ctx context.Context, o *org, e *expiry, subjects []stri
 // StoredAt is when a request was first stored, which is in the stream since at. One
 // that the worker moved to a heavy lane says so; elsewhere the header is a caller's.
 func StoredAt(subject string, header nats.Header, at time.Time) time.Time {
-	moved := header.Get(storedHeader)
+	moved := header.Get(dead.StoredHeader)
 	if moved == "" {
 		return at
 	}

@@ -42,8 +42,9 @@ const (
 	OriginalPrefix = "Original-"
 	// HistoryHeader is the same of the times before; it travels with a replayed request.
 	HistoryHeader = "Zoho-History"
-	// storedHeader says of a request that was moved to a heavy lane when it was first stored.
-	storedHeader = "Zoho-Stored"
+	// StoredHeader says of a request that was moved to a heavy lane when it was first
+	// stored; nobody obeys it anywhere else.
+	StoredHeader = "Zoho-Stored"
 )
 
 // Letter is a dead letter. Sequence names it.
@@ -248,7 +249,7 @@ func (l *Letters) Replay(ctx context.Context, letter *Letter) error {
 	for _, e := range append(letter.life(), Event{time.Now(), "replayed"}) {
 		history = append(history, e.String())
 	}
-	msg.Header.Del(storedHeader)
+	msg.Header.Del(StoredHeader)
 	msg.Header[HistoryHeader] = history[max(0, len(history)-maxHistory):]
 	msg.Header.Set(jetstream.MsgIDHeader, "replay."+strconv.FormatUint(letter.Sequence, 10))
 	_, err := l.js.PublishMsg(ctx, msg)
