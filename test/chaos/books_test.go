@@ -245,8 +245,12 @@ func (b *books) drain() (map[string][]byte, uint64) {
 	defer cancel()
 	defer func() { b.drained = time.Since(begun) }()
 	asked := false
+	left := uint64(0) // when it was last told
 	for {
-		left, err := b.left(ctx)
+		n, err := b.left(ctx)
+		if err == nil {
+			left = n
+		}
 		if err == nil && left == 0 {
 			// A reply is lost with the NATS node that had it, or with the
 			// requester's connection: whoever waits asks again.

@@ -226,11 +226,7 @@ func TestHandOverCountsAll(t *testing.T) {
 		r.reached(held)
 	}
 	r.worker(patientCalls)
-	stopped, published := make(chan struct{}), make(chan int)
-	go func() {
-		stop(first)
-		close(stopped)
-	}()
+	stopped, published := stopping(first), make(chan int)
 	// Requests go on coming, so that the new owner hears of lanes one by one.
 	enough := make(chan struct{})
 	go func() {
@@ -296,11 +292,7 @@ func TestHandedOnCountsAll(t *testing.T) {
 		})
 	}
 	second := r.worker(patientCalls)
-	stopped := make(chan struct{})
-	go func() {
-		stop(first)
-		close(stopped)
-	}()
+	stopped := stopping(first)
 	for i := range n {
 		r.publish("demo", list(fmt.Sprint("more-", i)))
 	}

@@ -192,19 +192,21 @@ func (r *rig) await(name, id string) *envelope.Response {
 
 // follow reads the stored responses of a subject, from the first. A server that
 // was just restarted may let a request of the JetStream API go unanswered.
-func (r *rig) follow(subject string) jetstream.Consumer {
+func (r *rig) follow(subject string) (watch jetstream.Consumer) {
 	r.t.Helper()
-	for deadline := time.Now().Add(patience); ; time.Sleep(10 * time.Millisecond) {
+	var err error
+	defer func() {
+		if err != nil {
+			r.t.Logf("the responses at %s can't be read: %v", subject, err)
+		}
+	}()
+	eventually(r.t, "the responses can be read", func() bool {
 		ctx, cancel := context.WithTimeout(r.t.Context(), 5*time.Second)
-		watch, err := r.js.OrderedConsumer(ctx, consumer.ResponseStream, jetstream.OrderedConsumerConfig{FilterSubjects: []string{subject}})
-		cancel()
-		if err == nil {
-			return watch
-		}
-		if time.Now().After(deadline) {
-			r.t.Fatalf("the responses can't be read in %s: %v", patience, err)
-		}
-	}
+		defer cancel()
+		watch, err = r.js.OrderedConsumer(ctx, consumer.ResponseStream, jetstream.OrderedConsumerConfig{FilterSubjects: []string{subject}})
+		return err == nil
+	})
+	return watch
 }
 
 // awaitAll waits until n responses are stored for the connection.
@@ -281,6 +283,16 @@ func (r *rig) drained() {
 		stream, err := r.js.Stream(r.t.Context(), consumer.RequestStream)
 		return err == nil && stream.CachedInfo().State.Msgs == 0
 	})
+}
+
+// stopping stops a worker meanwhile, and is closed when it has.
+func stopping(w *app.Worker) <-chan struct{} {
+	stopped := make(chan struct{})
+	go func() {
+		stop(w)
+		close(stopped)
+	}()
+	return stopped
 }
 
 // eventually waits for something that has no signal of its own.
