@@ -105,6 +105,7 @@ type Consumer struct {
 	census    census
 	consumers atomic.Int64  // of the stream, when it was last looked at
 	strangers chan struct{} // one for each connection nobody knows that is answered for
+	dock      chan struct{} // one for the accused request that is tried
 	stream    jetstream.Stream
 
 	pulling  context.Context // ends when the worker stops taking requests
@@ -146,7 +147,7 @@ func New(o Options) *Consumer {
 		Options: o, directory: newDirectory(o.Reserve), gate: newGate(o.MaxInFlight), hand: newHand(o.AckWait / 3),
 		orgs: map[string]*org{}, taking: map[string]map[laneKey]bool{}, leaving: map[string]bool{}, answering: map[string]bool{},
 		backlog: map[string]*expiry{}, woken: map[laneKey]time.Time{},
-		soon: make(chan struct{}, 1), strangers: make(chan struct{}, strangersAtOnce),
+		soon: make(chan struct{}, 1), strangers: make(chan struct{}, strangersAtOnce), dock: make(chan struct{}, 1),
 	}
 	c.leases = lease.New(lease.Options{
 		JS: c.JetStream, Term: c.Term, About: c.session, Changed: c.leaseChanged, Lost: c.lost, Logger: c.Logger,

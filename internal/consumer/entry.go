@@ -73,11 +73,8 @@ func (o *org) arrived(l *lane, msg *nats.Msg) {
 		o.metrics.queued.Observe(max(o.Clock.Now().Sub(meta.Timestamp), 0).Seconds())
 	}
 	o.decode(e)
-	if e.suspect = e.sequence <= l.twice; e.suspect && e.sequence == o.convicted {
-		e.refused = &envelope.Error{
-			Code:    envelope.Internal,
-			Message: "three workers in a row died while they had this request in hand, the last one with no other like it: whether it was carried out is not known",
-		}
+	if e.suspect = e.sequence <= l.twice; e.suspect && e.sequence == o.trials.convicted {
+		e.refused = errConvicted
 	}
 	switch c := o.directory.member(o.name, l.connection); {
 	case e.refused != nil:

@@ -300,50 +300,6 @@ func (l *lane) served() {
 	l.wanted = false
 }
 
-// mourn notes what a worker that died had in hand. A request that kills its
-// worker would kill them all: what was in hand of two in a row that died is tried
-// alone, and by name in the org's record, so that the third death convicts it. A
-// worker that is killed from outside costs those requests a row to stand in, and
-// at the very worst one of them an answer that says internal.
-func (l *lane) mourn(ctx context.Context) error {
-	o := l.org
-	if l.mourned || o.hold.Own {
-		return nil
-	}
-	there, err := o.JetStream.Consumer(ctx, RequestStream, l.durable())
-	if errors.Is(err, jetstream.ErrConsumerNotFound) {
-		return nil // forgotten, with what it had handed out
-	}
-	if err != nil {
-		return fmt.Errorf("look at consumer %s: %w", l.durable(), err)
-	}
-	handed := there.CachedInfo().Delivered.Stream
-	o.mu.Lock()
-	// What is loaded is of the death before; a write that failed is written again.
-	l.twice = min(o.died[l.rest()], handed)
-	o.deaths[l.rest()] = handed
-	twice := l.twice
-	o.mu.Unlock()
-	if twice > 0 {
-		o.Logger.Warn("two workers in a row died with requests in hand: these are tried one at a time", "queue", o.name, "subject", l.subject(), "up_to", twice)
-	}
-	if err := o.hold.Save(ctx, o.merge); err != nil {
-		return fmt.Errorf("note the worker's death: %w", err)
-	}
-	l.mourned = true
-	return nil
-}
-
-// putOnTrial writes into the org's record which request is tried alone. If that
-// can't be written, the request is tried all the same: it may not be the one.
-func (o *org) putOnTrial() {
-	ctx, cancel := context.WithTimeout(o.calling, 5*time.Second)
-	defer cancel()
-	if err := o.hold.Save(ctx, o.merge); err != nil {
-		o.Logger.Warn("the request that is tried alone is not noted", "queue", o.name, "err", err)
-	}
-}
-
 // openLanes are the lanes of this process that are pulled from.
 var openLanes atomic.Int64
 

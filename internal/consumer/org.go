@@ -2,7 +2,6 @@ package consumer
 
 import (
 	"encoding/json"
-	"maps"
 	"os"
 	"slices"
 	"strconv"
@@ -33,10 +32,8 @@ type org struct {
 	lanes   map[laneKey]*lane
 	started map[laneKey]bool // lanes that were served since the org was taken
 	chains  map[string]*chain
-	// deaths, trial and convicted are for requests that kill their workers, see lane.mourn.
-	died, deaths     map[string]uint64 // of the death before, and with the last one
-	trial, convicted uint64
-	before           map[laneKey]int // requests in hand of the worker before, of lanes not served yet
+	trials  trials
+	before  map[laneKey]int // requests in hand of the worker before, of lanes not served yet
 	// counted are the lanes whose requests in hand of the worker before were counted;
 	// uncounted is how many calls it had under way, until all are.
 	counted   map[laneKey]bool
@@ -70,14 +67,10 @@ func newOrg(c *Consumer, name string, hold *lease.Hold) *org {
 		flow: flow.New(c.directory.limits(name), st.State), resumed: st.Resumed,
 		lanes: map[laneKey]*lane{}, started: map[laneKey]bool{}, chains: map[string]*chain{},
 		before: map[laneKey]int{}, counted: map[laneKey]bool{},
-		quiet: time.Now(), saved: time.Now(), died: st.Deaths, deaths: map[string]uint64{},
+		quiet: time.Now(), saved: time.Now(), trials: newTrials(st, hold.Crashed && !hold.Own),
 	}
 	if o.inherited {
 		o.uncounted = st.Running
-	}
-	maps.Copy(o.deaths, st.Deaths)
-	if hold.Crashed && !hold.Own {
-		o.convicted = st.Trial
 	}
 	return o
 }

@@ -238,7 +238,7 @@ func (l *lane) before(m *lane) bool {
 // head is the first of the lane's requests that can be started.
 func (l *lane) head(now time.Time) (e *entry, reason flow.Reason, until time.Time) {
 	for i, line := range l.lines() {
-		if len(*line) == 0 || i == suspects && l.org.trial != 0 {
+		if len(*line) == 0 || i == suspects && l.org.trials.busy {
 			continue // one of them at a time: the next is looked at when it is over
 		}
 		first := (*line)[0]
@@ -274,7 +274,7 @@ func (o *org) start(e *entry, now time.Time) {
 		}
 	}
 	if e.suspect && !e.idle {
-		o.trial = e.sequence
+		o.trials.busy = true
 	}
 	if e.idle && e.request != nil {
 		e.waited = o.held(e, now)
@@ -294,18 +294,11 @@ func (o *org) start(e *entry, now time.Time) {
 // next one, which was started meanwhile.
 func (o *org) carry(e *entry) (next *entry) {
 	defer o.requests.Done()
-	onTrial := e.suspect && !e.idle
-	if onTrial {
-		o.putOnTrial()
-	}
-	wait := o.work(o.name, e)
-	if onTrial {
-		o.mu.Lock()
-		o.trial = 0
-		o.mu.Unlock()
-		if wait != nil {
-			o.putOnTrial() // it was none of its doing
-		}
+	var wait *relay.Wait
+	if e.suspect && !e.idle {
+		wait = o.try(e)
+	} else {
+		wait = o.work(o.name, e)
 	}
 	var turn *org
 	if !e.idle {
@@ -378,6 +371,7 @@ func (o *org) unblocked(connection string) {
 // in. The lock is held.
 func (o *org) left(e *entry) {
 	o.hand.leave(e)
+	delete(o.trials.accused, e.sequence)
 	l := e.lane
 	if l.inHand--; l.inHand == l.window-1 || l.room() >= l.window/4 {
 		l.nudge()

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"maps"
+	"slices"
 	"time"
 
 	"zoho-worker/internal/flow"
@@ -18,9 +19,11 @@ type state struct {
 	// Resumed is when a person last ended all pauses.
 	Resumed time.Time `json:"resumed,omitzero"`
 	// Deaths is, by lane, up to which sequence requests were in hand of the last
-	// worker that died; Trial is the request that was being tried alone.
-	Deaths map[string]uint64 `json:"deaths,omitempty"`
-	Trial  uint64            `json:"trial,omitempty"`
+	// worker that died; Trial is the request that is tried alone, and Accused are
+	// those with which a worker died that tried them.
+	Deaths  map[string]uint64 `json:"deaths,omitempty"`
+	Trial   uint64            `json:"trial,omitempty"`
+	Accused []uint64          `json:"accused,omitempty"`
 	// Running is how many calls were under way when the org was given up, those of
 	// workers before included.
 	Running int `json:"running,omitempty"`
@@ -100,8 +103,10 @@ func (o *org) merge(data json.RawMessage) (json.RawMessage, error) {
 	defer o.mu.Unlock()
 	o.heed(there)
 	o.flow.Changed()
-	st := state{State: o.flow.State(), Resumed: o.resumed, Deaths: maps.Clone(o.deaths), Trial: o.trial}
-	if o.closed {
+	st := state{State: o.flow.State(), Resumed: o.resumed, Deaths: maps.Clone(o.trials.deaths), Trial: o.trials.on}
+	if !o.closed { // else this worker lives, with all that were tried
+		st.Accused = slices.Sorted(maps.Keys(o.trials.accused))
+	} else {
 		st.State = o.flow.Leaving(o.Clock.Now())
 		st.Running, _ = o.flow.Running()
 		st.Running += o.foreign()

@@ -16,6 +16,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"zoho-worker/internal/consumer"
+	"zoho-worker/internal/dead"
 	"zoho-worker/internal/envelope"
 	"zoho-worker/internal/zoho/zohotest"
 )
@@ -30,9 +31,9 @@ type books struct {
 	caused  map[string]int
 	ownEnds int
 
-	answered, unknown, late, refused, confirmed, mints, expiries, asked int
-	lost, doubled, wrong                                                []string
-	drained                                                             time.Duration
+	answered, unknown, late, refused, convicted, confirmed, mints, expiries, asked int
+	lost, doubled, wrong                                                           []string
+	drained                                                                        time.Duration
 }
 
 func (b *books) fault(list *[]string, format string, args ...any) {
@@ -60,7 +61,7 @@ func (b *books) balance(responses map[string][]byte, written uint64) {
 	}
 	ofRequest := map[string][]zohotest.Call{}
 	for _, c := range calls {
-		if key := keyOf(c); c.Endpoint == zohotest.API && key != "" {
+		if key := keyOf(c); key != "" {
 			ofRequest[key] = append(ofRequest[key], c)
 		}
 	}
@@ -75,6 +76,7 @@ func (b *books) balance(responses map[string][]byte, written uint64) {
 	for _, id := range slices.Sorted(maps.Keys(b.requests)) {
 		b.check(b.requests[id], responses[id], ofRequest[id], byKey[id], records)
 	}
+	b.letters(responses)
 	b.tokens(calls)
 	b.secrets(responses)
 	b.leaks()
@@ -82,9 +84,7 @@ func (b *books) balance(responses map[string][]byte, written uint64) {
 
 // check checks one request: I1 to I4.
 func (b *books) check(q *request, stored []byte, calls []zohotest.Call, inserted int, records map[string]map[string]any) {
-	b.mu.Lock()
-	replies := b.replies[q.id]
-	b.mu.Unlock()
+	replies := b.repliesTo(q.id)
 	if q.asked {
 		b.asked++
 	}
@@ -127,7 +127,8 @@ func (b *books) check(q *request, stored []byte, calls []zohotest.Call, inserted
 	switch {
 	case code == envelope.OutcomeUnknown:
 		b.unknown++
-		if q.method != "POST" || q.unique || q.probed && !q.hurried {
+		// A lookup whose second token is refused, too, can tell nothing.
+		if q.method != "POST" || q.unique || q.probed && !q.hurried && unauthorized(calls) < 2 {
 			b.fault(&b.wrong, "I4: %s can be repeated, and is answered outcome_unknown", q.id)
 		}
 		if !b.explained(q, r, calls) {
@@ -142,7 +143,9 @@ func (b *books) check(q *request, stored []byte, calls []zohotest.Call, inserted
 			b.fault(&b.wrong, "I3: %s was inserted, and is answered %s", q.id, code)
 		}
 	case code == envelope.RetriesExhausted && struck(calls) >= 5:
-	case r.Status == 401 && r.Attempts > 1 && code == "" && (q.method == "GET" || unauthorized(calls) > 1):
+	case code == envelope.Internal && b.deathsWithin(q.published, r.FinishedAt) >= 4:
+		b.convicted++
+	case r.Status == 401 && r.Attempts > 1 && code == "" && unauthorized(calls) > 1:
 		// The second token was refused, too: that is delivered.
 		b.refused++
 	case code != "" || r.Status < 200 || r.Status > 299:
@@ -237,6 +240,51 @@ func (b *books) explained(q *request, r *envelope.Response, calls []zohotest.Cal
 	return false
 }
 
+func (b *books) repliesTo(id string) [][]byte {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.replies[id]
+}
+
+// deathsWithin is how many workers died between two instants, the clocks' error granted.
+func (b *books) deathsWithin(from, to time.Time) (n int) {
+	b.world.mu.Lock()
+	defer b.world.mu.Unlock()
+	for _, at := range b.deaths {
+		if at.After(from.Add(-time.Second)) && at.Before(to.Add(time.Second+b.clockError())) {
+			n++
+		}
+	}
+	return n
+}
+
+// letters checks that nothing is set aside but what is answered internal.
+func (b *books) letters(responses map[string][]byte) {
+	ctx, cancel := context.WithTimeout(b.t.Context(), time.Minute)
+	defer cancel()
+	letters, err := dead.Open(ctx, b.js)
+	if err != nil {
+		b.fault(&b.wrong, "I5: %v", err)
+		return
+	}
+	for letter, err := range letters.All(ctx, dead.Filter{}) {
+		if err != nil {
+			b.fault(&b.wrong, "I5: %v", err)
+			return
+		}
+		var q struct{ ID string }
+		_ = json.Unmarshal(letter.Data, &q) // one without an id has no response
+		data := responses[q.ID]
+		if replies := b.repliesTo(q.ID); data == nil && len(replies) > 0 {
+			data = replies[0]
+		}
+		r, err := envelope.DecodeResponse(data)
+		if err != nil || r.Error == nil || r.Error.Code != envelope.Internal {
+			b.fault(&b.wrong, "I5: a dead letter of a request that is not answered internal: %s: %s", letter.Reason, letter.Data)
+		}
+	}
+}
+
 // drain waits until every request is off the stream and answered (I5), and
 // returns the stored responses and how many were ever written.
 func (b *books) drain() (map[string][]byte, uint64) {
@@ -271,7 +319,7 @@ func (b *books) drain() (map[string][]byte, uint64) {
 		}
 		if ctx.Err() != nil {
 			if left > 0 || err != nil {
-				b.fault(&b.wrong, "I5: after %s %d messages are left on the streams (%v)", patience, left, err)
+				b.fault(&b.wrong, "I5: after %s %d messages are left on the stream (%v)", patience, left, err)
 			}
 			break // or replies are missing: check tells which
 		}
@@ -320,26 +368,20 @@ func (b *books) unreplied() (all []*request) {
 	return all
 }
 
-// left is what is on the streams that should be empty.
+// left is what is on the stream that should be empty.
 func (b *books) left(ctx context.Context) (uint64, error) {
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
-	var n uint64
-	for _, name := range []string{consumer.RequestStream, consumer.DeadStream} {
-		stream, err := b.js.Stream(ctx, name)
-		if err != nil {
-			return 0, err
-		}
-		n += stream.CachedInfo().State.Msgs
-		consumers := stream.ListConsumers(ctx)
-		for info := range consumers.Info() {
-			n += uint64(info.NumAckPending) + info.NumPending
-		}
-		if err := consumers.Err(); err != nil {
-			return 0, err
-		}
+	stream, err := b.js.Stream(ctx, consumer.RequestStream)
+	if err != nil {
+		return 0, err
 	}
-	return n, nil
+	n := stream.CachedInfo().State.Msgs
+	consumers := stream.ListConsumers(ctx)
+	for info := range consumers.Info() {
+		n += uint64(info.NumAckPending) + info.NumPending
+	}
+	return n, consumers.Err()
 }
 
 // stored reads the responses. A stream that has no leader yet, and a consumer

@@ -14,6 +14,7 @@ import (
 
 	"zoho-worker/internal/connection"
 	"zoho-worker/internal/consumer"
+	"zoho-worker/internal/lease"
 	"zoho-worker/internal/ledger"
 	tokens "zoho-worker/internal/token"
 	"zoho-worker/internal/zoho/zohotest"
@@ -176,6 +177,7 @@ func killWorker(w *world, s strike) (func(), bool) {
 		release()
 		return nil, false
 	}
+	w.died()
 	return func() {
 		defer release()
 		if err := p.start(); err != nil {
@@ -200,6 +202,9 @@ func killAllWorkers(w *world, s strike) (func(), bool) {
 
 func stopWorker(w *world, s strike) (func(), bool) {
 	p := w.workers[s.pick%len(w.workers)]
+	if s.lasts > lease.DefaultTerm {
+		w.died()
+	}
 	return func() { p.signal(syscall.SIGCONT) }, p.signal(syscall.SIGSTOP)
 }
 

@@ -138,7 +138,7 @@ func (l *load) make(random *rand.Rand, serial string) *request {
 		record(doc{})
 	default:
 		q.method, q.id = "GET", c.name+"-get-"+serial
-		d["query"] = doc{"fields": "Last_Name", "per_page": 3}
+		d["query"] = doc{"fields": "Last_Name", "per_page": 3, idParameter: q.id}
 	}
 	d["id"], d["method"], d["url"] = q.id, q.method, q.url
 	deadline := longest

@@ -104,6 +104,7 @@ func (r *report) String() string {
 	sum("books", "confirmed by unique_field or probe", func(c column) int { return c.confirmed })
 	sum("books", "deadline passed", func(c column) int { return c.late })
 	sum("books", "401 twice, delivered", func(c column) int { return c.refused })
+	sum("books", "under way in four workers that died", func(c column) int { return c.convicted })
 	sum("books", "unknown", func(c column) int { return c.unknown })
 	sum("books", "lost", func(c column) int { return len(c.lost) })
 	sum("books", "doubled", func(c column) int { return len(c.doubled) })

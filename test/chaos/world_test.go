@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -71,6 +72,7 @@ type world struct {
 	held    map[*process]int    // a worker that is down on purpose isn't restarted
 	spans   []span              // of faults
 	disrupt []time.Time         // when a NATS node was killed
+	deaths  []time.Time         // when a worker died, or was away for longer than its session lasts
 	seeds   map[string][]string // by org: records to update
 	repairs sync.WaitGroup      // what faults left to be repaired
 }
@@ -190,18 +192,33 @@ func (w *world) startZoho() {
 
 func (w *world) zohoURL() string { return "http://" + w.apiProxy.Listen }
 
-// keyOf is the id of the request that a write carries in its body.
+// keyOf is the id of the request that a call is for: a write carries it in its
+// body, a read in its query, and a lookup asks for it.
 func keyOf(c zohotest.Call) string {
 	var body struct {
 		Data []struct {
 			ID string `json:"Company"`
 		}
+		Select string `json:"select_query"`
 	}
-	if json.Unmarshal(c.Body, &body) != nil || len(body.Data) != 1 {
+	switch {
+	case c.Endpoint != zohotest.API:
 		return ""
+	case c.Method == "GET":
+		query, _ := url.ParseQuery(c.RawQuery)
+		return query.Get(idParameter)
+	case json.Unmarshal(c.Body, &body) != nil:
+		return ""
+	case len(body.Data) == 1:
+		return body.Data[0].ID
 	}
-	return body.Data[0].ID
+	_, id, _ := strings.Cut(body.Select, "Company in ('")
+	id, _, _ = strings.Cut(id, "'")
+	return id
 }
+
+// idParameter is where a read carries its id, which Zoho heeds not.
+const idParameter = "request"
 
 // proxies is the toxiproxy that this process runs.
 var proxies = toxiproxy.NewServer(toxiproxy.NewMetricsContainer(nil), zerolog.Nop())
@@ -319,11 +336,19 @@ func (w *world) supervise(stop <-chan struct{}) (own int) {
 				continue
 			}
 			own++
+			w.died()
 			if err := p.start(); err != nil {
 				w.t.Error(err)
 			}
 		}
 	}
+}
+
+// died notes the death of a worker.
+func (w *world) died() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.deaths = append(w.deaths, time.Now())
 }
 
 // hold keeps the supervisor from starting p until the returned function is called.

@@ -208,7 +208,7 @@ func TestCrashUnderLoad(t *testing.T) {
 	}
 }
 
-// A request that kills every worker that begins it is set aside after the third:
+// A request that kills every worker that begins it is set aside after the fourth:
 // its requester is told, and what came with it is carried out.
 func TestRequestThatKillsWorkers(t *testing.T) {
 	t.Parallel()
@@ -222,7 +222,7 @@ func TestRequestThatKillsWorkers(t *testing.T) {
 	poison := list("poison")
 	poison["reply_to"] = inbox
 	r.publish("demo", poison)
-	for i := range 3 {
+	for i := range 4 {
 		p := r.process("FAILPOINT=decoded:1")
 		select {
 		case <-p.gone:
@@ -242,7 +242,7 @@ func TestRequestThatKillsWorkers(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	wantCode(t, response, envelope.Internal, "three workers")
+	wantCode(t, response, envelope.Internal, "four workers")
 	if n := r.Zoho.Count(zohotest.Match{Method: "GET"}); n != 0 {
 		t.Errorf("the request was sent %d times", n)
 	}
@@ -252,7 +252,58 @@ func TestRequestThatKillsWorkers(t *testing.T) {
 	r.drained()
 	// Whoever runs the workers can see what it was.
 	letter := r.letter()
-	if letter.Code != string(envelope.Internal) || !strings.Contains(letter.Reason, "three workers") || !strings.Contains(string(letter.Data), `"poison"`) {
+	if letter.Code != string(envelope.Internal) || !strings.Contains(letter.Reason, "four workers") || !strings.Contains(string(letter.Data), `"poison"`) {
 		t.Errorf("%s: %s: %s", letter.Code, letter.Reason, letter.Data)
+	}
+}
+
+// Workers that are killed from outside convict nobody but the one request that was
+// under way alone, the third time and the fourth: neither what a third death finds
+// on trial, nor what is on trial in another org of the same worker.
+func TestRequestsOfKilledWorkers(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, zohotest.Options{})
+	names := []string{"first", "second"}
+	for i, name := range names {
+		org := fmt.Sprintf("77000000%d", i)
+		r.Zoho.AddOrg(zohotest.Org{ID: org, Name: name, Concurrency: 5})
+		r.Zoho.Seed(org, "Leads", map[string]any{"Last_Name": "Seed"})
+		r.connect(name, org, 5)
+	}
+	slow := zohotest.Match{Where: func(c zohotest.Call) bool { return c.RawQuery == "fields=Company" }}
+	ask := func(id, field string) {
+		for _, name := range names {
+			r.publish(name, doc{"id": id, "method": "GET", "url": "/v8/Leads", "query": doc{"fields": field}})
+		}
+	}
+	ask("slow", "Company")
+	for death := 1; death <= 4; death++ {
+		hold := r.Zoho.Hold(zohotest.Arrived, slow)
+		p := r.process()
+		r.reached(hold)
+		if death < 4 {
+			r.reached(hold) // of both orgs
+		} else {
+			ask("fast", "Last_Name")
+			for _, name := range names {
+				wantStatus(t, r.await(name, "fast"), 200)
+			}
+		}
+		p.signal(syscall.SIGKILL)
+		p.died()
+		hold.Release()
+	}
+	r.process()
+	convicted := 0
+	for _, name := range names {
+		if response := r.await(name, "slow"); response.Error != nil {
+			wantCode(t, response, envelope.Internal, "four workers")
+			convicted++
+		} else {
+			wantStatus(t, response, 200)
+		}
+	}
+	if convicted != 1 {
+		t.Errorf("%d requests are convicted, and one was tried when the fourth worker died", convicted)
 	}
 }
