@@ -130,6 +130,9 @@ const soak = `### A day of it
 
 The load stretches with the time, to 100,000 requests at most: one a second or so for a day. Their books, and what the simulator
 saw of each, are kept in memory until the end, and the workers' logs on disk, in debug. Give it a machine of its own; the seed is its first line.
+
+The longest run so far, 8 minutes for each world on two cores: 2,066 faults, 32,971 requests acknowledged and answered, none lost, none
+doubled. 76 inserts were answered ` + "`outcome_unknown`" + `, and 4 requests ` + "`internal`" + `, which were under way alone as their workers were killed.
 `
 
 // page is docs/reliability.md.
