@@ -178,7 +178,8 @@ func (c *Client) Revoke(ctx context.Context, location string, token secret.Text)
 		return nil
 	}
 	x.judge(e)
-	if x.status == http.StatusBadRequest && e.Kind != Throttled && e.Kind != Misconfigured {
+	// Whatever its words, if they are Zoho's: a page is a proxy's, or a firewall's.
+	if parsed && x.status == http.StatusBadRequest && e.Kind != Throttled && e.Kind != Misconfigured {
 		e.Kind = DeadGrant
 	}
 	return e

@@ -227,7 +227,9 @@ func TestRevoke(t *testing.T) {
 	}{
 		{200, `{"status":"success"}`, ""},
 		{400, `{"error":"invalid_token"}`, DeadGrant},
-		{400, `<html>`, DeadGrant},
+		{400, `{"status":"failure"}`, DeadGrant},
+		{400, `<html>`, BadAnswer},
+		{400, ``, BadAnswer},
 		{400, `{"error":"Access Denied"}`, Throttled},
 		{200, `{"error":"invalid_client"}`, Misconfigured},
 		{200, `<html>`, BadAnswer},
