@@ -216,6 +216,21 @@ func (e *entry) Remaining() (remaining int64, known bool) {
 	return o.flow.Remaining(o.Clock.Now())
 }
 
+// Paused is for how long the org is paused for the request, 0 where it isn't.
+func (e *entry) Paused() time.Duration {
+	if e.lane == nil {
+		return 0
+	}
+	o := e.lane.org
+	now := o.Clock.Now()
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if reason, until := o.flow.Pauses(now, e.ask); reason != "" {
+		return until.Sub(now)
+	}
+	return 0
+}
+
 // held says in words what keeps the request from its start, "" where nothing
 // does. The lock is held.
 func (o *org) held(e *entry, now time.Time) string {

@@ -153,14 +153,8 @@ func (g *Governor) Foreign(n int) { g.foreign = max(0, n) }
 // May reports why the call can't start now, "" if it can, and until when that
 // holds at least, where that is known.
 func (g *Governor) May(now time.Time, a Ask) (Reason, time.Time) {
-	if p := g.state.Hand; p != nil && now.Before(p.Until) {
-		return Paused, p.Until
-	}
-	if p := g.state.Pause; p.holds(now) {
-		return Paused, p.Until
-	}
-	if p := g.state.HeavyPause; a.Heavy && p.holds(now) {
-		return HeavyPaused, p.Until
+	if reason, until := g.Pauses(now, a); reason != "" {
+		return reason, until
 	}
 	if reason, until := g.credit(now, a); reason != "" {
 		return reason, until
@@ -170,6 +164,21 @@ func (g *Governor) May(now time.Time, a Ask) (Reason, time.Time) {
 	}
 	if a.Heavy && g.heavy >= g.heavyPlaces() {
 		return HeavyFull, time.Time{}
+	}
+	return "", time.Time{}
+}
+
+// Pauses is May as far as it goes by pauses: for a call whose place is taken
+// already, and that is to be made again.
+func (g *Governor) Pauses(now time.Time, a Ask) (Reason, time.Time) {
+	if p := g.state.Hand; p != nil && now.Before(p.Until) {
+		return Paused, p.Until
+	}
+	if p := g.state.Pause; p.holds(now) {
+		return Paused, p.Until
+	}
+	if p := g.state.HeavyPause; a.Heavy && p.holds(now) {
+		return HeavyPaused, p.Until
 	}
 	return "", time.Time{}
 }

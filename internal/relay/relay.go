@@ -78,6 +78,8 @@ type Observer interface {
 	Attempted(answer *zoho.Answer, began time.Time, credits int)
 	// Remaining are the credits that the org has left, as far as is known.
 	Remaining() (credits int64, known bool)
+	// Paused is for how long none of the request's calls may begin, 0 where one may.
+	Paused() time.Duration
 }
 
 // Result is what became of a request: exactly one of Response, Stored and Wait is set.
@@ -115,7 +117,7 @@ const (
 	WaitToken    Reason = "token"    // no access token can be had now
 	WaitRevoked  Reason = "revoked"  // the grant is dead: until re-authorization
 	WaitClaim    Reason = "claim"    // another worker is at it, or was
-	WaitPause    Reason = "pause"    // Zoho said 429
+	WaitPause    Reason = "pause"    // Zoho said 429, or the org is paused
 	WaitProbe    Reason = "probe"    // its outcome is looked up, and can't be told yet
 	WaitRetry    Reason = "retry"    // Zoho asked for a long pause before the next attempt
 	WaitStorage  Reason = "storage"  // JetStream did not answer: nothing may be sent
@@ -300,6 +302,9 @@ func (j *job) send(ctx context.Context) Result {
 		if err != nil {
 			return j.withoutToken(err)
 		}
+		if j.paused() > 0 { // since it was started, or called last
+			return j.wait(WaitPause, 0)
+		}
 		if j.lost != nil {
 			if result, ok := j.settle(ctx); !ok {
 				return result
@@ -344,6 +349,9 @@ func (j *job) send(ctx context.Context) Result {
 			pause = newBackoff()
 		}
 		d := max(pause.NextBackOff(), answer.RetryAfter)
+		if j.alone() {
+			d = max(d, j.paused()+time.Millisecond) // it can't be given back
+		}
 		switch {
 		case d >= j.left():
 			return j.expired(fmt.Sprintf("after %d attempts", j.Sendings.Attempts))
@@ -441,6 +449,14 @@ func (j *job) exchange(ctx context.Context, call *zoho.Call, credits int) *zoho.
 		j.credits.Remaining, j.credits.Known = int64(answer.CreditsRemaining), true
 	}
 	return answer
+}
+
+// paused is for how long the org is.
+func (j *job) paused() time.Duration {
+	if j.Observer == nil {
+		return 0
+	}
+	return j.Observer.Paused()
 }
 
 func contentType(k envelope.BodyKind) string {

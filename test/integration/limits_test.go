@@ -378,6 +378,32 @@ func TestResumesWithOne(t *testing.T) {
 	}
 }
 
+// A request that is to be sent again is not sent while its org is paused, though
+// it was under way when the pause began.
+func TestNoRepetitionInPause(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, zohotest.Options{})
+	r.demo(5)
+	r.worker(patientCalls)
+	hold := r.Zoho.Hold(zohotest.BodyRead, at("under-way"))
+	r.busy("under-way", "0")
+	d := marked("under-way")
+	d["deadline"] = time.Now().Add(10 * time.Second).UTC().Format(time.RFC3339Nano)
+	r.publish("demo", d)
+	r.reached(hold)
+	pause := &flow.Pause{Until: time.Now().Add(10 * time.Minute), Cause: "by hand"}
+	if err := lease.Update(t.Context(), r.js, demoQueue, consumer.SetPause(pause, time.Now())); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the worker knows of the pause", func() bool { s := r.sight(); return s != nil && s.State.Hand != nil })
+	hold.Release()
+	eventually(t, "it waits for the pause's end", func() bool { s := r.sight(); return s != nil && s.Running == 0 && s.Held == 1 })
+	wantCode(t, r.await("demo", "under-way"), envelope.DeadlineExceeded, "paused")
+	if n := r.Zoho.Count(at("under-way")); n != 1 {
+		t.Errorf("%d calls in the pause", n-1)
+	}
+}
+
 // A refusal for heavy calls holds heavy calls back, and no others.
 func TestHeavyPause(t *testing.T) {
 	t.Parallel()
