@@ -2,13 +2,16 @@ package consumer
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strconv"
 	"strings"
 	"time"
 
 	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
 	"github.com/nats-io/nats.go/micro"
+	"github.com/nats-io/nuid"
 
 	"zoho-worker/internal/envelope"
 	"zoho-worker/internal/register"
@@ -77,13 +80,31 @@ func (c *Consumer) enqueue(connection, id string, call micro.Request) error {
 			msg.Header[name] = values
 		}
 	}
-	ctx, cancel := context.WithTimeout(c.calling, 5*time.Second)
-	defer cancel()
-	if _, err := c.JetStream.PublishMsg(ctx, msg); register.IsTooLarge(err) {
+	// Where no PubAck comes it may be stored or not, and the caller would get two
+	// answers. By this id the server knows it again.
+	msg.Header.Set(jetstream.MsgIDHeader, "call."+nuid.Next())
+	err := c.put(msg)
+	var refused *jetstream.APIError
+	if unclear := err != nil && !errors.As(err, &refused) && !register.IsTooLarge(err); unclear {
+		err = c.put(msg)
+	}
+	switch {
+	case err == nil:
+		return nil
+	case register.IsTooLarge(err):
 		return &envelope.Error{Code: envelope.TooLarge, Message: "the request is larger than a message may be: put its body into ZOHO_BODIES, see body_object"}
-	} else if err != nil {
+	case errors.As(err, &refused):
 		c.Logger.Warn("call not stored", "connection", connection, "id", id, "err", err)
 		return &envelope.Error{Code: envelope.Internal, Message: "the request could not be stored: " + err.Error()}
 	}
-	return nil
+	c.Logger.Warn("call not acknowledged", "connection", connection, "id", id, "err", err)
+	return &envelope.Error{Code: envelope.Internal, Message: "whether the request was stored is not known, call again with the same id: " + err.Error()}
+}
+
+// put stores a request.
+func (c *Consumer) put(msg *nats.Msg) error {
+	ctx, cancel := context.WithTimeout(c.calling, 5*time.Second)
+	defer cancel()
+	_, err := c.JetStream.PublishMsg(ctx, msg)
+	return err
 }

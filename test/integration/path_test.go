@@ -2,14 +2,23 @@ package integration
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"fmt"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"zoho-worker/internal/consumer"
 	"zoho-worker/internal/devbox"
 	"zoho-worker/internal/envelope"
+	"zoho-worker/internal/ledger"
+	"zoho-worker/internal/register"
+	"zoho-worker/internal/relay"
 	"zoho-worker/internal/zoho/zohotest"
 )
 
@@ -247,6 +256,67 @@ func TestCallService(t *testing.T) {
 	wantStatus(t, ask(` {"id":"a","method":"GET","url":"/v8/Leads?fields=Last_Name"}`), 200)
 	wantCode(t, ask(`{"id":"b","method":"FETCH","url":"/v8/Leads"}`), envelope.InvalidRequest, "method")
 	wantCode(t, ask(`{"id":"c","method":"GET","url":"/v8/Leads","reply_to":"_INBOX.x"}`), envelope.InvalidRequest, "reply_to")
+}
+
+// unheard is a JetStream whose acknowledgements of requests don't arrive, for as
+// long as loses is more than 0.
+type unheard struct {
+	jetstream.JetStream
+	loses atomic.Int32
+}
+
+func (u *unheard) PublishMsg(ctx context.Context, msg *nats.Msg, o ...jetstream.PublishOpt) (*jetstream.PubAck, error) {
+	ack, err := u.JetStream.PublishMsg(ctx, msg, o...)
+	if err == nil && strings.HasPrefix(msg.Subject, "zoho.requests.") && u.loses.Add(-1) >= 0 {
+		return nil, context.DeadlineExceeded
+	}
+	return ack, err
+}
+
+// echoes is a relay that answers everything.
+type echoes struct{}
+
+func (echoes) Do(_ context.Context, d *relay.Delivery) relay.Result {
+	return relay.Result{Response: &envelope.Response{ID: d.Request.ID, Connection: d.Connection, Status: 200, ReceivedAt: d.ReceivedAt, FinishedAt: d.ReceivedAt}}
+}
+
+// A call whose request is stored, and nobody says so, is carried out once and gets
+// its answer, and no other that says that it was not stored.
+func TestCallUnacknowledged(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, zohotest.Options{})
+	r.demo(10)
+	clock, js := &register.Clock{}, &unheard{JetStream: r.js}
+	c := consumer.New(consumer.Options{
+		Conn: r.nc, JetStream: js, Relay: echoes{}, Connections: r.store, Tokens: noTokens{}, Responses: consumer.NewResponses(r.js),
+		Ledger: ledger.Open(r.js, clock, 5*time.Second), Clock: clock, Decoder: &envelope.Decoder{ReplyPrefixes: []string{nats.InboxPrefix}}, MaxInFlight: 10, Version: "0.0.0", Logger: r.logs.logger(),
+	})
+	if err := c.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Stop(context.Background()) })
+	ask := func(id string) *nats.Msg {
+		t.Helper()
+		msg, err := r.nc.Request("zoho.call.demo", fmt.Appendf(nil, `{"id":%q,"method":"POST","url":"/v8/Leads","body":{}}`, id), patience)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return msg
+	}
+	js.loses.Store(1)
+	for _, id := range []string{"a", "b"} { // each gets its own
+		if response, err := envelope.DecodeResponse(ask(id).Data); err != nil || response.Status != 200 || response.ID != id {
+			t.Errorf("%+v, %v", response, err)
+		}
+	}
+	r.drained()
+	stream, err := r.js.Stream(t.Context(), consumer.RequestStream)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := stream.CachedInfo().State.LastSeq; n != 2 {
+		t.Errorf("%d requests are stored", n)
+	}
 }
 
 // A large body goes by way of the object store.
