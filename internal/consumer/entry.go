@@ -44,6 +44,7 @@ type entry struct {
 
 	// Under org.mu.
 	running bool
+	chained bool // it stands behind another of its order
 	idle    bool // it is answered without a call
 	timer   *time.Timer
 	// waits is why it was not answered when it was last tried, until when.

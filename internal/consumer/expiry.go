@@ -20,8 +20,9 @@ import (
 )
 
 // expiry watches the deadlines of an org's requests that don't move: it is
-// paused, or out of credits, or its connection waits for a person or a token.
-// They stay in the stream, and each is read once, for its deadline.
+// paused, or out of credits, or its connection waits for a person or a token, or
+// all in hand of their lane rest. They stay in the stream, and each is read once,
+// for its deadline.
 type expiry struct {
 	read map[string]uint64 // per subject: the last sequence read; of the one who watches
 
@@ -105,30 +106,32 @@ func (c *Consumer) stuck() map[*org][]string {
 	c.mu.Unlock()
 	stuck := map[*org][]string{}
 	for _, o := range orgs {
-		held := o.heldBack()
+		still := o.still()
 		for _, name := range c.directory.names(o.name) {
 			known := c.directory.member(o.name, name)
-			if !held && usable(known) && time.Until(c.Tokens.Look(name).BlockedUntil) <= 0 {
-				continue
-			}
+			moving := usable(known) && time.Until(c.Tokens.Look(name).BlockedUntil) <= 0
 			for _, lane := range lanes {
-				stuck[o] = append(stuck[o], laneKey{name, lane}.subject())
+				if k := (laneKey{name, lane}); !moving || still[k] {
+					stuck[o] = append(stuck[o], k.subject())
+				}
 			}
 		}
 	}
 	return stuck
 }
 
-// heldBack reports whether nothing of the org, or of one of its lanes, can be
-// started for a reason that no call that ends will take away.
-func (o *org) heldBack() bool {
+// still are the lanes that have requests in hand of which none can be started, for a
+// reason that no call that ends will take away, or of which so many rest, or stand
+// behind another of their order, that the lane takes no more in hand.
+func (o *org) still() map[laneKey]bool {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	switch o.blocked {
-	case "", flow.Full, flow.HeavyFull, waitWorker:
-		return false
+	still := map[laneKey]bool{}
+	for k, l := range o.lanes {
+		still[k] = slices.ContainsFunc(l.held[:], func(r flow.Reason) bool { return !moves(r) }) ||
+			l.full() && l.running+len(l.light)+len(l.heavy)+len(l.suspects) == 0
 	}
-	return true
+	return still
 }
 
 // expiryOf returns the org's deadlines.

@@ -47,6 +47,7 @@ type lane struct {
 	mourned  bool     // twice is known and written; the lane's own goroutine's
 	behind   []*entry // ordered requests, until no other worker has one of the lane
 	inHand   int
+	chained  int // of them, those that stand behind another of their order
 	received int // since it is served, whatever became of them
 	turns
 	share   *turns // of the connection's lanes of this kind together
@@ -55,7 +56,7 @@ type lane struct {
 	// are settled nor came to it.
 	awaited int
 	closed  bool
-	held    flow.Reason // why none of its requests could be started when it was last tried
+	held    [3]flow.Reason // why none of each line could be started when it was last tried
 	// wanted says that somebody announced a request since it was last pulled from
 	// or handed one over.
 	wanted bool
@@ -256,11 +257,15 @@ func (l *lane) turn() (t turn) {
 
 // full reports whether the lane has so many requests in hand that it asks for no
 // more. The lock is held.
-func (l *lane) full() bool { return l.window-l.inHand < l.window/4 }
+func (l *lane) full() bool { return l.most()-l.inHand < l.window/4 }
+
+// most is how many requests the lane has in hand at most. Those that stand behind
+// another don't count: there may be some behind them that needn't wait. The lock is held.
+func (l *lane) most() int { return min(l.window+l.chained, windowMost) }
 
 // room is for how many requests more the lane has room. The lock is held.
 func (l *lane) room() int {
-	most := l.window
+	most := l.most()
 	if l.awaited > 0 {
 		// Everything that is handed over is taken in: there may be requests among
 		// it that the others wait for.
@@ -509,7 +514,7 @@ func (l *lane) shut() []*entry {
 		}
 		return 1
 	})
-	l.light, l.heavy, l.suspects, l.behind = nil, nil, nil, nil
+	l.light, l.heavy, l.suspects, l.behind, l.chained = nil, nil, nil, nil, 0
 	for _, e := range back {
 		l.org.hand.leave(e)
 		l.inHand--

@@ -21,6 +21,8 @@ func (o *org) queue(e *entry) {
 		}
 		if c := o.chains[e.key]; c != nil {
 			c.waiting = append(c.waiting, e)
+			e.chained = true
+			e.lane.chained++
 			return
 		}
 		o.chains[e.key] = &chain{}
@@ -61,6 +63,10 @@ const suspects = 2
 
 // line puts an entry into its line, at the front where it has waited before.
 func (l *lane) line(e *entry, front bool) {
+	if e.chained {
+		e.chained = false
+		l.chained--
+	}
 	to := &l.light
 	switch {
 	case e.suspect:
@@ -181,7 +187,7 @@ func (o *org) next(now time.Time) (best *entry, reason flow.Reason, until time.T
 	bulkRunning := 0
 	for _, l := range o.lanes {
 		e, why, at := l.head(now)
-		if l.held = why; e == nil {
+		if e == nil {
 			if why != "" && (reason == "" || rank(why) < rank(reason)) {
 				reason = why
 			}
@@ -235,9 +241,11 @@ func (l *lane) before(m *lane) bool {
 	return a.last < b.last
 }
 
-// head is the first of the lane's requests that can be started.
+// head is the first of the lane's requests that can be started. Where there is
+// none, l.held says why, of each line.
 func (l *lane) head(now time.Time) (e *entry, reason flow.Reason, until time.Time) {
 	for i, line := range l.lines() {
+		l.held[i] = ""
 		if len(*line) == 0 || i == suspects && l.org.trials.busy {
 			continue // one of them at a time: the next is looked at when it is over
 		}
@@ -252,6 +260,7 @@ func (l *lane) head(now time.Time) (e *entry, reason flow.Reason, until time.Tim
 			}
 			continue
 		}
+		l.held[i] = why
 		if reason == "" || rank(why) < rank(reason) {
 			reason = why
 		}
@@ -411,30 +420,11 @@ func (o *org) arm(now time.Time, reason flow.Reason, until time.Time) {
 		o.timer.Stop()
 		o.timer = nil
 	}
-	look := func(entries []*entry) {
-		for _, e := range entries {
-			if e.request != nil && (until.IsZero() || e.request.Deadline.Before(until)) {
-				until = e.request.Deadline
-			}
-		}
-	}
 	if moves(reason) {
 		until = time.Time{} // a call that ends comes here
 	}
-	for _, l := range o.lanes {
-		if moves(l.held) && moves(reason) {
-			continue
-		}
-		for _, line := range l.lines() {
-			look(*line)
-		}
-	}
-	// What stands behind another in its order may wait for longer than a call takes.
-	for _, c := range o.chains {
-		look(c.waiting)
-	}
-	for _, l := range o.lanes {
-		look(l.behind)
+	if first := o.firstDeadline(); until.IsZero() || !first.IsZero() && first.Before(until) {
+		until = first
 	}
 	if until.IsZero() {
 		return
@@ -445,6 +435,31 @@ func (o *org) arm(now time.Time, reason flow.Reason, until time.Time) {
 		o.overdue(o.Clock.Now())
 		o.dispatch()
 	})
+}
+
+// firstDeadline is the first one of what waits for longer than a call takes: in the
+// lines that stand still, and behind another of its order. Zero: there is none.
+// The lock is held.
+func (o *org) firstDeadline() (first time.Time) {
+	look := func(entries []*entry) {
+		for _, e := range entries {
+			if e.request != nil && (first.IsZero() || e.request.Deadline.Before(first)) {
+				first = e.request.Deadline
+			}
+		}
+	}
+	for _, l := range o.lanes {
+		for i, line := range l.lines() {
+			if !moves(l.held[i]) {
+				look(*line)
+			}
+		}
+		look(l.behind)
+	}
+	for _, c := range o.chains {
+		look(c.waiting)
+	}
+	return first
 }
 
 // moves reports whether what is held back for the reason goes on when a call ends.

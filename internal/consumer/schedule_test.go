@@ -47,6 +47,41 @@ func TestLookedAtAgain(t *testing.T) {
 	}
 }
 
+// An org looks again at the first deadline of the lines that stand still, though
+// others of the same lane move; and not at one that is over already and waits for a
+// call to end, or it would look without an end.
+func TestDeadlinesOfLinesThatStandStill(t *testing.T) {
+	t.Parallel()
+	now := time.Date(2026, 3, 1, 10, 0, 0, 0, time.UTC)
+	pause := &flow.Pause{Until: now.Add(time.Hour), Cause: "429", For: flow.SubConcurrency}
+	o, l := orgOf(flow.Limits{Places: 1}, flow.State{HeavyPause: pause}, laneKey{"demo", Interactive})
+	o.flow.Start(flow.Ask{})
+	l.line(waiting(l, 1, flow.Ask{}, now.Add(time.Second)), false)
+	l.line(waiting(l, 2, flow.Ask{Heavy: true}, now.Add(time.Hour)), false)
+	l.line(waiting(l, 3, flow.Ask{Heavy: true}, now.Add(time.Minute)), false)
+	if e, reason, _ := o.next(now); e != nil || reason != flow.Full {
+		t.Fatalf("%+v, %q", e, reason)
+	}
+	if first := o.firstDeadline(); !first.Equal(now.Add(time.Minute)) {
+		t.Errorf("looked again at %s", first)
+	}
+
+	o, l = orgOf(flow.Limits{Places: 1}, flow.State{Known: now, Left: 1}, laneKey{"demo", Interactive})
+	o.flow.Start(flow.Ask{})
+	lost := waiting(l, 1, flow.Ask{Credits: 1}, now.Add(-time.Second))
+	lost.request.Probe = &envelope.Probe{}
+	l.line(lost, false)
+	dear := &lane{laneKey: laneKey{"dear", Interactive}, org: o, share: &turns{}}
+	o.lanes[dear.laneKey] = dear
+	dear.line(waiting(dear, 2, flow.Ask{Credits: 50}, now.Add(time.Minute)), false)
+	if e, reason, _ := o.next(now); e != nil || reason != flow.CreditsOut {
+		t.Fatalf("%+v, %q", e, reason)
+	}
+	if first := o.firstDeadline(); !first.Equal(now.Add(time.Minute)) {
+		t.Errorf("looked again at %s", first)
+	}
+}
+
 // Requests in hand of the worker before are no longer counted for a lane that
 // can't be served: its connection was revoked, or moved to another org.
 func TestNotCountedForEver(t *testing.T) {

@@ -84,6 +84,33 @@ func TestOrderAndDeadline(t *testing.T) {
 	r.inOrder("A", 3)
 }
 
+// However many requests stand behind one of their order, those of another key and
+// without one go past them.
+func TestLongRowLetsOthersPast(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, zohotest.Options{Order: turnOf})
+	r.demo(5)
+	r.worker(patientCalls)
+	hold := r.Zoho.Hold(zohotest.BodyRead, at("A-0"))
+	const n = 100
+	for i := range n {
+		r.publish("demo", ordered("A", i))
+	}
+	r.reached(hold)
+	for i := range 20 {
+		r.publish("demo", ordered("B", i))
+	}
+	wantStatus(t, r.call("demo", list("other")), 200)
+	wantStatus(t, r.await("demo", "B-19"), 200)
+	if calls := r.Zoho.Count(zohotest.Match{Method: "GET"}); calls != 22 {
+		t.Errorf("%d calls", calls)
+	}
+	hold.Release()
+	r.awaitAll("demo", n+20)
+	r.inOrder("A", n)
+	r.inOrder("B", 20)
+}
+
 // A connection that is revoked and authorized again while an ordered request of
 // it is in flight: what comes after waits for it, also when it has to be sent again.
 func TestOrderAcrossRevocation(t *testing.T) {
@@ -497,11 +524,38 @@ func TestDeadlineBehindBudget(t *testing.T) {
 	for i := range n {
 		r.publish("demo", list(fmt.Sprint("busy-", i)))
 	}
+	overdue := func(id string) {
+		t.Helper()
+		short := list(id)
+		short["deadline"] = time.Now().Add(time.Second).UTC().Format(time.RFC3339Nano)
+		wantCode(t, r.call("small", short), envelope.DeadlineExceeded)
+		if called := r.Zoho.Count(zohotest.Match{Method: "GET"}); called > n {
+			t.Error("answered when the org was no longer busy")
+		}
+	}
 	r.publish("small", list("later"))
+	overdue("short")
+	for i := range 20 { // more than the worker has in hand
+		r.publish("small", list(fmt.Sprint("later-", i)))
+	}
+	overdue("beyond")
+}
+
+// The deadline of a request is kept also where all that the worker has in hand of
+// its lane rests, because Zoho asked for it, for longer than that.
+func TestDeadlineBehindRestingRequests(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, zohotest.Options{})
+	r.demo(5)
+	r.worker()
+	const n = 20
+	for i := range n {
+		id := fmt.Sprint("rests-", i)
+		r.busy(id, "300")
+		r.publish("demo", marked(id))
+	}
+	eventually(t, "they rest", func() bool { s := r.sight(); return s != nil && s.Running == 0 && s.Held > n/2 })
 	short := list("short")
 	short["deadline"] = time.Now().Add(time.Second).UTC().Format(time.RFC3339Nano)
-	wantCode(t, r.call("small", short), envelope.DeadlineExceeded)
-	if called := r.Zoho.Count(zohotest.Match{Method: "GET"}); called > n {
-		t.Error("answered when the org was no longer busy")
-	}
+	wantCode(t, r.call("demo", short), envelope.DeadlineExceeded)
 }
