@@ -10,7 +10,7 @@
 // Invariants: an org changes hands only by a compare-and-set of its record; a
 // session is over for others only when the server's own clock says so, read
 // together with the record through the leader, so that no machine's clock
-// counts; its holder takes it for over a second earlier, by its monotonic clock;
+// counts; its holder takes it for over a second earlier, by its own (register.Left);
 // a session that was over never comes back: the worker begins another.
 package lease
 
@@ -118,7 +118,7 @@ type Book struct {
 	id       string
 	past     []string // the ids that it has had
 	revision uint64
-	until    time.Time // by the monotonic clock; zero: no session
+	until    time.Time // see register.Left; zero: no session
 	closed   bool
 	others   map[string]*seen // sessions, this worker's own among them
 	records  map[string]entry

@@ -244,6 +244,21 @@ func TestSuspended(t *testing.T) {
 	}
 }
 
+// So does one that slept with its machine, whose monotonic clock stood still.
+func TestAsleep(t *testing.T) {
+	t.Parallel()
+	a := begin(t, serve(t), long)
+	h := take(t, a, "q")
+	a.mu.Lock()
+	a.until = natstest.Dated(a.until, -time.Hour)
+	a.mu.Unlock()
+	if h.Lasts() || a.ID() == h.Owner() {
+		t.Fatal("the session lasts")
+	}
+	<-a.lost
+	eventually(t, "another session", func() bool { return a.ID() != "" })
+}
+
 // A renewal that is acknowledged after the session's end brings nothing back.
 func TestLateRenewal(t *testing.T) {
 	t.Parallel()

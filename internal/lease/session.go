@@ -47,7 +47,7 @@ func (b *Book) ID() string {
 }
 
 // valid reports whether the session lasts; the lock is held.
-func (b *Book) valid() bool { return b.id != "" && !b.closed && time.Now().Before(b.until) }
+func (b *Book) valid() bool { return b.id != "" && !b.closed && register.Left(b.until) > 0 }
 
 // begin begins a session.
 func (b *Book) begin(ctx context.Context) error {

@@ -6,7 +6,7 @@
 // without a response means that the request may have been sent.
 //
 // Invariants: at most one holder at a time may send; a holder whose lease is
-// over by its own monotonic clock sends nothing; a claim is given up only by its
+// over by its own clock sends nothing; a claim is given up only by its
 // holder, and only where it is proved that nothing was sent; a claim that could
 // not be written counts as not held; whoever is told that a lease is over has
 // closed the claim first, so its holder, should it wake up, can't extend it.
@@ -113,7 +113,7 @@ type Claim struct {
 
 	mu       sync.Mutex
 	revision uint64
-	until    time.Time // monotonic: when the holder must not begin to send any more
+	until    time.Time // when the holder must not begin to send any more, see Left
 }
 
 // Claim claims the request for sending. The error is ErrConflict, ErrExpired or
@@ -338,11 +338,11 @@ func (c *Claim) write(ctx context.Context, expected uint64) error {
 	return nil
 }
 
-// Left is how long the holder may still use the claim, by its own monotonic clock.
+// Left is how long the holder may still use the claim, by its own clock (register.Left).
 func (c *Claim) Left() time.Duration {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return time.Until(c.until)
+	return register.Left(c.until)
 }
 
 // ErrLeaseOver says that the holder's own lease ended before it began to send.

@@ -34,6 +34,21 @@ func wantHeld(t *testing.T, err error, most time.Duration) {
 	}
 }
 
+// A claim whose holder slept with its machine, whose monotonic clock stood still
+// meanwhile, is over by the time of day.
+func TestAsleep(t *testing.T) {
+	t.Parallel()
+	js, clock := start(t)
+	claim, err := Open(js, clock, time.Minute).Claim(t.Context(), "demo", "1", digest)
+	if err != nil {
+		t.Fatal(err)
+	}
+	claim.until = natstest.Dated(claim.until, -time.Hour)
+	if err := claim.Permit(); !errors.Is(err, ErrLeaseOver) {
+		t.Errorf("permit: %v", err)
+	}
+}
+
 // The life of a claim, on a real server.
 func TestClaim(t *testing.T) {
 	t.Parallel()

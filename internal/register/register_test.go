@@ -181,3 +181,31 @@ func TestClock(t *testing.T) {
 		t.Errorf("off by %s", off)
 	}
 }
+
+// Nor does it matter if the machine's clock is set between two looks at the server.
+func TestClockSet(t *testing.T) {
+	t.Parallel()
+	for _, d := range []time.Duration{-time.Hour, time.Hour} {
+		var c register.Clock
+		now := time.Now()
+		then := natstest.Dated(now, d)
+		c.Observe(now.Round(0), then, then)
+		if off := time.Until(c.Now()).Abs(); off > time.Minute {
+			t.Errorf("set by %s: off by %s", -d, off)
+		}
+	}
+}
+
+// A lease is over when either reading of the clock says so.
+func TestLeft(t *testing.T) {
+	t.Parallel()
+	until := time.Now().Add(time.Hour)
+	for d, want := range map[time.Duration]time.Duration{0: time.Hour, time.Hour: time.Hour, -2 * time.Hour: -time.Hour} {
+		if off := (register.Left(natstest.Dated(until, d)) - want).Abs(); off > time.Minute {
+			t.Errorf("%s: off by %s", d, off)
+		}
+	}
+	if left := register.Left(time.Time{}); left > 0 {
+		t.Errorf("none: %s left", left)
+	}
+}
