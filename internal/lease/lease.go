@@ -137,7 +137,7 @@ type dead struct {
 type seen struct {
 	Session
 	position follow.Position
-	at       time.Time // by the monotonic clock
+	at       time.Time // when it was renewed last, by the monotonic clock
 	over     bool
 }
 
@@ -255,8 +255,9 @@ func (b *Book) sawSession(c follow.Change) {
 		s = &seen{}
 		b.others[id] = s
 	}
-	fresh := ended && !s.over
-	s.Session, s.position, s.at, s.over = record.Session, c.Position, time.Now(), ended
+	over := ended || c.Age > b.options.Term+margin // of a worker that died before this one began
+	fresh := over && !s.over
+	s.Session, s.position, s.at, s.over = record.Session, c.Position, time.Now().Add(-c.Age), over
 	b.mu.Unlock()
 	if fresh {
 		b.options.Changed("")

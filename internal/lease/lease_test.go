@@ -539,6 +539,23 @@ func TestOthers(t *testing.T) {
 	b.Close(t.Context())
 }
 
+// A worker that begins doesn't take those for alive that died before.
+func TestDeadBeforeTheBeginning(t *testing.T) {
+	t.Parallel()
+	s := serve(t)
+	a, b := begin(t, s, short), begin(t, s, short)
+	id := take(t, a, "q").Owner()
+	a.net.set(cut)
+	eventually(t, "its session is over for the others", func() bool {
+		_, there := b.Others()[id]
+		return a.ID() == "" && !there
+	})
+	c := begin(t, s, short)
+	if _, there := c.Others()[id]; there || c.Owner("q") != "" {
+		t.Errorf("it takes it for alive: %v, and %q for the owner", there, c.Owner("q"))
+	}
+}
+
 // forgetful loses the acknowledgement of one write of an org's record.
 type forgetful struct {
 	jetstream.JetStream

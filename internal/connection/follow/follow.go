@@ -39,6 +39,8 @@ type Change struct {
 	Data     []byte
 	// Gone says that the subject has no value in the new epoch; Data is nil.
 	Gone bool
+	// Age is for how long the value has been there at least, by the server's clock.
+	Age time.Duration
 }
 
 // Options of a Follower.
@@ -73,6 +75,8 @@ type Follower struct {
 	mu      sync.Mutex
 	known   map[string]uint64 // subject to the epoch it was last seen in
 	reached uint64            // highest sequence applied in this epoch
+	server  time.Time         // the server's time, or a little less, at the instant heard
+	heard   time.Time         // by the monotonic clock
 }
 
 // timeout bounds a single exchange with the server.
@@ -188,7 +192,7 @@ func (f *Follower) follow(ctx context.Context, created *time.Time, loaded func()
 		if err != nil {
 			return // not a message of a stream
 		}
-		f.apply(msg, meta.Sequence.Stream)
+		f.apply(msg, meta)
 		if meta.NumPending == 0 || meta.Sequence.Stream >= target {
 			finish()
 		}
@@ -251,19 +255,25 @@ func (f *Follower) info(ctx context.Context) (*jetstream.StreamInfo, error) {
 	}
 	heard := f.options.Now()
 	info := stream.CachedInfo()
+	f.mu.Lock()
+	f.server, f.heard = info.TimeStamp, time.Now()
+	f.mu.Unlock()
 	if f.options.Measured != nil && !info.TimeStamp.IsZero() {
 		f.options.Measured(info.TimeStamp.Sub(asked.Add(heard.Sub(asked) / 2)))
 	}
 	return info, nil
 }
 
-func (f *Follower) apply(msg jetstream.Msg, revision uint64) {
+func (f *Follower) apply(msg jetstream.Msg, meta *jetstream.MsgMetadata) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	epoch := f.epoch.Load()
+	epoch, revision := f.epoch.Load(), meta.Sequence.Stream
 	f.known[msg.Subject()] = epoch
 	f.reached = max(f.reached, revision)
-	f.options.Apply(Change{Subject: msg.Subject(), Position: Position{Epoch: epoch, Revision: revision}, Data: msg.Data()})
+	f.options.Apply(Change{
+		Subject: msg.Subject(), Position: Position{Epoch: epoch, Revision: revision}, Data: msg.Data(),
+		Age: max(0, f.server.Add(time.Since(f.heard)).Sub(meta.Timestamp)),
+	})
 }
 
 // settle ends the first reading, which went up to target (the message there may
