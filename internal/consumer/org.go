@@ -132,7 +132,8 @@ func (o *org) close() {
 	for _, e := range back {
 		o.giveBack(e)
 	}
-	o.pulls.Wait() // what was on its way is given back, too
+	o.finished(o.name) // this worker may have it again, and have counted those
+	o.pulls.Wait()     // what was on its way is given back, too
 }
 
 // refresh brings the org up to date with the records of its connections.

@@ -1,6 +1,7 @@
 package consumer
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"testing"
@@ -96,6 +97,29 @@ func TestNotCountedForEver(t *testing.T) {
 	o.wake(gone)
 	if o.flow.Places() != 5 {
 		t.Errorf("%d places", o.flow.Places())
+	}
+}
+
+// What an earlier tenure of an org has in hand without a call under way, and gives
+// back only now, is no longer counted as such for the present one.
+func TestGivenBackLate(t *testing.T) {
+	t.Parallel()
+	k := laneKey{"demo", Interactive}
+	before, l := orgOf(flow.Limits{Places: 5}, flow.State{}, k)
+	rests := waiting(l, 1, flow.Ask{}, time.Now().Add(time.Hour))
+	l.inHand++
+	before.hand.take(rests)
+	now, _ := orgOf(flow.Limits{Places: 5}, flow.State{}, k)
+	ended, end := context.WithCancel(t.Context())
+	end()
+	now.Consumer, before.name, now.name = before.Consumer, "org", "org"
+	now.orgs, now.gate, now.pulling = map[string]*org{"org": now}, newGate(1), ended
+	now.leftover = now.hand.leftovers(now)
+	if now.countForeign(); now.flow.Places() != 4 {
+		t.Fatalf("%d places", now.flow.Places())
+	}
+	if before.close(); now.flow.Places() != 5 || now.leftover != 0 {
+		t.Errorf("%d places, %d counted", now.flow.Places(), now.leftover)
 	}
 }
 
