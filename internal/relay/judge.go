@@ -29,6 +29,8 @@ type facts struct {
 	deletes string
 	// doubt: an earlier attempt may have been carried out, and brought no answer.
 	doubt bool
+	// elsewhere: so may one of another worker, if that made any.
+	elsewhere bool
 	// renewed: the token was already renewed for this request.
 	renewed bool
 	// refusals counts the answers 500 to this request, this one included.
@@ -89,12 +91,12 @@ func judge(f facts) verdict {
 		if id, ok := zoho.DuplicateOf(a.Body, f.uniqueField); ok {
 			return verdict{action: deliver, record: id, done: "added"}
 		}
-	case a.Status == 412 && f.doubt:
+	case a.Status == 412 && (f.doubt || f.elsewhere):
 		return verdict{
 			action: deliver, code: envelope.OutcomeUnknown,
-			message: "the record was modified since, and an earlier sending of this request, which brought no answer, may have done that: look the record up",
+			message: "the record was modified since, and " + f.earlier() + " may have done that: look the record up",
 		}
-	case f.doubt && f.operation.Name == "records.delete":
+	case (f.doubt || f.elsewhere) && f.operation.Name == "records.delete":
 		return f.deleted()
 	}
 	return verdict{action: deliver}
@@ -118,13 +120,21 @@ func (f facts) deleted() verdict {
 	switch {
 	case records == nil || records.Codes["INVALID_DATA"] == 0:
 		return verdict{action: deliver}
-	case f.deletes != "":
+	case f.deletes != "" && f.doubt:
 		return verdict{action: deliver, record: f.deletes, done: "deleted"}
 	}
 	return verdict{
 		action: deliver, code: envelope.OutcomeUnknown,
-		message: "some records were not there to be deleted, and an earlier sending of this request, which brought no answer, may have deleted them: look them up",
+		message: "what was to be deleted was not there, or not all of it, and " + f.earlier() + " may have deleted it: look it up",
 	}
+}
+
+// earlier is what the request may have done that it finds done, in words.
+func (f facts) earlier() string {
+	if f.doubt {
+		return "an earlier sending of this request, which brought no answer,"
+	}
+	return "another worker, which had this request before,"
 }
 
 func (f facts) unauthorized() verdict {

@@ -68,6 +68,10 @@ func TestJudge(t *testing.T) {
 
 		{"412", zoho.Answer{Status: 412, Code: "ALREADY_MODIFIED"}, nil, same(deliver, "")},
 		{"412 in doubt", zoho.Answer{Status: 412, Code: "ALREADY_MODIFIED"}, doubted, same(deliver, envelope.OutcomeUnknown)},
+		{"412 at another worker", zoho.Answer{Status: 412, Code: "ALREADY_MODIFIED"}, func(f *facts) { f.elsewhere = true }, same(deliver, envelope.OutcomeUnknown)},
+		{"a deletion at another worker, not there", zoho.Answer{Status: 400, Body: []byte(notDeleted)}, func(f *facts) {
+			f.elsewhere, f.deletes, f.operation = true, "1", zoho.Operation{Name: "records.delete"}
+		}, same(deliver, envelope.OutcomeUnknown)},
 		{"a deletion of several in doubt, one of which isn't there", zoho.Answer{Status: 207, Body: []byte(notDeleted)}, deletion, same(deliver, envelope.OutcomeUnknown)},
 		{"a deletion in doubt, delivered", zoho.Answer{Status: 200, Body: []byte(`{"data":[{"code":"SUCCESS","details":{"id":"1"},"status":"success"}]}`)}, deletion, same(deliver, "")},
 

@@ -322,6 +322,7 @@ func (j *job) send(ctx context.Context) Result {
 		v := judge(facts{
 			answer: answer, operation: j.Operation, repeatable: !j.once, uniqueField: j.Request.UniqueField,
 			deletes: j.deletes(), renewed: j.renewed, refusals: j.refusals, doubt: j.Sendings.Doubt,
+			elsewhere: j.Sendings.Elsewhere && !j.once && j.writes(), // what is once was proved to be unsent
 		})
 		j.Sendings.Doubt = j.Sendings.Doubt || j.sent && v.action == repeat && j.writes()
 		switch {

@@ -91,6 +91,35 @@ func TestDoubtOfConditions(t *testing.T) {
 	}
 }
 
+// Nor is it told so by another worker than the one that sent it first and got no answer.
+func TestDoubtOfConditionsElsewhere(t *testing.T) {
+	t.Parallel()
+	var ahead atomic.Int64 // of Zoho's clock
+	r := newRig(t, zohotest.Options{Now: func() time.Time { return time.Now().Add(time.Duration(ahead.Load())) }})
+	r.demo(10)
+	ids := r.Zoho.Seed(devbox.OrgID, "Leads", map[string]any{"Last_Name": "Before"}, map[string]any{"Last_Name": "Gone"})
+	first := r.worker(brief)
+	since := time.Now().Add(time.Second)
+	ahead.Store(int64(5 * time.Second)) // the condition counts in seconds
+	put, gone := "/crm/v8/Leads/"+ids[0], "/crm/v8/Leads/"+ids[1]
+	hold := r.Zoho.Hold(zohotest.Executed, zohotest.Match{Where: func(c zohotest.Call) bool { return c.Path == put || c.Path == gone }})
+	r.publish("demo", doc{
+		"id": "put", "method": "PUT", "url": "/v8/Leads/" + ids[0], "headers": doc{"If-Unmodified-Since": since.UTC().Format(time.RFC3339)},
+		"body": doc{"data": []doc{{"Last_Name": "After"}}},
+	})
+	r.publish("demo", doc{"id": "delete", "method": "DELETE", "url": "/v8/Leads/" + ids[1]})
+	r.reached(hold)
+	r.reached(hold)
+	stop(first) // its calls end without an answer, and the requests go to the next
+	hold.Release()
+	r.worker(brief)
+	wantCode(t, r.await("demo", "put"), envelope.OutcomeUnknown, "another worker")
+	wantCode(t, r.await("demo", "delete"), envelope.OutcomeUnknown, "another worker")
+	if n := r.executed()["After"]; n != 1 {
+		t.Errorf("%d records were updated", n)
+	}
+}
+
 // A GET that runs the customer's code is sent once, like an insert. Asked again
 // under its id it is answered as it was.
 func TestFunctionByGet(t *testing.T) {
