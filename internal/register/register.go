@@ -138,11 +138,15 @@ func (s *Stream) Put(ctx context.Context, subject string, data []byte, expected 
 	return entry.Revision, nil
 }
 
+// MaxHeader is how many bytes of headers JetStream stores with a message.
+const MaxHeader = 1<<16 - 1
+
 // IsTooLarge reports whether a message was not stored because it is larger than
-// a message may be, or than its stream takes (error 10054).
+// a message may be, or than its stream takes (error 10054), or has more than
+// MaxHeader of headers (10097).
 func IsTooLarge(err error) bool {
 	var api *jetstream.APIError
-	return errors.Is(err, nats.ErrMaxPayload) || errors.As(err, &api) && api.ErrorCode == 10054
+	return errors.Is(err, nats.ErrMaxPayload) || errors.As(err, &api) && (api.ErrorCode == 10054 || api.ErrorCode == 10097)
 }
 
 // IsConflict reports whether the server refused a publish because the

@@ -170,7 +170,11 @@ func (r *rig) letter() *dead.Letter {
 	if len(picked) != 1 {
 		r.t.Fatalf("%d dead letters", len(picked))
 	}
-	return picked[0]
+	letter, err := letters.Get(r.t.Context(), picked[0].Sequence)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	return letter
 }
 
 // Two updates of one id overtake each other: the one that Zoho carried out second
@@ -261,7 +265,8 @@ func TestLargestDeadLetter(t *testing.T) {
 	room := int(stream.CachedInfo().Config.MaxMsgSize)
 	bare := bytes.Repeat([]byte("x"), room)
 	laden := bytes.Repeat([]byte("y"), room-size(header))
-	for _, m := range []*nats.Msg{{Data: bare}, {Data: laden, Header: header}} {
+	crowded := nats.Header{"Nats-X0": {strings.Repeat("z", register.MaxHeader-50)}} // as many as a stream takes
+	for _, m := range []*nats.Msg{{Data: bare}, {Data: laden, Header: header}, {Data: []byte("no JSON"), Header: crowded}} {
 		m.Subject = "zoho.requests.demo"
 		if _, err := r.js.PublishMsg(t.Context(), m); err != nil {
 			t.Fatal(err)
