@@ -252,11 +252,8 @@ func (f *deadFlags) each(cmd *cobra.Command, config *app.Config, args []string, 
 			picked = append(picked, letter)
 		}
 		if f.all {
-			for letter, err := range letters.All(ctx, f.picks()) {
-				if err != nil {
-					return err
-				}
-				picked = append(picked, letter)
+			if picked, _, err = letters.Pick(ctx, f.picks(), 0); err != nil {
+				return err
 			}
 		}
 		if f.dryRun {

@@ -194,16 +194,18 @@ func read(msg *jetstream.RawStreamMsg) *Letter {
 	return letter
 }
 
-// Pick returns the first letters that the filter picks, no more than most, and
-// whether there are others.
+// Pick returns the first letters that the filter picks, no more than most (0: all),
+// and whether there are others. They come without Header and Data, which can be 1 MiB
+// and more of each: Get has them.
 func (l *Letters) Pick(ctx context.Context, f Filter, most int) (picked []*Letter, more bool, err error) {
 	for letter, err := range l.All(ctx, f) {
 		switch {
 		case err != nil:
 			return picked, false, err
-		case len(picked) == most:
+		case most > 0 && len(picked) == most:
 			return picked, true, nil
 		}
+		letter.Header, letter.Data = nil, nil
 		picked = append(picked, letter)
 	}
 	return picked, false, nil
@@ -234,8 +236,16 @@ func (l *Letters) Each(ctx context.Context, picked []*Letter, rate float64, do A
 }
 
 // Replay publishes the letter's request again, as it came, and drops the letter.
-// What happened to it so far goes with it, and its time begins anew.
+// What happened to it so far goes with it, and its time begins anew. Of a letter that
+// is not there any more nothing is published: somebody replayed or dropped it.
 func (l *Letters) Replay(ctx context.Context, letter *Letter) error {
+	letter, err := l.Get(ctx, letter.Sequence)
+	if errors.Is(err, jetstream.ErrMsgNotFound) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("replay: %w", err)
+	}
 	if !strings.HasPrefix(letter.Subject, "zoho.requests.") {
 		return fmt.Errorf("replay dead letter %d: it does not say where its request was published", letter.Sequence)
 	}
@@ -252,7 +262,7 @@ func (l *Letters) Replay(ctx context.Context, letter *Letter) error {
 	msg.Header.Del(StoredHeader)
 	msg.Header[HistoryHeader] = history[max(0, len(history)-maxHistory):]
 	msg.Header.Set(jetstream.MsgIDHeader, "replay."+strconv.FormatUint(letter.Sequence, 10))
-	_, err := l.js.PublishMsg(ctx, msg)
+	_, err = l.js.PublishMsg(ctx, msg)
 	if register.IsTooLarge(err) {
 		// The request is as large as the stream takes: it matters more than its past,
 		// and its own id makes it one request.
@@ -270,11 +280,15 @@ func (l *Letters) Replay(ctx context.Context, letter *Letter) error {
 // one that was never sent to Zoho.
 const maxHistory = 40
 
-// Drop removes the letter.
+// Drop removes the letter; one that is not there any more is no error.
 func (l *Letters) Drop(ctx context.Context, letter *Letter) error {
 	err := l.stream.DeleteMsg(ctx, letter.Sequence)
-	if err != nil && !errors.Is(err, jetstream.ErrMsgNotFound) {
-		return fmt.Errorf("drop dead letter %d: %w", letter.Sequence, err)
+	if err == nil {
+		return nil
 	}
-	return nil
+	// The server has several errors for a message that isn't there to be deleted.
+	if _, gone := l.Get(ctx, letter.Sequence); errors.Is(gone, jetstream.ErrMsgNotFound) {
+		return nil
+	}
+	return fmt.Errorf("drop dead letter %d: %w", letter.Sequence, err)
 }

@@ -1,0 +1,133 @@
+package dead_test
+
+import (
+	"bytes"
+	"strings"
+	"testing"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"zoho-worker/internal/connection/natstest"
+	"zoho-worker/internal/dead"
+	"zoho-worker/internal/register"
+)
+
+// opened are dead letters on a server of the test's own, and the requests that are
+// published again.
+func opened(t *testing.T) (jetstream.JetStream, *dead.Letters, func() []*jetstream.RawStreamMsg) {
+	t.Helper()
+	server := natstest.Start(t)
+	js := server.JetStream()
+	server.Create(js, jetstream.StreamConfig{Name: dead.StreamName, Subjects: []string{"zoho.dead.>"}})
+	server.Create(js, jetstream.StreamConfig{Name: "ZOHO_REQUESTS", Subjects: []string{"zoho.requests.>"}})
+	letters, err := dead.Open(t.Context(), js)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return js, letters, func() (published []*jetstream.RawStreamMsg) {
+		stream, err := js.Stream(t.Context(), "ZOHO_REQUESTS")
+		if err != nil {
+			t.Fatal(err)
+		}
+		for sequence := range stream.CachedInfo().State.LastSeq {
+			msg, err := stream.GetMsg(t.Context(), sequence+1)
+			if err != nil {
+				t.Fatal(err)
+			}
+			published = append(published, msg)
+		}
+		return published
+	}
+}
+
+func bury(t *testing.T, js jetstream.JetStream, data []byte, header nats.Header) {
+	t.Helper()
+	msg := &nats.Msg{Subject: "zoho.dead.acme", Data: data, Header: nats.Header{
+		dead.CodeHeader: {"invalid_request"}, dead.ReasonHeader: {"id: missing"}, dead.SubjectHeader: {"zoho.requests.acme"},
+	}}
+	for name, values := range header {
+		msg.Header[name] = values
+	}
+	if _, err := js.PublishMsg(t.Context(), msg); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// However large they are, letters that are picked take little memory, and what is
+// replayed is whole all the same.
+func TestPickedLettersAreSmall(t *testing.T) {
+	t.Parallel()
+	js, letters, published := opened(t)
+	const number, size, headers = 24, 64 << 10, 60 << 10
+	for i := range number {
+		bury(t, js, bytes.Repeat([]byte{byte(i)}, size), nats.Header{"X-Large": {strings.Repeat("y", headers)}})
+	}
+	picked, _, err := letters.Pick(t.Context(), dead.Filter{}, number)
+	if err != nil || len(picked) != number {
+		t.Fatalf("%d letters, %v", len(picked), err)
+	}
+	held := 0
+	for _, letter := range picked {
+		held += len(letter.Data) + (&nats.Msg{Header: letter.Header}).Size()
+	}
+	if held > size {
+		t.Errorf("%d letters of %d bytes hold %d bytes", number, size+headers, held)
+	}
+	if done, err := letters.Each(t.Context(), picked, 0, (*dead.Letters).Replay, func(int) {}); err != nil || done != number {
+		t.Fatalf("%d replayed, %v", done, err)
+	}
+	again := published()
+	if len(again) != number {
+		t.Fatalf("%d are published again", len(again))
+	}
+	for i, msg := range again {
+		if len(msg.Data) != size || msg.Data[0] != byte(i) || len(msg.Header.Get("X-Large")) != headers || len(msg.Header[dead.HistoryHeader]) == 0 {
+			t.Fatalf("request %d: %d bytes, headers %d", i, len(msg.Data), len(msg.Header))
+		}
+	}
+}
+
+// Of a letter that somebody drops while others before it are replayed nothing is
+// published.
+func TestDroppedLetterIsNotReplayed(t *testing.T) {
+	t.Parallel()
+	js, letters, published := opened(t)
+	for range 3 {
+		bury(t, js, []byte("no JSON"), nil)
+	}
+	picked, _, err := letters.Pick(t.Context(), dead.Filter{}, 3)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := letters.Each(t.Context(), picked, 0, (*dead.Letters).Replay, func(done int) {
+		if done == 1 {
+			if err := letters.Drop(t.Context(), picked[1]); err != nil {
+				t.Error(err)
+			}
+		}
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if n := len(published()); n != 2 {
+		t.Errorf("%d requests are published, want those of the two letters that were there", n)
+	}
+}
+
+// A request with as many headers as the server stores is replayed without its past.
+func TestReplayWithTheMostHeaders(t *testing.T) {
+	t.Parallel()
+	js, letters, published := opened(t)
+	most := strings.Repeat("y", register.MaxHeader-400)
+	bury(t, js, []byte("no JSON"), nats.Header{"X-Large": {most}})
+	letter, err := letters.Get(t.Context(), 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := letters.Replay(t.Context(), letter); err != nil {
+		t.Fatal(err)
+	}
+	if again := published(); len(again) != 1 || again[0].Header.Get("X-Large") != most {
+		t.Errorf("published again: %d", len(again))
+	}
+}
