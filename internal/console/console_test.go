@@ -1,6 +1,8 @@
 package console
 
 import (
+	"bytes"
+	"encoding/json"
 	"slices"
 	"strings"
 	"testing"
@@ -76,4 +78,43 @@ func TestCreditsText(t *testing.T) {
 	if want := []string{"36 used in 24 h, about 43 an hour"}; !slices.Equal(got, want) {
 		t.Errorf("%q, want %q", got, want)
 	}
+}
+
+// A dead letter's JSON is shown as json.Indent makes it, whatever it is; but one of
+// many deep arrays, whose lines would be a thousand times as large, only as far as a
+// page goes.
+func TestReadable(t *testing.T) {
+	t.Parallel()
+	rapid.Check(t, func(t *rapid.T) {
+		value := rapid.Custom(func(t *rapid.T) any { return anything(t, 3) }).Draw(t, "value")
+		data, err := json.MarshalIndent(value, "", rapid.SampledFrom([]string{"", "   "}).Draw(t, "indent"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		var want bytes.Buffer
+		_ = json.Indent(&want, data, "", "  ")
+		if got, kind := readable(data); got != want.String() || kind != "json" {
+			t.Fatalf("%s: %s, want %s", kind, got, want.Bytes())
+		}
+	})
+	deep := strings.Repeat("[", 2000) + strings.Repeat("]", 2000)
+	data := []byte("[" + strings.Repeat(deep+",", 20) + deep + "]")
+	if got, kind := readable(data); len(got) <= mostShown || len(got) > 2*mostShown || kind != "json" {
+		t.Errorf("%d bytes are %d bytes of %s", len(data), len(got), kind)
+	}
+}
+
+// anything is a JSON value.
+func anything(t *rapid.T, depth int) any {
+	switch kind := rapid.IntRange(0, 5).Draw(t, "kind"); {
+	case kind == 0 && depth > 0:
+		return rapid.SliceOfN(rapid.Custom(func(t *rapid.T) any { return anything(t, depth-1) }), 0, 3).Draw(t, "array")
+	case kind == 1 && depth > 0:
+		return rapid.MapOfN(rapid.String(), rapid.Custom(func(t *rapid.T) any { return anything(t, depth-1) }), 0, 3).Draw(t, "object")
+	case kind == 2:
+		return rapid.Float64().Draw(t, "number")
+	case kind == 3:
+		return rapid.SampledFrom([]any{nil, true, false}).Draw(t, "word")
+	}
+	return rapid.StringOf(rapid.SampledFrom([]rune(`a"\\{}[],: é`))).Draw(t, "text")
 }

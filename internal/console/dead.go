@@ -168,16 +168,57 @@ func (c *Console) deadShow(w http.ResponseWriter, r *http.Request) {
 	c.render(w, r, http.StatusOK, "letter", page{Title: "Dead letter " + r.PathValue("number"), Nav: "dead", Data: data})
 }
 
-// readable is a request for people: JSON indented, text as it is, else quoted.
+// readable is a request for people: JSON indented, text as it is, else quoted. What
+// is longer than mostShown may be cut there.
 func readable(data []byte) (text, kind string) {
-	var indented bytes.Buffer
+	var compact bytes.Buffer
 	switch {
-	case json.Indent(&indented, data, "", "  ") == nil:
-		return indented.String(), "json"
+	case json.Compact(&compact, data) == nil:
+		return indented(compact.Bytes()), "json"
 	case utf8.Valid(data):
 		return string(data), "text"
 	}
 	return fmt.Sprintf("%q", data[:min(len(data), mostShown)]), "bytes"
+}
+
+// indented is compact JSON as json.Indent makes it, until it is longer than mostShown:
+// 84 KB of nested arrays would be 168 MB.
+func indented(data []byte) string {
+	var b strings.Builder
+	line := func(depth int) {
+		b.WriteByte('\n')
+		for range depth {
+			b.WriteString("  ")
+		}
+	}
+	depth, quoted := 0, false
+	for i := 0; i < len(data) && b.Len() <= mostShown; i++ {
+		c := data[i]
+		opens, closes := !quoted && (c == '{' || c == '['), !quoted && (c == '}' || c == ']')
+		if closes {
+			depth--
+			line(depth)
+		}
+		b.WriteByte(c)
+		switch {
+		case opens && (data[i+1] == '}' || data[i+1] == ']'):
+			i++
+			b.WriteByte(data[i])
+		case opens:
+			depth++
+			line(depth)
+		case quoted && c == '\\':
+			i++
+			b.WriteByte(data[i])
+		case c == '"':
+			quoted = !quoted
+		case !quoted && c == ',':
+			line(depth)
+		case !quoted && c == ':':
+			b.WriteByte(' ')
+		}
+	}
+	return b.String()
 }
 
 // numbered finds a letter, or answers that there is none.
