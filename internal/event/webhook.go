@@ -63,6 +63,26 @@ func (w *Webhook) Start(ctx context.Context) (stop func(), err error) {
 	if w.First == 0 {
 		w.First = time.Second
 	}
+	messages, err := w.open(ctx)
+	if err != nil {
+		return nil, err
+	}
+	posting, cancel := context.WithCancel(context.Background())
+	client := &http.Client{
+		Timeout:       postTimeout,
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+	}
+	var work sync.WaitGroup
+	work.Go(func() { w.run(posting, client, messages) })
+	return func() {
+		cancel()
+		work.Wait()
+		client.CloseIdleConnections()
+	}, nil
+}
+
+// open makes the consumer, or finds it, and begins to read.
+func (w *Webhook) open(ctx context.Context) (jetstream.MessagesContext, error) {
 	consumer, err := w.JS.CreateOrUpdateConsumer(ctx, StreamName, jetstream.ConsumerConfig{
 		Durable: durable, Description: "events to the webhook",
 		// The first time: from now on. It is not told of last week's.
@@ -72,39 +92,36 @@ func (w *Webhook) Start(ctx context.Context) (stop func(), err error) {
 	if err != nil {
 		return nil, fmt.Errorf("consume events for the webhook: %w", err)
 	}
-	posting, cancel := context.WithCancel(context.Background())
-	client := &http.Client{
-		Timeout:       postTimeout,
-		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
-	}
-	messages, err := consumer.Messages(jetstream.PullMaxMessages(1), jetstream.PullExpiry(10*time.Second))
+	messages, err := consumer.Messages(jetstream.PullMaxMessages(1), jetstream.PullExpiry(10*time.Second), jetstream.PullHeartbeat(2*time.Second))
 	if err != nil {
-		cancel()
 		return nil, fmt.Errorf("consume events for the webhook: %w", err)
 	}
-	var work sync.WaitGroup
-	work.Go(func() {
-		for posting.Err() == nil {
-			msg, err := messages.Next(jetstream.NextContext(posting))
-			switch {
-			case errors.Is(err, jetstream.ErrMsgIteratorClosed):
-				return
-			case err != nil:
-				select {
-				case <-posting.Done():
-				case <-time.After(time.Second):
-				}
-			default:
-				w.deliver(posting, client, msg)
-			}
+	return messages, nil
+}
+
+// run posts until ctx ends. What ends the reading, a server that is away or a
+// consumer that somebody deleted, it begins again after a second.
+func (w *Webhook) run(ctx context.Context, client *http.Client, messages jetstream.MessagesContext) {
+	for {
+		msg, err := messages.Next(jetstream.NextContext(ctx))
+		if err == nil {
+			w.deliver(ctx, client, msg)
+			continue
 		}
-	})
-	return func() {
-		cancel()
 		messages.Stop()
-		work.Wait()
-		client.CloseIdleConnections()
-	}, nil
+		for again := false; !again; {
+			w.Logger.Debug("webhook: read again", "reason", err)
+			select {
+			case <-ctx.Done():
+				return
+			case <-time.After(time.Second):
+			}
+			bounded, cancel := context.WithTimeout(ctx, ackWait)
+			messages, err = w.open(bounded)
+			cancel()
+			again = err == nil
+		}
+	}
 }
 
 func (w *Webhook) deliver(ctx context.Context, client *http.Client, msg jetstream.Msg) {
