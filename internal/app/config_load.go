@@ -187,6 +187,9 @@ func (c Config) Reload(lookup func(string) (string, bool)) (Config, error) {
 	fresh.File = c.File
 	flags := pflag.NewFlagSet("reload", pflag.ContinueOnError)
 	fresh.BindWorker(flags)
+	if err := flags.Set("config", c.File); err != nil { // CONFIG doesn't name another
+		return c, err
+	}
 	for _, s := range c.settings() {
 		if c.Origin(s.Name) == fromFlag {
 			if err := flags.Set(s.Name, s.raw()); err != nil {

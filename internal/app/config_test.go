@@ -193,6 +193,24 @@ func TestReload(t *testing.T) {
 	}
 }
 
+// The file is read again that was read first, whatever CONFIG names.
+func TestReloadKeepsTheFile(t *testing.T) {
+	t.Parallel()
+	valid := "zoho-client-id: a\nzoho-client-secret: b\nencryption-keys: \"k1:AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=\"\n"
+	path := write(t, "c.yaml", valid+"log-level: debug\n")
+	for _, other := range []string{"", write(t, "other.yaml", valid+"log-level: error\n")} {
+		environment := map[string]string{"CONFIG": other}
+		c, err := load(t, []string{"--config", path}, environment)
+		if err != nil {
+			t.Fatal(err)
+		}
+		again, err := c.Reload(lookupIn(environment))
+		if err != nil || again.LogLevel != "debug" || again.File != path {
+			t.Errorf("CONFIG=%s: %s of %s, %v", other, again.LogLevel, again.File, err)
+		}
+	}
+}
+
 // The documentation names every setting with its environment variable and default.
 func TestConfigurationIsDocumented(t *testing.T) {
 	t.Parallel()
