@@ -252,7 +252,9 @@ func NewOIDC(config OIDCConfig) (*OIDC, error) {
 	if len(config.Allowed) == 0 {
 		faults = append(faults, errors.New("nobody is allowed: name e-mail addresses, or domains like @example.com"))
 	}
-	for _, item := range config.Allowed {
+	config.Allowed = slices.Clone(config.Allowed)
+	for i, item := range config.Allowed {
+		config.Allowed[i] = strings.TrimSpace(item)
 		if !strings.Contains(item, "@") {
 			faults = append(faults, fmt.Errorf("%q: an e-mail address, or a domain like @example.com", item))
 		}

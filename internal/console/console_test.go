@@ -13,6 +13,7 @@ import (
 
 	"zoho-worker/internal/envelope"
 	"zoho-worker/internal/flow"
+	"zoho-worker/internal/secret"
 )
 
 func TestNameOf(t *testing.T) {
@@ -56,6 +57,24 @@ func TestNewBasic(t *testing.T) {
 	}
 	if _, err := NewBasic("a:" + string(weak)); err == nil || !strings.Contains(err.Error(), "htpasswd -nB -C 12") {
 		t.Errorf("a cost that is too low: %v doesn't say how to make a better one", err)
+	}
+}
+
+// Who is allowed is a list with commas, and people write spaces after those.
+func TestAllowedWithSpaces(t *testing.T) {
+	t.Parallel()
+	o, err := NewOIDC(OIDCConfig{
+		Issuer: "https://id.example.com", ClientID: "a", ClientSecret: secret.New("b"), Allowed: []string{"ada@example.com", " Bob@example.com", "\t@example.org "},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for email, want := range map[string]bool{
+		"ada@example.com": true, "bob@example.com": true, "eve@example.org": true, "eve@example.com": false,
+	} {
+		if got := o.allowed(email); got != want {
+			t.Errorf("%q: %v", email, got)
+		}
 	}
 }
 
