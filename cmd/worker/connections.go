@@ -272,11 +272,11 @@ Requests for it are answered unknown_connection from now on. Who and when is kep
 			return withRecords(cmd, config, func(ctx context.Context, r *records) error {
 				name, told := args[0], "removed "+args[0]
 				var err error
+				var revoked bool
 				if keep || r.config.ZohoClientID == "" || r.config.ZohoClientSecret.IsZero() {
 					if err = r.store.RemoveBy(ctx, name, actor()); err == nil {
 						r.events.Publish(name, consent.EventDisconnected)
 					}
-					told += "; its access was not revoked at Zoho"
 				} else {
 					var flow *consent.Flow
 					var done func()
@@ -284,8 +284,12 @@ Requests for it are answered unknown_connection from now on. Who and when is kep
 						return err
 					}
 					defer done()
-					err = flow.Disconnect(ctx, name, actor(), force)
+					revoked, err = flow.Disconnect(ctx, name, actor(), force)
+				}
+				if revoked {
 					told += " and revoked its access at Zoho"
+				} else {
+					told += "; its access was not revoked at Zoho"
 				}
 				if errors.Is(err, connection.ErrNotFound) {
 					return noConnection(name)

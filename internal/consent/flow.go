@@ -187,13 +187,14 @@ func (f *Flow) redeem(ctx context.Context, p Pending, code string, subject strin
 			}
 		}()
 	}
+	// What begins with the exchange is ended, also when the browser has gone: Zoho may
+	// have made a grant that only its answer names.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
+	defer cancel()
 	grant, err := f.options.Zoho.Exchange(ctx, p.Location, code, p.RedirectURI, p.Verifier)
 	if err != nil {
 		return nil, exchangeFault(err)
 	}
-	// What was begun with the exchange is ended, also when the browser has gone.
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
-	defer cancel()
 	if grant.RefreshToken.IsZero() {
 		f.quiet("revoke", f.options.Zoho.Revoke(ctx, p.Location, grant.AccessToken))
 		return nil, &Fault{
@@ -483,13 +484,13 @@ func (f *Flow) ClaimDay(ctx context.Context, name, day string) (bool, error) {
 
 // Disconnect revokes the connection's grant at Zoho and removes it, keeping the
 // record of who and when. Where Zoho can't be asked it removes nothing, unless
-// forced: then the grant lives on at Zoho.
-func (f *Flow) Disconnect(ctx context.Context, name, by string, force bool) error {
+// forced: then the grant lives on at Zoho, and revoked is false.
+func (f *Flow) Disconnect(ctx context.Context, name, by string, force bool) (revoked bool, err error) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 30*time.Second)
 	defer cancel()
 	c, err := f.options.Connections.Fetch(ctx, name)
 	if err != nil {
-		return err
+		return false, err
 	}
 	token, err := c.RefreshToken(f.options.Keyring)
 	if err == nil {
@@ -502,15 +503,16 @@ func (f *Flow) Disconnect(ctx context.Context, name, by string, force bool) erro
 		}
 	}
 	if err != nil && !force {
-		return &RevokeError{Err: err}
+		return false, &RevokeError{Err: err}
 	}
+	revoked = err == nil
 	f.quiet("revoke "+name, err)
 	if err := f.options.Connections.RemoveBy(ctx, name, by); err != nil {
-		return err
+		return revoked, err
 	}
 	f.options.Event(name, EventDisconnected)
-	f.options.Logger.Info("connection is disconnected", "connection", name, "by", by, "revoked", err == nil) // the outer err: Zoho's
-	return nil
+	f.options.Logger.Info("connection is disconnected", "connection", name, "by", by, "revoked", revoked)
+	return revoked, nil
 }
 
 // RevokeError says that the grant could not be revoked at Zoho, so nothing was

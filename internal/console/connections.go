@@ -320,7 +320,7 @@ func (c *Console) disconnect(w http.ResponseWriter, r *http.Request) {
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(r.Context()), 40*time.Second)
 	defer cancel()
-	err := c.Consents.Disconnect(ctx, conn.Name, person(r), r.PostForm.Get("force") == "yes")
+	revoked, err := c.Consents.Disconnect(ctx, conn.Name, person(r), r.PostForm.Get("force") == "yes")
 	if revoke, ok := errors.AsType[*consent.RevokeError](err); ok {
 		c.Logger.Warn("connection is not disconnected", "connection", conn.Name, "err", err)
 		why := "Zoho did not confirm that the access is revoked, so nothing was removed."
@@ -334,6 +334,13 @@ func (c *Console) disconnect(w http.ResponseWriter, r *http.Request) {
 		c.fail(w, r, http.StatusBadGateway, asFault(err))
 		return
 	}
-	c.setFlash(w, flash{Kind: "good", Title: conn.Name + " is disconnected", Text: "Its access was revoked at Zoho. Who did it and when is kept below."})
+	text := "Its access was revoked at Zoho."
+	switch {
+	case err != nil: // it was gone
+		text = "Somebody else has just done it."
+	case !revoked:
+		text = "Its access was not revoked at Zoho: somebody has to remove the app at accounts.zoho.com › Connected Apps."
+	}
+	c.setFlash(w, flash{Kind: "good", Title: conn.Name + " is disconnected", Text: text + " Who did it and when is kept below."})
 	http.Redirect(w, r, "/", http.StatusSeeOther)
 }

@@ -1,6 +1,7 @@
 package integration
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -418,6 +419,46 @@ func TestConsoleDisconnect(t *testing.T) {
 	p.get("/connections/acme").want(t, 404, "It was disconnected on")
 	p.follow(p.connect("Acme", ada)).want(t, 200, "is connected") // the name is free, the user too
 	wantStatus(t, c.call("acme", list(c.id("anew"))), 200)
+
+	// Where it goes all the same, nobody is told that the access is gone.
+	c.Zoho.Inject(zohotest.Fault{Match: zohotest.Match{Endpoint: zohotest.Accounts, Path: "/oauth/v2/token/revoke"}, Name: "away", Answer: &zohotest.Answer{Status: 503}})
+	got = p.submit("/connections/acme/disconnect", "/connections/acme/disconnect", "force", "yes")
+	p.follow(got).want(t, 200, "acme is disconnected", "not revoked at Zoho", "Connected Apps")
+}
+
+// Zoho's answer to a code is taken in although the browser has gone: the access that
+// it gives would be there, and nobody's.
+func TestConsoleBrowserGoesAway(t *testing.T) {
+	t.Parallel()
+	c := newConsole(t)
+	p := c.person()
+	callback := p.accept(p.begin("Acme"), ada)
+	c.Zoho.Inject(zohotest.Fault{Match: zohotest.Match{Endpoint: zohotest.Token}, Name: "slow", Before: 500 * time.Millisecond})
+	ctx, leave := context.WithCancel(t.Context())
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, callback, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	gone := make(chan error, 1)
+	go func() {
+		resp, err := p.client.Do(req)
+		if err == nil {
+			_ = resp.Body.Close()
+		}
+		gone <- err
+	}()
+	eventually(t, "the code is at Zoho", func() bool { return c.exchanges() == 1 })
+	leave()
+	if err := <-gone; err == nil {
+		t.Fatal("the browser did not leave")
+	}
+	eventually(t, "the connection is there", func() bool {
+		_, there := c.store.Get("acme")
+		return there
+	})
+	if n := c.revocations(); n != 0 {
+		t.Errorf("%d revocations", n)
+	}
 }
 
 // A one-time link connects one account, once, and shows nothing else.
