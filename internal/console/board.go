@@ -2,7 +2,9 @@ package console
 
 import (
 	"context"
+	"errors"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 
@@ -16,7 +18,7 @@ import (
 
 const (
 	// The queues are read at most once per queueAge for all who look, the last
-	// uses, which are a read each, once per useAge and for useMost connections.
+	// uses, which are two reads each, once per useAge, of useMost connections at a time.
 	queueAge      = time.Second
 	useAge        = 10 * time.Second
 	useMost       = 100
@@ -40,6 +42,7 @@ type use struct {
 	// Delivered is when a request was last handed to a worker. Reads that are
 	// answered to an inbox leave no other trace.
 	Delivered time.Time
+	known     bool // JetStream said so
 	looked    time.Time
 }
 
@@ -65,7 +68,8 @@ func (b *board) look(ctx context.Context) (queues map[string]queueState, known b
 	if b.now().Sub(b.at) < queueAge {
 		return b.queues, b.known
 	}
-	ctx, cancel := context.WithTimeout(ctx, boardPatience)
+	// For all who look: a browser that goes away takes nothing from the others.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), boardPatience)
 	defer cancel()
 	queues, found, err := b.read(ctx)
 	if err != nil {
@@ -128,31 +132,30 @@ func (b *board) lastUses(ctx context.Context, names []string) map[string]use {
 	}
 	now := b.now()
 	var stale []string
-	for _, name := range names[:min(len(names), useMost)] {
+	for _, name := range names {
 		if now.Sub(b.uses[name].looked) >= useAge {
 			stale = append(stale, name)
 		}
 	}
+	// Each in its turn.
+	slices.SortStableFunc(stale, func(x, y string) int { return b.uses[x].looked.Compare(b.uses[y].looked) })
+	stale = stale[:min(len(stale), useMost)]
 	b.mu.Unlock()
-	ctx, cancel := context.WithTimeout(ctx, boardPatience)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), boardPatience)
 	defer cancel()
 	if stream, err := b.js.Stream(ctx, consumer.ResponseStream); err == nil && len(stale) > 0 {
 		var group errgroup.Group
 		group.SetLimit(8)
 		for _, name := range stale {
 			group.Go(func() error {
-				u := use{looked: now}
-				if msg, err := stream.GetLastMsgForSubject(ctx, "zoho.responses."+name+".*"); err == nil {
-					u.At, u.Fault = msg.Time, faultOf(msg.Data)
-				}
-				if lane, err := b.js.Consumer(ctx, consumer.RequestStream, name); err == nil {
-					if last := lane.CachedInfo().Delivered.Last; last != nil {
-						u.Delivered = *last
-					}
-				}
+				u, err := b.lastUse(ctx, stream, name)
 				b.mu.Lock()
+				defer b.mu.Unlock()
+				if err != nil { // what was known stays
+					u = b.uses[name]
+				}
+				u.looked = now
 				b.uses[name] = u
-				b.mu.Unlock()
 				return nil
 			})
 		}
@@ -165,6 +168,29 @@ func (b *board) lastUses(ctx context.Context, names []string) map[string]use {
 		uses[name] = b.uses[name]
 	}
 	return uses
+}
+
+// lastUse reads when the connection was last answered, and when a request of it was
+// last handed out.
+func (b *board) lastUse(ctx context.Context, stream jetstream.Stream, name string) (use, error) {
+	u := use{known: true}
+	msg, err := stream.GetLastMsgForSubject(ctx, "zoho.responses."+name+".*")
+	switch {
+	case err == nil:
+		u.At, u.Fault = msg.Time, faultOf(msg.Data)
+	case !errors.Is(err, jetstream.ErrMsgNotFound):
+		return use{}, err
+	}
+	lane, err := b.js.Consumer(ctx, consumer.RequestStream, name)
+	switch {
+	case err == nil:
+		if last := lane.CachedInfo().Delivered.Last; last != nil {
+			u.Delivered = *last
+		}
+	case !errors.Is(err, jetstream.ErrConsumerNotFound):
+		return use{}, err
+	}
+	return u, nil
 }
 
 // faultOf is a response's error in a few words.

@@ -242,7 +242,10 @@ func (c *Console) row(conn *connection.Connection, queue queueState, known bool,
 	default:
 		r.Token = "token " + span(now.Sub(view.MintedAt)) + " old, " + span(view.ExpiresAt.Sub(now)) + " left"
 	}
-	r.LastUsed = "never"
+	r.LastUsed = "not known now"
+	if last.known {
+		r.LastUsed = "never"
+	}
 	used := last.At
 	if view.UsedAt.After(used) {
 		used = view.UsedAt
