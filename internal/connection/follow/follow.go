@@ -233,6 +233,9 @@ func (f *Follower) follow(ctx context.Context, created *time.Time, loaded func()
 			if !info.Created.Equal(*created) || info.State.LastSeq < reached {
 				return errors.New("the stream is another one")
 			}
+			if info.State.Msgs == 0 { // what there was ended before it could be read
+				finish()
+			}
 			// Twice behind at the same place: the consumer is stuck.
 			if info.State.Msgs > 0 && reached < info.State.LastSeq && behind == reached+1 {
 				return errors.New("the consumer is stuck")
