@@ -100,7 +100,7 @@ func (b *Basic) person(w http.ResponseWriter, r *http.Request, c *Console) (stri
 		b.ask(w, r, c)
 		return "", false
 	}
-	digest := sha256.Sum256([]byte(strconv.Itoa(len(name)) + name + password))
+	digest := sha256.Sum256([]byte(strconv.Itoa(len(name)) + ":" + name + password))
 	now := c.Now()
 	b.mu.Lock()
 	if until, ok := b.known[digest]; ok && now.Before(until) {

@@ -1,0 +1,50 @@
+package console
+
+import (
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"testing"
+
+	"golang.org/x/crypto/bcrypt"
+
+	"zoho-worker/internal/secret"
+)
+
+// Whoever has just signed in is known again by name and password, each for itself:
+// "12" and "longusername" is not "1" and "2longusername".
+func TestBasicKnowsNamesApart(t *testing.T) {
+	t.Parallel()
+	hash, err := bcrypt.GenerateFromPassword([]byte("right"), 10)
+	if err != nil {
+		t.Fatal(err)
+	}
+	auth, err := NewBasic("longusername:" + string(hash))
+	if err != nil {
+		t.Fatal(err)
+	}
+	keyring, err := secret.ParseKeyring(secret.Generate().Reveal())
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := New(Options{Keyring: keyring, PublicURL: "http://127.0.0.1", Auth: auth, Logger: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	pages := c.Handler()
+	status := func(name, password string) int {
+		r := httptest.NewRequestWithContext(t.Context(), http.MethodGet, "http://127.0.0.1/connect", nil)
+		r.SetBasicAuth(name, password)
+		w := httptest.NewRecorder()
+		pages.ServeHTTP(w, r)
+		return w.Code
+	}
+	for _, attempt := range []struct {
+		name, password string
+		want           int
+	}{{"longusername", "right", 200}, {"longusername", "right", 200}, {"2", "longusernameright", 401}, {"longusername", "wrong", 401}} {
+		if got := status(attempt.name, attempt.password); got != attempt.want {
+			t.Errorf("%s: %d, want %d", attempt.name, got, attempt.want)
+		}
+	}
+}
