@@ -1,6 +1,10 @@
 package app
 
-import "zoho-worker/internal/secret"
+import (
+	"net/url"
+
+	"zoho-worker/internal/secret"
+)
 
 // Effective is a setting's value and where it came from.
 type Effective struct {
@@ -20,6 +24,12 @@ func (c Config) Effective() []Effective {
 		case e.Value == "":
 		case s.Name == "redis-url" || s.Name == "nats-url":
 			e.Value = secret.RedactURLs(e.Value)
+		case s.Name == "webhook-url": // many have their secret in the path
+			if u, err := url.Parse(e.Value); err == nil && u.Host != "" {
+				e.Value = u.Scheme + "://" + u.Host + "/redacted"
+			} else {
+				e.Value = "redacted"
+			}
 		case e.Secret:
 			e.Value = "redacted"
 		}

@@ -127,6 +127,7 @@ func TestConfigShowsNoSecret(t *testing.T) {
 	c, err := load(t, []string{
 		"--config", path, "--nats-url", "nats://u:PLANTED-NATS@a:1,tls://PLANTED-TOKEN@b:2,PLANTED@c:3",
 		"--redis-url", "rediss://me:PLANTED-REDIS@r:6379/0?password=PLANTED-QUERY",
+		"--webhook-url", "https://hooks.example.com/services/PLANTED-PATH?token=PLANTED",
 	}, nil)
 	if err != nil {
 		t.Fatal(err)
@@ -140,6 +141,9 @@ func TestConfigShowsNoSecret(t *testing.T) {
 		}
 		if e.Name == "redis-url" && e.Value != "rediss://me:xxxxx@r:6379/0?redacted" {
 			t.Errorf("redis-url shows %q", e.Value)
+		}
+		if e.Name == "webhook-url" && e.Value != "https://hooks.example.com/redacted" {
+			t.Errorf("webhook-url shows %q", e.Value)
 		}
 		if e.Name == "encryption-keys" && e.Value != "redacted" {
 			t.Errorf("encryption-keys shows %q", e.Value)
