@@ -404,9 +404,12 @@ func (h *held) choice() *Choice {
 	return &Choice{Reason: h.Reason, Existing: h.Existing, Name: h.Name, Who: h.Who, Location: h.Location, Shared: h.Share != ""}
 }
 
-// Held returns the choice that the browser with this state has to make. The
-// error is a *Fault.
+// Held returns the choice that the browser with this state has to make; one without
+// a state has none. The error is a *Fault.
 func (f *Flow) Held(ctx context.Context, state string) (*Choice, error) {
+	if state == "" {
+		return nil, stateFault(ErrUnknown)
+	}
 	var h held
 	if _, err := f.store.get(ctx, stateSubject(state), phaseHeld, &h); err != nil {
 		return nil, stateFault(err)

@@ -1,13 +1,16 @@
 package console
 
 import (
+	"context"
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"testing"
 
+	"github.com/nats-io/nats.go/jetstream"
 	"golang.org/x/crypto/bcrypt"
 
+	"zoho-worker/internal/consent"
 	"zoho-worker/internal/secret"
 )
 
@@ -45,6 +48,41 @@ func TestBasicKnowsNamesApart(t *testing.T) {
 	}{{"longusername", "right", 200}, {"longusername", "right", 200}, {"2", "longusernameright", 401}, {"longusername", "wrong", 401}} {
 		if got := status(attempt.name, attempt.password); got != attempt.want {
 			t.Errorf("%s: %d, want %d", attempt.name, got, attempt.want)
+		}
+	}
+}
+
+// unasked fails whoever asks JetStream for a stream.
+type unasked struct {
+	jetstream.JetStream
+	t *testing.T
+}
+
+func (u unasked) Stream(context.Context, string) (jetstream.Stream, error) {
+	u.t.Error("JetStream is asked")
+	return nil, jetstream.ErrStreamNotFound
+}
+
+// A stranger's browser, which has no consent under way, keeps no storage busy.
+func TestNoConsentAsksNobody(t *testing.T) {
+	t.Parallel()
+	keyring, err := secret.ParseKeyring(secret.Generate().Reveal())
+	if err != nil {
+		t.Fatal(err)
+	}
+	js := unasked{t: t}
+	c, err := New(Options{
+		Keyring: keyring, PublicURL: "http://127.0.0.1", Logger: slog.New(slog.DiscardHandler), JS: js,
+		Consents: consent.New(consent.Options{JS: js, Keyring: keyring, Logger: slog.New(slog.DiscardHandler)}),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, page := range []string{"/oauth/decide", "/oauth/decide?consent=state-AAAAAAAAAA", "/oauth/callback", "/oauth/callback?state=x&code=y"} {
+		w := httptest.NewRecorder()
+		c.Handler().ServeHTTP(w, httptest.NewRequestWithContext(t.Context(), http.MethodGet, "http://127.0.0.1"+page, nil))
+		if w.Code != http.StatusBadRequest {
+			t.Errorf("%s: %d", page, w.Code)
 		}
 	}
 }
