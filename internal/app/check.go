@@ -6,11 +6,13 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"os"
 	"regexp"
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -98,9 +100,9 @@ func checkNATS(ctx context.Context, f *findings, c Config, logger *slog.Logger) 
 		return nil
 	}
 	c.NATSInboxPrefix = cmp.Or(c.NATSInboxPrefix, workerInbox)
-	var denied []string
+	var denied deniedSaid
 	nc, err := connect(c, "zoho-worker check", logger, nats.NoReconnect(), nats.Timeout(5*time.Second),
-		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) { denied = append(denied, err.Error()) }))
+		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) { denied.add(err) }))
 	if err != nil {
 		f.fault("NATS", natsMend(err), "%v", err)
 		return nil
@@ -132,19 +134,34 @@ func checkNATS(ctx context.Context, f *findings, c Config, logger *slog.Logger) 
 	account, err := js.AccountInfo(bounded)
 	if err != nil {
 		f.fault("JetStream", "enable it (jetstream { store_dir: … }) for this account, and allow the user what deploy/nats/accounts.conf allows the worker",
-			"%v%s", err, because(denied))
+			"%v%s", err, &denied)
 		return nil
 	}
-	checkLimits(f, account)
+	checkLimits(f, account, c.Replicas)
 	checkStreams(bounded, f, c, js, nc)
 	return checkConnections(bounded, f, c, js, logger)
 }
 
-func because(denied []string) string {
-	if len(denied) == 0 {
+// deniedSaid is what the server says out of turn, of another goroutine.
+type deniedSaid struct {
+	mu   sync.Mutex
+	said []string
+}
+
+func (d *deniedSaid) add(err error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.said = append(d.said, err.Error())
+}
+
+// String is that in brackets, "" where it is nothing.
+func (d *deniedSaid) String() string {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if len(d.said) == 0 {
 		return ""
 	}
-	return " (" + strings.Join(denied, "; ") + ")"
+	return " (" + strings.Join(d.said, "; ") + ")"
 }
 
 func natsMend(err error) string {
@@ -183,8 +200,16 @@ func older(a, b string) bool {
 	return false
 }
 
-func checkLimits(f *findings, account *jetstream.AccountInfo) {
+func checkLimits(f *findings, account *jetstream.AccountInfo, replicas int) {
 	tier := account.Tier
+	if len(account.Tiers) > 0 { // the limits are by the number of replicas
+		name, there := fmt.Sprintf("R%d", replicas), false
+		if tier, there = account.Tiers[name]; !there {
+			f.fault("JetStream", "set --replicas to one that it has, or give it this one", "the account has the tiers %s, and none for %s",
+				strings.Join(slices.Sorted(maps.Keys(account.Tiers)), ", "), name)
+			return
+		}
+	}
 	limits := tier.Limits
 	var details []string
 	limited := func(name string, limit, used int64, spare int64) {

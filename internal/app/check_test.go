@@ -28,7 +28,7 @@ func TestLimits(t *testing.T) {
 		a.Limits = jetstream.AccountLimits{MaxMemory: -1, MaxStore: -1, MaxStreams: -1, MaxConsumers: -1}
 		change(a)
 		f := &findings{}
-		checkLimits(f, a)
+		checkLimits(f, a, 1)
 		return f.all
 	}
 	for name, change := range map[string]func(*jetstream.AccountInfo){

@@ -12,6 +12,8 @@ import (
 	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nkeys"
+
+	"zoho-worker/internal/secret"
 )
 
 func natsServer(t *testing.T, options *server.Options) string {
@@ -135,5 +137,78 @@ func TestConnectShowsNoPassword(t *testing.T) {
 		if err == nil || strings.Contains(err.Error(), "PLANTED") {
 			t.Errorf("%s: %v", url, err)
 		}
+	}
+}
+
+// jetStreamOf is what Check finds of JetStream.
+func jetStreamOf(t *testing.T, c Config) (found []Finding) {
+	t.Helper()
+	c.RedisURL = secret.Text{}
+	for _, f := range Check(t.Context(), c, slog.New(slog.DiscardHandler)) {
+		if strings.HasPrefix(f.What, "JetStream") {
+			found = append(found, f)
+		}
+	}
+	return found
+}
+
+// What a user may not do is in the finding.
+func TestCheckSaysWhatIsDenied(t *testing.T) {
+	t.Parallel()
+	url := natsServer(t, &server.Options{JetStream: true, StoreDir: t.TempDir(), Users: []*server.User{{
+		Username: "worker", Password: "p", Permissions: &server.Permissions{Publish: &server.SubjectPermission{Deny: []string{"$JS.API.>"}}},
+	}}})
+	c := Defaults()
+	c.NATSURL = strings.Replace(url, "nats://", "nats://worker:p@", 1)
+	found := jetStreamOf(t, c)
+	if len(found) != 1 || found[0].State != FindingFault || !strings.Contains(strings.ToLower(found[0].Detail), "permissions violation for publish") {
+		t.Errorf("found %+v", found)
+	}
+}
+
+// An account whose limits are by the number of replicas has those of its tier.
+func TestCheckTieredLimits(t *testing.T) {
+	t.Parallel()
+	operator, _ := nkeys.CreateOperator()
+	account, _ := nkeys.CreateAccount()
+	system, _ := nkeys.CreateAccount()
+	user, _ := nkeys.CreateUser()
+	id := func(k nkeys.KeyPair) string { public, _ := k.PublicKey(); return public }
+	resolver := &server.MemAccResolver{}
+	for _, a := range []nkeys.KeyPair{account, system} {
+		claims := jwt.NewAccountClaims(id(a))
+		if a == account {
+			claims.Limits.JetStreamTieredLimits = jwt.JetStreamTieredLimits{"R1": {MemoryStorage: -1, DiskStorage: -1, Streams: -1, Consumer: -1}}
+		}
+		token, err := claims.Encode(operator)
+		if err == nil {
+			err = resolver.Store(id(a), token)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	token, err := jwt.NewUserClaims(id(user)).Encode(account)
+	if err != nil {
+		t.Fatal(err)
+	}
+	seed, _ := user.Seed()
+	creds, err := jwt.FormatUserConfig(token, seed)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := Defaults()
+	c.NATSURL = natsServer(t, &server.Options{
+		TrustedKeys: []string{id(operator)}, AccountResolver: resolver, SystemAccount: id(system), JetStream: true, StoreDir: t.TempDir(),
+	})
+	c.NATSCreds = mustWrite(t, t.TempDir(), "worker.creds", creds)
+	for _, f := range jetStreamOf(t, c) {
+		if f.State == FindingFault {
+			t.Errorf("%s: %s", f.What, f.Detail)
+		}
+	}
+	c.Replicas = 3
+	if found := jetStreamOf(t, c); found[0].State != FindingFault || !strings.Contains(found[0].Detail, "R3") {
+		t.Errorf("an account without a tier for three replicas: %+v", found)
 	}
 }
