@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"math"
 	"os"
 	"slices"
@@ -16,6 +17,7 @@ import (
 
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/spf13/cobra"
+	"golang.org/x/term"
 
 	"zoho-worker/internal/app"
 	"zoho-worker/internal/dead"
@@ -120,7 +122,7 @@ func deadList(config *app.Config) *cobra.Command {
 						fmt.Fprintln(w, "NUMBER\tBURIED\tCONNECTION\tCODE\tREASON")
 					}
 					fmt.Fprintf(w, "%d\t%s\t%s\t%s\t%s\n", letter.Sequence, letter.Buried.Local().Format(time.DateTime),
-						letter.Connection, letter.Code, cut(letter.Reason, 90))
+						visible(letter.Connection), visible(letter.Code), visible(cut(letter.Reason, 90)))
 				}
 				switch {
 				case count > 0 || f.asJSON:
@@ -158,7 +160,7 @@ func deadShow(config *app.Config) *cobra.Command {
 				if err != nil {
 					return missing(err, numbers[0])
 				}
-				out := cmd.OutOrStdout()
+				out := &strings.Builder{}
 				fmt.Fprintf(out, "%s: %s\n", letter.Code, letter.Reason)
 				for _, e := range letter.History() {
 					fmt.Fprintf(out, "%s  %s\n", e.At.Format(time.RFC3339), e.What)
@@ -167,15 +169,35 @@ func deadShow(config *app.Config) *cobra.Command {
 				for _, name := range names {
 					fmt.Fprintf(out, "%s: %s\n", name, strings.Join(header[name], ", "))
 				}
-				if !utf8.Valid(letter.Data) {
+				if utf8.Valid(letter.Data) {
+					fmt.Fprintf(out, "\n%s\n", letter.Data)
+				} else {
 					fmt.Fprintf(out, "\n%d bytes, not text: %q\n", len(letter.Data), letter.Data)
-					return nil
 				}
-				fmt.Fprintf(out, "\n%s\n", letter.Data)
-				return nil
+				return writeText(cmd.OutOrStdout(), out.String())
 			})
 		},
 	}
+}
+
+// writeText writes text with a caller's words in it: as it is, but for a terminal visible.
+func writeText(w io.Writer, text string) error {
+	if file, ok := w.(*os.File); ok && term.IsTerminal(int(file.Fd())) {
+		text = visible(text)
+	}
+	_, err := io.WriteString(w, text)
+	return err
+}
+
+// visible has no character by which a caller's words could have a terminal do
+// something: nor has a name, because whoever may publish can name any connection.
+func visible(s string) string {
+	return strings.Map(func(r rune) rune {
+		if r < ' ' && r != '\n' && r != '\t' || r >= 0x7f && r < 0xa0 {
+			return utf8.RuneError
+		}
+		return r
+	}, s)
 }
 
 func missing(err error, number uint64) error {
@@ -258,7 +280,7 @@ func (f *deadFlags) each(cmd *cobra.Command, config *app.Config, args []string, 
 		}
 		if f.dryRun {
 			for _, letter := range picked {
-				fmt.Fprintf(cmd.OutOrStdout(), "%d  %s  %s  %s\n", letter.Sequence, letter.Connection, letter.Code, cut(letter.Reason, 90))
+				fmt.Fprintf(cmd.OutOrStdout(), "%d  %s  %s  %s\n", letter.Sequence, visible(letter.Connection), visible(letter.Code), visible(cut(letter.Reason, 90)))
 			}
 			fmt.Fprintf(cmd.ErrOrStderr(), "%d would be %s\n", len(picked), done)
 			return nil

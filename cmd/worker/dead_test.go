@@ -129,6 +129,11 @@ func TestDeadCommands(t *testing.T) {
 		t.Errorf("%v: %+v", err, letter)
 	}
 
+	evil := bury(t, js, "evil\x1b[2J", "id_conflict", "\x1b]0;gone\x07")
+	if out := s.says([]string{"dead", "list"}, "evil") + s.says([]string{"dead", "drop", fmt.Sprint(evil), "--dry-run"}, "evil"); strings.Contains(out, "\x1b") {
+		t.Errorf("a name does something to a terminal: %q", out)
+	}
+	s.says([]string{"dead", "drop", fmt.Sprint(evil)}, "1 dropped")
 	s.fails("name the letters by number, or give --all", "dead", "replay")
 	s.fails("name the letters by number, or give --all", "dead", "drop", "1", "--all")
 	s.says([]string{"dead", "replay", "--all", "--connection", "demo", "--dry-run"}, "2  demo  id_conflict  id: in the way", "2 would be replayed")

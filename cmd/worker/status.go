@@ -122,7 +122,9 @@ func fit(lines []string, width, height int) []string {
 // mostQueues is how many queues a screen shows, those with the most work first.
 const mostQueues = 20
 
-func render(o *inspect.Overview) string {
+func render(o *inspect.Overview) string { return visible(rendered(o)) }
+
+func rendered(o *inspect.Overview) string {
 	var b bytes.Buffer
 	fmt.Fprintf(&b, "%s  NATS %s at %s\n\n", o.At.Local().Format("2006-01-02 15:04:05"), o.Version, o.NATS)
 	table := func(header string, rows func(w io.Writer)) {

@@ -29,6 +29,18 @@ func TestFit(t *testing.T) {
 	}
 }
 
+// A name that a caller made up does nothing to a terminal.
+func TestRenderHasNoControls(t *testing.T) {
+	t.Parallel()
+	screen := render(&inspect.Overview{
+		Unqueued: []inspect.Waiting{{Connection: "\x1b]0;gone\x07\u009b2J", Requests: 7}},
+		Queues:   []inspect.Queue{{Name: "connection-a", Lanes: []inspect.Lane{{Connection: "a"}}, Connections: []string{"\x1b[2J"}}},
+	})
+	if strings.ContainsAny(screen, "\x1b\x07\u009b") || !strings.Contains(screen, "gone") {
+		t.Errorf("the screen is %q", screen)
+	}
+}
+
 // The screen says what matters, whatever is missing.
 func TestRender(t *testing.T) {
 	t.Parallel()
