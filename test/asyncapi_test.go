@@ -1,0 +1,63 @@
+package test
+
+import (
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"go.yaml.in/yaml/v3"
+
+	"zoho-worker/internal/event"
+	"zoho-worker/schemas"
+)
+
+// The AsyncAPI document is one that a parser takes, what it refers to is there, and
+// it names every event.
+func TestAsyncAPI(t *testing.T) {
+	t.Parallel()
+	var document map[string]any
+	if err := yaml.Unmarshal(schemas.AsyncAPI, &document); err != nil {
+		t.Fatal(err)
+	}
+	find := func(path string) (found any) {
+		found = document
+		for _, key := range strings.Split(path, "/") {
+			object, _ := found.(map[string]any)
+			found = object[key]
+		}
+		return found
+	}
+	var walk func(any)
+	walk = func(node any) {
+		switch node := node.(type) {
+		case []any:
+			for _, item := range node {
+				walk(item)
+			}
+		case map[string]any:
+			for key, value := range node {
+				ref, _ := value.(string)
+				path, local := strings.CutPrefix(ref, "#/")
+				switch {
+				case key != "$ref":
+					walk(value)
+				case local && find(path) == nil:
+					t.Errorf("%s: there is nothing", ref)
+				case !local:
+					if _, err := os.Stat(filepath.Join("..", "schemas", ref)); err != nil {
+						t.Error(err)
+					}
+				}
+			}
+		}
+	}
+	walk(document)
+	description, _ := find("channels/events/description").(string)
+	for _, name := range slices.Concat(event.Posted, []string{"paused", "resumed"}) {
+		if !strings.Contains(description, name) {
+			t.Errorf("the event %s is not named: %s", name, description)
+		}
+	}
+}
