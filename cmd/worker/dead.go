@@ -90,6 +90,9 @@ func (f *deadFlags) bind(cmd *cobra.Command) {
 	cmd.Flags().StringVar(&f.filter.Code, "code", "", "only with this error code, like invalid_request")
 	cmd.Flags().DurationVar(&f.olderThan, "older-than", 0, "only those buried longer ago, like 24h")
 	cmd.PreRunE = func(*cobra.Command, []string) error {
+		if strings.ContainsAny(f.filter.Connection, "*> ") {
+			return fmt.Errorf("--connection %q: the name of one connection", f.filter.Connection)
+		}
 		if f.filter.Code != "" && !slices.Contains(envelope.Codes(), envelope.Code(f.filter.Code)) {
 			return fmt.Errorf("--code %q: no such error code: docs/envelope.md has them all", f.filter.Code)
 		}

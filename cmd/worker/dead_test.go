@@ -123,6 +123,7 @@ func TestDeadCommands(t *testing.T) {
 	}
 	s.says([]string{"dead", "list", "--connection", "nobody"}, "no dead letters that the filters pick")
 	s.fails(`--code "nonsense": no such error code`, "dead", "list", "--code", "nonsense")
+	s.fails(`--connection "*": the name of one connection`, "dead", "drop", "--all", "--connection", "*")
 	s.fails("--rate -1: 0 (as fast as it goes) or more", "dead", "replay", "--all", "--rate", "-1")
 	var letter dead.Letter
 	if err := json.Unmarshal([]byte(s.says([]string{"dead", "list", "--connection", "globex", "--json"})), &letter); err != nil || string(letter.Data) != "\xff\x00" || letter.Sequence != other {

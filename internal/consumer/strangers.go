@@ -3,6 +3,7 @@ package consumer
 import (
 	"context"
 	"errors"
+	"strings"
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
@@ -13,6 +14,9 @@ import (
 // strangersAtOnce bounds how many subjects that nobody serves are answered for
 // at a time.
 const strangersAtOnce = 8
+
+// nobody is what requests to a wildcard are answered for: no connection has that name.
+const nobody = "_"
 
 // answerFor answers the requests of a subject that nobody serves: its connection
 // isn't known, or there is no such lane.
@@ -45,6 +49,13 @@ func (c *Consumer) answerStranger(rest string) {
 		return
 	}
 	key, known := parseLane(rest)
+	refused := "names no lane: publish to " + requestPrefix + key.connection + ", or to " + requestPrefix + key.connection + ".bulk"
+	if strings.ContainsAny(rest, "*>") {
+		// The server stores what is published to a wildcard as if it were a name; whoever
+		// asks for it, or for the response to it, gets what belongs to others.
+		key.connection, known = nobody, false
+		refused = "has a wildcard: publish to " + requestPrefix + "<connection>"
+	}
 	for last := uint64(0); c.pulling.Err() == nil; {
 		ctx, cancel := context.WithTimeout(c.pulling, 5*time.Second)
 		msg, err := c.stream.GetMsg(ctx, last+1, jetstream.WithGetMsgSubject(requestPrefix+rest))
@@ -59,6 +70,9 @@ func (c *Consumer) answerStranger(rest string) {
 			return
 		}
 		last = msg.Sequence
+		if msg.Subject != requestPrefix+rest {
+			continue // of another, that the wildcard stands for
+		}
 		e := &entry{
 			subject: msg.Subject, connection: key.connection, header: msg.Header, data: msg.Data, sequence: msg.Sequence,
 			stored: StoredAt(msg.Subject, msg.Header, msg.Time),
@@ -68,7 +82,7 @@ func (c *Consumer) answerStranger(rest string) {
 		if !known && e.refused == nil {
 			e.refused = &envelope.Error{
 				Code:    envelope.InvalidRequest,
-				Message: "subject: " + msg.Subject + " names no lane: publish to " + requestPrefix + key.connection + ", or to " + requestPrefix + key.connection + ".bulk",
+				Message: "subject: " + msg.Subject + " " + refused,
 			}
 		}
 		if c.directory.queue(key.connection) != "" && known {

@@ -2,6 +2,7 @@ package inspect
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -55,6 +56,23 @@ func (s *stage) connection(name string, status connection.Status) {
 
 func (s *stage) request(lane, id string) uint64 {
 	return s.put("zoho.requests."+lane, map[string]any{"id": id, "method": "GET", "url": "/v8/Leads?fields=Last_Name"})
+}
+
+// A name with a wildcard is nobody's, whoever the wildcard stands for.
+func TestWildcardIsNoConnection(t *testing.T) {
+	t.Parallel()
+	s := newStage(t)
+	s.connection("acme", connection.Active)
+	s.request("*", "1")
+	for _, name := range []string{"*", ">", "a.b", ""} {
+		if q, err := s.Queue(t.Context(), name); !errors.Is(err, ErrNoConnection) {
+			t.Errorf("%q: %+v, %v", name, q, err)
+		}
+	}
+	_, unqueued, err := s.Queues(t.Context())
+	if err != nil || len(unqueued) != 1 || unqueued[0].State != Stranger {
+		t.Errorf("%+v, %v", unqueued, err)
+	}
 }
 
 // serve answers as the worker of an org does.

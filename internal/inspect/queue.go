@@ -16,6 +16,7 @@ import (
 
 	"zoho-worker/internal/connection"
 	"zoho-worker/internal/consumer"
+	"zoho-worker/internal/envelope"
 	"zoho-worker/internal/flow"
 	"zoho-worker/internal/lease"
 	"zoho-worker/internal/register"
@@ -367,6 +368,9 @@ func (r *Reader) connections(ctx context.Context, names []string) map[string]*co
 // connection reads the record of a connection. The error is ErrNoConnection
 // where there is none, or none any more.
 func (r *Reader) connection(ctx context.Context, records *register.Stream, name string) (*connection.Connection, error) {
+	if !envelope.ValidConnection(name) { // with a wildcard it would be another's
+		return nil, fmt.Errorf("%w: %s", ErrNoConnection, name)
+	}
 	if records == nil {
 		records = register.New(r.JS, connection.StreamName, recordTime)
 	}

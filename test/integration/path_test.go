@@ -13,12 +13,14 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
+	"zoho-worker/internal/connection"
 	"zoho-worker/internal/consumer"
 	"zoho-worker/internal/devbox"
 	"zoho-worker/internal/envelope"
 	"zoho-worker/internal/ledger"
 	"zoho-worker/internal/register"
 	"zoho-worker/internal/relay"
+	"zoho-worker/internal/secret"
 	"zoho-worker/internal/zoho/zohotest"
 )
 
@@ -353,4 +355,37 @@ func TestTooLarge(t *testing.T) {
 	if got.Status != 200 || got.Body.Kind != envelope.NoBody {
 		t.Fatalf("response is %s", got.AppendJSON(nil))
 	}
+}
+
+// What is published to a wildcard, which the server stores as if it were a name, is
+// refused, and touches no request or response of those that the wildcard stands for.
+func TestWildcardSubject(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, zohotest.Options{})
+	old := r.demo(10)
+	r.worker()
+	wantStatus(t, r.call("demo", insert("answered", "Theirs")), 201)
+	r.Zoho.RevokeRefreshToken(old)
+	_, err := r.store.Update(t.Context(), "demo", func(c *connection.Connection) error {
+		c.Status, c.RevokedAt = connection.Revoked, time.Now()
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range 3 {
+		r.publish("demo", list(fmt.Sprint("waiting-", i)))
+		r.publish("demo.bulk", list(fmt.Sprint("bulk-", i)))
+	}
+	for _, name := range []string{"*", ">", "demo.*", "demo.>", "*.bulk"} {
+		wantCode(t, r.call(name, list("answered")), envelope.InvalidRequest, "wildcard")
+	}
+	if _, err := r.store.Reauthorize(t.Context(), "demo", secret.New(r.Zoho.GrantRefreshToken("user-of-demo")), nil); err != nil {
+		t.Fatal(err)
+	}
+	for i := range 3 {
+		wantStatus(t, r.await("demo", fmt.Sprint("waiting-", i)), 200)
+		wantStatus(t, r.await("demo", fmt.Sprint("bulk-", i)), 200)
+	}
+	r.drained()
 }
