@@ -2,7 +2,7 @@ package consumer
 
 import (
 	"context"
-	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -67,14 +67,14 @@ func (o *org) moved(e *entry) bool {
 	to, _ := e.lane.lane.aside()
 	msg := &nats.Msg{Subject: laneKey{e.connection, to}.subject(), Data: e.data, Header: nats.Header{}}
 	for name, values := range e.header {
-		if name != jetstream.MsgIDHeader && name != jetstream.ExpectedStreamHeader {
+		if !strings.HasPrefix(name, "Nats-") { // what its caller asked of the server was done
 			msg.Header[name] = values
 		}
 	}
 	msg.Header.Set(dead.StoredHeader, e.stored.UTC().Format(time.RFC3339Nano))
 	ctx, cancel := context.WithTimeout(o.calling, 5*time.Second)
 	defer cancel()
-	_, err := o.JetStream.PublishMsg(ctx, msg, jetstream.WithMsgID("aside."+strconv.FormatUint(e.sequence, 10)))
+	_, err := o.JetStream.PublishMsg(ctx, msg, jetstream.WithMsgID(dead.MsgID("aside", e.sequence, e.data)))
 	if err == nil {
 		err = o.done(e)
 	}

@@ -9,6 +9,8 @@ package dead
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"iter"
@@ -261,7 +263,7 @@ func (l *Letters) Replay(ctx context.Context, letter *Letter) error {
 	}
 	msg.Header.Del(StoredHeader)
 	msg.Header[HistoryHeader] = history[max(0, len(history)-maxHistory):]
-	msg.Header.Set(jetstream.MsgIDHeader, "replay."+strconv.FormatUint(letter.Sequence, 10))
+	msg.Header.Set(jetstream.MsgIDHeader, MsgID("replay", letter.Sequence, letter.Data))
 	_, err = l.js.PublishMsg(ctx, msg)
 	if register.IsTooLarge(err) {
 		// The request is as large as the stream takes: it matters more than its past,
@@ -274,6 +276,14 @@ func (l *Letters) Replay(ctx context.Context, letter *Letter) error {
 		return fmt.Errorf("replay dead letter %d: %w", letter.Sequence, err)
 	}
 	return l.Drop(ctx, letter)
+}
+
+// MsgID is the Nats-Msg-Id by which a message that is published again is one. Callers
+// may use any id, and one that was used is taken for stored: without a digest of the
+// message they could guess this one, and have it lost.
+func MsgID(what string, sequence uint64, data []byte) string {
+	sum := sha256.Sum256(data)
+	return what + "." + strconv.FormatUint(sequence, 10) + "." + hex.EncodeToString(sum[:16])
 }
 
 // maxHistory bounds what a request carries of its past, in lines: ten replays of

@@ -131,3 +131,23 @@ func TestReplayWithTheMostHeaders(t *testing.T) {
 		t.Errorf("published again: %d", len(again))
 	}
 }
+
+// What a caller publishes under the id that a replay has is not taken for it.
+func TestReplayIsNotMistaken(t *testing.T) {
+	t.Parallel()
+	js, letters, published := opened(t)
+	bury(t, js, []byte("no JSON"), nil)
+	if _, err := js.Publish(t.Context(), "zoho.requests.other", []byte("{}"), jetstream.WithMsgID("replay.1")); err != nil {
+		t.Fatal(err)
+	}
+	letter, err := letters.Get(t.Context(), 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := letters.Replay(t.Context(), letter); err != nil {
+		t.Fatal(err)
+	}
+	if again := published(); len(again) != 2 || string(again[1].Data) != "no JSON" {
+		t.Errorf("%d requests", len(again))
+	}
+}

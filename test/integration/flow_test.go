@@ -77,6 +77,51 @@ func TestHeavyRequests(t *testing.T) {
 	r.judged(20, 10)
 }
 
+// A heavy request that is moved to a lane of its own is not mistaken for what another
+// caller has published under the id that it is moved by, nor kept where it is by what
+// its own caller expected of the stream.
+func TestMovedRequests(t *testing.T) {
+	t.Parallel()
+	const heavy = 100
+	for name, expected := range map[string]bool{"under another's id": false, "with an expectation": true} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			r := newRig(t, zohotest.Options{})
+			r.limited(zohotest.Limits{Concurrency: 20, SubConcurrency: 10})
+			for i := range heavy {
+				other := []byte(`{"id":"other","method":"GET","url":"/v8/Leads?fields=Last_Name"}`)
+				if _, err := r.js.Publish(t.Context(), "zoho.requests.other", other, jetstream.WithMsgID(fmt.Sprint("aside.", heavy+1+i))); err != nil {
+					t.Fatal(err)
+				}
+			}
+			last := uint64(0)
+			for i := range heavy {
+				data, err := json.Marshal(coql(fmt.Sprint("heavy-", i)))
+				if err != nil {
+					t.Fatal(err)
+				}
+				var options []jetstream.PublishOpt
+				if expected {
+					options = append(options, jetstream.WithExpectLastSequencePerSubject(last))
+				}
+				ack, err := r.js.Publish(t.Context(), "zoho.requests.demo", data, options...)
+				if err != nil {
+					t.Fatal(err)
+				}
+				last = ack.Sequence
+			}
+			w := r.worker()
+			for _, response := range r.awaitAll("demo", heavy) {
+				wantStatus(t, response, 200)
+			}
+			r.drained()
+			if moved := scrape(t, w.HTTPAddr)["zoho_worker_heavy_moved_total"].GetMetric()[0].GetCounter().GetValue(); moved < heavy/4 {
+				t.Errorf("%v were moved", moved)
+			}
+		})
+	}
+}
+
 // Whatever an operation costs by Zoho's price list, the requester is told so, Zoho
 // charges it, and the org's ledger has it (zoho-facts 3.2).
 func TestWeights(t *testing.T) {
