@@ -108,13 +108,14 @@ func (b *Basic) person(w http.ResponseWriter, r *http.Request, c *Console) (stri
 		return name, true
 	}
 	delete(b.known, digest)
-	limiter := b.failures[clientIP(r)]
+	from := guesser(clientIP(r))
+	limiter := b.failures[from]
 	if limiter == nil {
 		if len(b.failures) >= 10_000 {
 			clear(b.failures)
 		}
 		limiter = rate.NewLimiter(rate.Every(failEvery), failBurst)
-		b.failures[clientIP(r)] = limiter
+		b.failures[from] = limiter
 	}
 	allowed := limiter.AllowN(now, 1) // given back below where it was right
 	b.mu.Unlock()
@@ -146,9 +147,22 @@ func (b *Basic) person(w http.ResponseWriter, r *http.Request, c *Console) (stri
 		clear(b.known)
 	}
 	b.known[digest] = now.Add(knownFor)
-	delete(b.failures, clientIP(r))
+	delete(b.failures, from)
 	b.mu.Unlock()
 	return name, true
+}
+
+// guesser is whom wrong passwords are counted for: an address; of IPv6 the 64 bits that
+// whoever has one address has the rest of.
+func guesser(ip string) string {
+	addr, err := netip.ParseAddr(ip)
+	if err != nil {
+		return ip
+	}
+	if addr = addr.Unmap().WithZone(""); addr.Is6() {
+		return netip.PrefixFrom(addr, 64).Masked().String()
+	}
+	return addr.String()
 }
 
 func (b *Basic) ask(w http.ResponseWriter, r *http.Request, c *Console) {

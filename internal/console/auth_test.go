@@ -52,6 +52,20 @@ func TestBasicKnowsNamesApart(t *testing.T) {
 	}
 }
 
+// Who has a network of IPv6 addresses has no more guesses than who has one address.
+func TestGuessesOfANetwork(t *testing.T) {
+	t.Parallel()
+	for of, same := range map[[2]string]bool{
+		{"2001:db8::1", "2001:db8::ffff:1"}: true, {"2001:db8::1", "2001:db8:0:1::1"}: false, {"192.0.2.1", "192.0.2.2"}: false,
+		{"::ffff:192.0.2.1", "192.0.2.1"}: true, {"::ffff:192.0.2.1", "::ffff:192.0.2.2"}: false, {"fe80::1%eth0", "fe80::2%eth1"}: true,
+		{"@", "@"}: true, // a socket without an address
+	} {
+		if got := guesser(of[0]) == guesser(of[1]); got != same {
+			t.Errorf("%v: the same is %v", of, got)
+		}
+	}
+}
+
 // unasked fails whoever asks JetStream for a stream.
 type unasked struct {
 	jetstream.JetStream
