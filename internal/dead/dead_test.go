@@ -2,7 +2,9 @@ package dead_test
 
 import (
 	"bytes"
+	"fmt"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/nats-io/nats.go"
@@ -149,5 +151,32 @@ func TestReplayIsNotMistaken(t *testing.T) {
 	}
 	if again := published(); len(again) != 2 || string(again[1].Data) != "no JSON" {
 		t.Errorf("%d requests", len(again))
+	}
+}
+
+// Two people who replay the same letters at once store each request once, and
+// neither is told of an error.
+func TestReplayedByTwo(t *testing.T) {
+	t.Parallel()
+	js, letters, published := opened(t)
+	const number = 50
+	for i := range number {
+		bury(t, js, fmt.Appendf(nil, "no JSON %d", i), nil)
+	}
+	picked, _, err := letters.Pick(t.Context(), dead.Filter{}, 0)
+	if err != nil || len(picked) != number {
+		t.Fatalf("%d letters, %v", len(picked), err)
+	}
+	var both sync.WaitGroup
+	for range 2 {
+		both.Go(func() {
+			if _, err := letters.Each(t.Context(), picked, 0, (*dead.Letters).Replay, func(int) {}); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	both.Wait()
+	if n := len(published()); n != number {
+		t.Errorf("%d requests of %d letters", n, number)
 	}
 }
