@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"net/url"
 	"slices"
 	"strconv"
 	"strings"
@@ -257,7 +258,8 @@ const sessionLife = 8 * time.Hour
 // so that a worker starts without it.
 func NewOIDC(config OIDCConfig) (*OIDC, error) {
 	var faults []error
-	if !strings.HasPrefix(config.Issuer, "https://") && !strings.HasPrefix(config.Issuer, "http://127.0.0.1") {
+	issuer, err := url.Parse(config.Issuer)
+	if err != nil || issuer.Host == "" || issuer.Scheme != "https" && (issuer.Scheme != "http" || !Loopback(net.JoinHostPort(issuer.Hostname(), "0"))) {
 		faults = append(faults, errors.New("the issuer must be an https address"))
 	}
 	if config.ClientID == "" || config.ClientSecret.IsZero() {

@@ -78,6 +78,20 @@ func TestAllowedWithSpaces(t *testing.T) {
 	}
 }
 
+// The client secret goes to the issuer: by https, or to this machine.
+func TestIssuer(t *testing.T) {
+	t.Parallel()
+	for issuer, want := range map[string]bool{
+		"https://id.example.com": true, "https://id.example.com/realms/a": true, "http://127.0.0.1:5556": true, "http://[::1]:5556/dex": true,
+		"http://id.example.com": false, "http://127.0.0.1.id.example.com": false, "http://127.0.0.1@id.example.com": false, "https://": false, "": false,
+	} {
+		_, err := NewOIDC(OIDCConfig{Issuer: issuer, ClientID: "a", ClientSecret: secret.New("b"), Allowed: []string{"@example.com"}})
+		if (err == nil) != want {
+			t.Errorf("%q: %v", issuer, err)
+		}
+	}
+}
+
 func TestLoopback(t *testing.T) {
 	t.Parallel()
 	for addr, want := range map[string]bool{
