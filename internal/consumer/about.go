@@ -45,9 +45,11 @@ type InHand struct {
 	Since time.Time `json:"since"`
 	// Running says that it is under way; else it waits: for what its relay said
 	// last, until Until, or for what holds its org back.
-	Running bool      `json:"running"`
-	Waits   string    `json:"waits,omitempty"`
-	Until   time.Time `json:"until,omitzero"`
+	Running bool `json:"running"`
+	// Unstored is why JetStream did not store its answer when it was last asked to.
+	Unstored string    `json:"unstored,omitempty"`
+	Waits    string    `json:"waits,omitempty"`
+	Until    time.Time `json:"until,omitzero"`
 	// Before is how many requests of its lane are before it.
 	Before int   `json:"before"`
 	Org    Sight `json:"org"`
@@ -110,6 +112,9 @@ func (e *entry) inHand() InHand {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	h.Running = e.running
+	if unstored := e.unstored.Load(); unstored != nil {
+		h.Unstored = *unstored
+	}
 	if !e.running {
 		h.Waits, h.Until = e.waitsFor(o.Clock.Now())
 		for _, line := range e.lane.lines() {

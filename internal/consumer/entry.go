@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"runtime/debug"
+	"sync/atomic"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -42,6 +43,8 @@ type entry struct {
 
 	sendings relay.Sendings // of the goroutine that works on it
 
+	unstored atomic.Pointer[string] // why its answer could not be stored when that was last tried
+
 	// Under org.mu.
 	running bool
 	chained bool // it stands behind another of its order
@@ -53,6 +56,18 @@ type entry struct {
 	until time.Time
 	// waited is what it waited for when it was started.
 	waited string
+}
+
+// tried takes in how a try to store what ends the request went.
+func (e *entry) tried(err error) {
+	if err == nil {
+		if e.unstored.Load() != nil {
+			e.unstored.Store(nil)
+		}
+		return
+	}
+	text := err.Error()
+	e.unstored.Store(&text)
 }
 
 // arrived takes a delivery in.

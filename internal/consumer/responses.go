@@ -55,7 +55,8 @@ func (r *Responses) Lookup(ctx context.Context, connection, id string) (*relay.S
 }
 
 // store keeps the response if it is the first; else it returns the one that stands.
-func (r *Responses) store(ctx context.Context, connection string, response *envelope.Response, digest [32]byte, data []byte) (*relay.Stored, error) {
+// Tried hears of each try, as with insist.
+func (r *Responses) store(ctx context.Context, connection string, response *envelope.Response, digest [32]byte, data []byte, tried func(error)) (*relay.Stored, error) {
 	msg := &nats.Msg{Subject: ResponseSubject(connection, response.ID), Data: data, Header: nats.Header{
 		digestHeader:                        {hex.EncodeToString(digest[:])},
 		jetstream.ExpectedLastSubjSeqHeader: {"0"},
@@ -63,7 +64,7 @@ func (r *Responses) store(ctx context.Context, connection string, response *enve
 	}}
 	trace.Inject(ctx, msg.Header)
 	var there *relay.Stored
-	err := insist(ctx, func(ctx context.Context) error {
+	err := insist(ctx, tried, func(ctx context.Context) error {
 		_, err := r.js.PublishMsg(ctx, msg)
 		if err == nil || !register.IsConflict(err) {
 			return err
@@ -79,12 +80,13 @@ func (r *Responses) store(ctx context.Context, connection string, response *enve
 }
 
 // insist tries until it works or ctx ends: a response in hand is worth waiting
-// for. Pauses of 0.1 s growing to 5 s.
-func insist(ctx context.Context, try func(context.Context) error) error {
+// for. Pauses of 0.1 s growing to 5 s. Tried hears how each try ended.
+func insist(ctx context.Context, tried func(error), try func(context.Context) error) error {
 	once := func() error {
 		bounded, cancel := context.WithTimeout(ctx, 5*time.Second)
 		defer cancel()
 		err := try(bounded)
+		tried(err)
 		if errors.Is(err, nats.ErrMaxPayload) {
 			return backoff.Permanent(err)
 		}

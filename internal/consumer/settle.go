@@ -141,7 +141,7 @@ func (s *settlement) refuse(e *envelope.Error) {
 		s.digest = sha256.Sum256(s.data)
 	}
 	// Nobody may send a request of this id against its stored refusal.
-	err := insist(s.calling, func(ctx context.Context) error {
+	err := insist(s.calling, s.tried, func(ctx context.Context) error {
 		err := s.Ledger.Close(ctx, s.connection, s.request.ID, s.digest)
 		var held *ledger.HeldError
 		var lost *ledger.LostError
@@ -185,7 +185,7 @@ func (s *settlement) answer(response *envelope.Response) {
 		}
 	case s.fleeting():
 	default:
-		there, err := s.Responses.store(ctx, s.connection, response, s.digest, data)
+		there, err := s.Responses.store(ctx, s.connection, response, s.digest, data, s.tried)
 		if err != nil {
 			s.outcome = outcomeNotStored
 			s.Logger.Error("response not stored: the request comes again", "connection", s.connection, "id", s.id(), "err", err)
@@ -312,7 +312,7 @@ func (s *settlement) keep(e *envelope.Error) bool {
 		ours.Add(dead.LifeHeader, dead.Event{At: s.Clock.Now(), What: "its own headers did not fit into the dead letter"}.String())
 		msg.Header = ours
 	}
-	err := insist(s.calling, func(ctx context.Context) error {
+	err := insist(s.calling, s.tried, func(ctx context.Context) error {
 		_, err := s.JetStream.PublishMsg(ctx, msg)
 		return err
 	})

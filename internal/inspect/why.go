@@ -331,6 +331,10 @@ func (w *Why) inHand(h *consumer.InHand, record *connection.Connection, claim st
 	waits := func(state State, format string, args ...any) {
 		w.say(state, "%s, %s%s%s%s", worker, fmt.Sprintf(format, args...), claim, again, w.until())
 	}
+	if h.Running && h.Unstored != "" {
+		w.say(InCall, "%s: its answer is there, and JetStream does not store it (%s); that is tried again every few seconds", worker, h.Unstored)
+		return
+	}
 	if h.Running {
 		w.say(InCall, "under way: %s, for %s%s", worker, ago(now.Sub(h.Since)), claim)
 		return

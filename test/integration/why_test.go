@@ -16,6 +16,7 @@ import (
 	"github.com/nats-io/nats.go"
 
 	"zoho-worker/internal/app"
+	"zoho-worker/internal/consumer"
 	"zoho-worker/internal/devbox"
 	"zoho-worker/internal/flow"
 	"zoho-worker/internal/inspect"
@@ -258,4 +259,34 @@ func TestHangup(t *testing.T) {
 	eventually(t, "the file is seen again", func() bool { return strings.Contains(r.logs.text.String(), "log_level=debug") })
 	wantStatus(t, r.call("demo", list("debugged")), 200)
 	eventually(t, "the request is logged", func() bool { return strings.Contains(r.logs.text.String(), "id=debugged") })
+}
+
+// An answer that there is no room for is told, and not that its claim is over; with
+// room it is stored.
+func TestWhyAnAnswerIsNotStored(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, zohotest.Options{})
+	r.demo(2)
+	r.worker()
+	room := func(bytes int64) {
+		stream, err := r.js.Stream(t.Context(), consumer.ResponseStream)
+		if err != nil {
+			t.Fatal(err)
+		}
+		config := stream.CachedInfo().Config
+		config.MaxBytes = bytes
+		if _, err := r.js.UpdateStream(t.Context(), config); err != nil {
+			t.Fatal(err)
+		}
+	}
+	room(1)
+	r.publish("demo", insert("i", "One"))
+	reader := &inspect.Reader{NC: r.nc, JS: r.js}
+	eventually(t, "why says that the answer is not stored", func() bool {
+		why, err := reader.Why(t.Context(), "demo", "i")
+		return err == nil && why.State == inspect.InCall && strings.Contains(why.Sentence, "maximum bytes exceeded); that is tried again") &&
+			!strings.Contains(why.Sentence, "claim")
+	})
+	room(-1)
+	wantStatus(t, r.await("demo", "i"), 201)
 }
