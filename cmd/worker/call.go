@@ -202,7 +202,7 @@ func call(cmd *cobra.Command, config app.Config, connection string, request *env
 	_, response, err := c.call(cmd.Context(), lane, request, show)
 	done()
 	if err != nil {
-		return err
+		return explained(c.nc, err)
 	}
 	if err := writeBody(cmd.OutOrStdout(), response.Body); err != nil {
 		return err

@@ -44,6 +44,28 @@ func newClient(config app.Config, logLevel string) (*client, error) {
 
 func (c *client) close() { c.nc.Close() }
 
+// explained is err with what to do where it says less than it could: JetStream that
+// is off has nobody who answers, and what NATS refuses ends as a wait that is over.
+func explained(nc *nats.Conn, err error) error {
+	switch {
+	case err == nil:
+		return nil
+	case jetStreamIsOff(err):
+		return fmt.Errorf("%w\nJetStream is off at this NATS server, or for this account: switch it on (jetstream { store_dir: … } in its configuration; "+
+			"in an account, jetstream: enabled)", err)
+	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, nats.ErrTimeout):
+		if refused := app.Refused(nc); refused != "" {
+			return fmt.Errorf("%w\nNATS does not let this user %s: deploy/nats/accounts.conf has what each user needs", err, refused)
+		}
+	}
+	return err
+}
+
+// jetStreamIsOff reports whether that is what an error means.
+func jetStreamIsOff(err error) bool {
+	return errors.Is(err, nats.ErrNoResponders) || errors.Is(err, jetstream.ErrJetStreamNotEnabled) || errors.Is(err, jetstream.ErrJetStreamNotEnabledForAccount)
+}
+
 // call publishes the request to a lane, <connection> or <connection>.bulk, and
 // waits for the response. Progress, where it is not nil, hears what it waits for,
 // once a second from the first second on.
@@ -56,10 +78,17 @@ func (c *client) call(ctx context.Context, lane string, request *envelope.Reques
 	}
 	defer func() { _ = replies.Unsubscribe() }()
 	begun := time.Now()
-	stored, err := c.js.Publish(ctx, "zoho.requests."+lane, request.AppendJSON(nil), jetstream.WithMsgID(connection+"."+request.ID))
+	publishing, cancel := context.WithTimeout(ctx, 5*time.Second)
+	stored, err := c.js.Publish(publishing, "zoho.requests."+lane, request.AppendJSON(nil), jetstream.WithMsgID(connection+"."+request.ID))
+	cancel()
 	switch {
 	case errors.Is(err, jetstream.ErrNoStreamResponse):
-		return nil, nil, errors.New("this NATS server has no stream for requests: start a worker first (worker run, or worker dev)")
+		asking, cancel := context.WithTimeout(ctx, 2*time.Second)
+		defer cancel()
+		if _, err := c.js.AccountInfo(asking); jetStreamIsOff(err) {
+			return nil, nil, fmt.Errorf("publish the request: %w", err)
+		}
+		return nil, nil, errors.New("this NATS server has no stream for requests: start a worker first (worker run)")
 	case register.IsTooLarge(err):
 		return nil, nil, fmt.Errorf("publish the request: %w: put its body into the object store ZOHO_BODIES, and name it by --body-object", err)
 	case err != nil:

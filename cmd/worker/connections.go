@@ -51,14 +51,44 @@ type records struct {
 	events  *event.Publisher
 }
 
-// withStore is withRecords for who needs the connections only.
-func withStore(cmd *cobra.Command, config *app.Config, work func(context.Context, *connection.Store) error) error {
-	return withRecords(cmd, config, func(ctx context.Context, r *records) error { return work(ctx, r.store) })
+// errNoneYet says that nobody has made a connection on this server yet.
+var errNoneYet = errors.New("this NATS server has no connections yet: see `worker connections add --help`")
+
+// withRecords opens the connections and closes them after work. It makes nothing:
+// where there is no stream of them the error is errNoneYet.
+func withRecords(cmd *cobra.Command, config *app.Config, work func(context.Context, *records) error) error {
+	return openRecords(cmd, config, func(ctx context.Context, js jetstream.JetStream) error {
+		ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+		defer cancel()
+		_, err := js.Stream(ctx, connection.StreamName)
+		switch {
+		case errors.Is(err, jetstream.ErrStreamNotFound):
+			return errNoneYet
+		case err != nil:
+			return fmt.Errorf("look at stream %s: %w", connection.StreamName, err)
+		}
+		return nil
+	}, work)
 }
 
-// withRecords opens the connections and closes them after work. The streams are
-// made where they are not there yet: connections may come before the first worker.
-func withRecords(cmd *cobra.Command, config *app.Config, work func(context.Context, *records) error) error {
+// withNewRecords is withRecords for what adds to them. The streams are made where
+// they are not there yet: connections may come before the first worker.
+func withNewRecords(cmd *cobra.Command, config *app.Config, work func(context.Context, *records) error) error {
+	return openRecords(cmd, config, func(ctx context.Context, js jetstream.JetStream) error {
+		for _, name := range []string{connection.StreamName, consent.StreamName} {
+			_, err := js.Stream(ctx, name)
+			if errors.Is(err, jetstream.ErrStreamNotFound) {
+				err = consumer.Topology{Replicas: config.Replicas, Retention: config.Retention}.Ensure(ctx, js)
+			}
+			if err != nil {
+				return err
+			}
+		}
+		return nil
+	}, work)
+}
+
+func openRecords(cmd *cobra.Command, config *app.Config, prepare func(context.Context, jetstream.JetStream) error, work func(context.Context, *records) error) error {
 	if err := config.Load(cmd.Flags(), os.LookupEnv); err != nil {
 		return err
 	}
@@ -81,23 +111,18 @@ func withRecords(cmd *cobra.Command, config *app.Config, work func(context.Conte
 	}
 	ctx, cancel := context.WithTimeout(cmd.Context(), time.Minute)
 	defer cancel()
-	for _, name := range []string{connection.StreamName, consent.StreamName} {
-		if _, err := js.Stream(ctx, name); errors.Is(err, jetstream.ErrStreamNotFound) {
-			err = consumer.Topology{Replicas: config.Replicas, Retention: config.Retention}.Ensure(ctx, js)
-			if err != nil {
-				return err
-			}
-		}
+	if err := prepare(ctx, js); err != nil {
+		return explained(nc, err)
 	}
 	store, err := connection.Open(ctx, js, keyring, connection.Options{Logger: logger})
 	if err != nil {
-		return err
+		return explained(nc, err)
 	}
 	defer store.Close()
-	return work(cmd.Context(), &records{
+	return explained(nc, work(cmd.Context(), &records{
 		config: *config, js: js, keyring: keyring, store: store, logger: logger,
 		events: &event.Publisher{JS: js, Connections: store, PublicURL: config.PublicURL, Logger: logger},
-	})
+	}))
 }
 
 // grantFlags are the ways to get a grant.
@@ -147,7 +172,7 @@ Secrets are sealed before they leave this process and never shown.`,
 			if err := knownOrg(c.OrgID, c.Edition); err != nil {
 				return err
 			}
-			return withRecords(cmd, config, func(ctx context.Context, r *records) error {
+			return withNewRecords(cmd, config, func(ctx context.Context, r *records) error {
 				if _, there := r.store.Get(c.Name); there {
 					return fmt.Errorf("there is a connection %s already: `worker connections reauthorize %s` signs it in again", c.Name, c.Name)
 				}
@@ -231,29 +256,34 @@ func listCommand(config *app.Config) *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "list", Short: "List the connections", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return withRecords(cmd, config, func(_ context.Context, r *records) error {
-				all := r.store.All()
-				if asJSON {
-					encoder := json.NewEncoder(cmd.OutOrStdout())
-					encoder.SetIndent("", "  ")
-					return encoder.Encode(all)
-				}
-				if len(all) == 0 {
-					fmt.Fprintln(cmd.ErrOrStderr(), "no connections yet: see `worker connections add --help`")
-					return nil
-				}
-				w := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 0, 2, ' ', 0)
-				fmt.Fprintln(w, "NAME\tNICKNAME\tDC\tENVIRONMENT\tORG\tUSER\tPLACES\tSTATUS")
-				for _, c := range all {
-					status := string(c.Status)
-					if c.Err() != nil {
-						status = c.Err().Error()
-					}
-					fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%d\t%s\n",
-						c.Name, c.Nickname, c.Location, c.Environment, cmp.Or(c.OrgName, c.OrgID), cmp.Or(c.UserName, c.UserID), c.Places(), status)
-				}
-				return w.Flush()
+			all := []*connection.Connection{}
+			err := withRecords(cmd, config, func(_ context.Context, r *records) error {
+				all = append(all, r.store.All()...)
+				return nil
 			})
+			if err != nil && !errors.Is(err, errNoneYet) {
+				return err
+			}
+			if asJSON {
+				encoder := json.NewEncoder(cmd.OutOrStdout())
+				encoder.SetIndent("", "  ")
+				return encoder.Encode(all)
+			}
+			if len(all) == 0 {
+				fmt.Fprintln(cmd.ErrOrStderr(), "no connections yet: see `worker connections add --help`")
+				return nil
+			}
+			w := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 0, 2, ' ', 0)
+			fmt.Fprintln(w, "NAME\tNICKNAME\tDC\tENVIRONMENT\tORG\tUSER\tPLACES\tSTATUS")
+			for _, c := range all {
+				status := string(c.Status)
+				if c.Err() != nil {
+					status = c.Err().Error()
+				}
+				fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%d\t%s\n",
+					c.Name, c.Nickname, c.Location, c.Environment, cmp.Or(c.OrgName, c.OrgID), cmp.Or(c.UserName, c.UserID), c.Places(), status)
+			}
+			return w.Flush()
 		},
 	}
 	cmd.Flags().BoolVar(&asJSON, "json", false, "as JSON")

@@ -300,7 +300,7 @@ func reauthorizeCommand(config *app.Config) *cobra.Command {
 		Long: `Give a connection a fresh grant, in one of the ways of "worker connections add".
 Requests that wait for it go on by themselves.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return withRecords(cmd, config, func(ctx context.Context, r *records) error {
+			return withNewRecords(cmd, config, func(ctx context.Context, r *records) error {
 				c, err := existing(r, args[0])
 				if err != nil {
 					return err

@@ -67,22 +67,18 @@ for 30 days, with what happened to them.`,
 }
 
 func withLetters(cmd *cobra.Command, config *app.Config, work func(context.Context, *dead.Letters) error) error {
-	if err := config.Load(cmd.Flags(), os.LookupEnv); err != nil {
-		return err
-	}
-	c, err := newClient(*config, config.LogLevel)
-	if err != nil {
-		return err
-	}
-	defer c.close()
-	letters, err := dead.Open(cmd.Context(), c.js)
-	if errors.Is(err, jetstream.ErrStreamNotFound) {
-		return errors.New("this NATS server has no dead letters yet: no worker has run against it")
-	}
-	if err != nil {
-		return err
-	}
-	return work(cmd.Context(), letters)
+	return withClient(cmd, config, func(c *client) error {
+		ctx, cancel := context.WithTimeout(cmd.Context(), 5*time.Second)
+		defer cancel()
+		letters, err := dead.Open(ctx, c.js)
+		if errors.Is(err, jetstream.ErrStreamNotFound) {
+			return errors.New("this NATS server has no dead letters yet: no worker has run against it")
+		}
+		if err != nil {
+			return err
+		}
+		return work(cmd.Context(), letters)
+	})
 }
 
 func (f *deadFlags) bind(cmd *cobra.Command) {

@@ -104,21 +104,18 @@ func tellPause(ctx context.Context, r *inspect.Reader, event map[string]any) err
 }
 
 func withQueue(cmd *cobra.Command, config *app.Config, name string, work func(context.Context, *inspect.Reader, *inspect.Queue) error) error {
-	r, done, err := reader(cmd, config)
-	if err != nil {
-		return err
-	}
-	defer done()
-	ctx, cancel := context.WithTimeout(cmd.Context(), 30*time.Second)
-	defer cancel()
-	q, err := r.Queue(ctx, name)
-	if errors.Is(err, inspect.ErrNoConnection) {
-		return noConnection(name)
-	}
-	if err != nil {
-		return err
-	}
-	return work(ctx, r, q)
+	return withReader(cmd, config, func(r *inspect.Reader) error {
+		ctx, cancel := context.WithTimeout(cmd.Context(), 30*time.Second)
+		defer cancel()
+		q, err := r.Queue(ctx, name)
+		if errors.Is(err, inspect.ErrNoConnection) {
+			return noConnection(name)
+		}
+		if err != nil {
+			return err
+		}
+		return work(ctx, r, q)
+	})
 }
 
 // limitCommand belongs to `worker connections`.
@@ -155,8 +152,8 @@ order in which they were stored; those that name an order_key, within it.`,
 					return fmt.Errorf("%q: a number from 0 to 100", args[1])
 				}
 			}
-			return withStore(cmd, config, func(ctx context.Context, store *connection.Store) error {
-				changed, err := store.Update(ctx, args[0], func(c *connection.Connection) error {
+			return withRecords(cmd, config, func(ctx context.Context, r *records) error {
+				changed, err := r.store.Update(ctx, args[0], func(c *connection.Connection) error {
 					if len(args) == 2 {
 						c.Concurrency = places
 					}

@@ -125,8 +125,8 @@ func simulatorConnectCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "connect NAME", Short: "Add the connection of the simulator's user, if it is not there", Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return withStore(cmd, &config, func(ctx context.Context, store *connection.Store) error {
-				_, err := store.Add(ctx, connection.Connection{
+			return withNewRecords(cmd, &config, func(ctx context.Context, r *records) error {
+				_, err := r.store.Add(ctx, connection.Connection{
 					Name: args[0], Nickname: "Demo", Location: "us", Edition: "enterprise", Concurrency: 10,
 					OrgID: devbox.OrgID, UserID: devbox.UserID, UpdatedBy: "worker simulator",
 				}, secret.New(refresh))

@@ -37,25 +37,22 @@ only: see the user "observer" in deploy/nats/accounts.conf.`,
 	f.BoolVarP(&watch, "watch", "w", false, "go on, until Ctrl-C")
 	f.DurationVar(&every, "every", 2*time.Second, "how often, with --watch")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		r, done, err := reader(cmd, config)
-		if err != nil {
-			return err
-		}
-		defer done()
 		out := cmd.OutOrStdout()
-		for {
-			if err := showStatus(cmd.Context(), r, out, asJSON, watch); err != nil && (!watch || cmd.Context().Err() != nil) {
-				return err
+		return withReader(cmd, config, func(r *inspect.Reader) error {
+			for {
+				if err := showStatus(cmd.Context(), r, out, asJSON, watch); err != nil && (!watch || cmd.Context().Err() != nil) {
+					return err
+				}
+				if !watch {
+					return nil
+				}
+				select {
+				case <-cmd.Context().Done():
+					return nil
+				case <-time.After(max(every, 200*time.Millisecond)):
+				}
 			}
-			if !watch {
-				return nil
-			}
-			select {
-			case <-cmd.Context().Done():
-				return nil
-			case <-time.After(max(every, 200*time.Millisecond)):
-			}
-		}
+		})
 	}
 	return cmd
 }
@@ -80,7 +77,7 @@ func showStatus(ctx context.Context, r *inspect.Reader, out io.Writer, asJSON, w
 	}
 	screen := render(overview)
 	if err != nil {
-		screen += "\n" + err.Error() + "\n"
+		screen += "\n" + explained(r.NC, err).Error() + "\n"
 	}
 	if watch {
 		paint(out, screen)

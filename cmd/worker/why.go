@@ -25,16 +25,22 @@ func clientConfig(cmd *cobra.Command) *app.Config {
 	return &config
 }
 
-// reader connects to look. Close it with done.
-func reader(cmd *cobra.Command, config *app.Config) (r *inspect.Reader, done func(), err error) {
+// withReader connects, to look.
+func withReader(cmd *cobra.Command, config *app.Config, look func(*inspect.Reader) error) error {
+	return withClient(cmd, config, func(c *client) error { return look(&inspect.Reader{NC: c.nc, JS: c.js}) })
+}
+
+// withClient connects for as long as work takes.
+func withClient(cmd *cobra.Command, config *app.Config, work func(*client) error) error {
 	if err := config.Load(cmd.Flags(), os.LookupEnv); err != nil {
-		return nil, nil, err
+		return err
 	}
 	c, err := newClient(*config, config.LogLevel)
 	if err != nil {
-		return nil, nil, err
+		return err
 	}
-	return &inspect.Reader{NC: c.nc, JS: c.js}, c.close, nil
+	defer c.close()
+	return explained(c.nc, work(c))
 }
 
 func whyCommand() *cobra.Command {
@@ -52,21 +58,20 @@ Exit status: 0 if it is answered, 1 if it waits, 2 if it is not known.`,
 	config := clientConfig(cmd)
 	cmd.Flags().BoolVar(&asJSON, "json", false, "as JSON")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		r, done, err := reader(cmd, config)
-		if err != nil {
-			return err
-		}
-		defer done()
-		ctx, cancel := context.WithTimeout(cmd.Context(), 30*time.Second)
-		defer cancel()
-		why, err := r.Why(ctx, args[0], args[1])
-		if err != nil {
-			return err
-		}
-		if why.State == inspect.Unknown {
+		var why *inspect.Why
+		err := withReader(cmd, config, func(r *inspect.Reader) (err error) {
+			ctx, cancel := context.WithTimeout(cmd.Context(), 30*time.Second)
+			defer cancel()
+			if why, err = r.Why(ctx, args[0], args[1]); err != nil || why.State != inspect.Unknown {
+				return err
+			}
 			if _, err := r.Queue(ctx, args[0]); errors.Is(err, inspect.ErrNoConnection) {
 				why.Sentence = fmt.Sprintf("there is no connection %s; %s", args[0], why.Sentence)
 			}
+			return nil
+		})
+		if err != nil {
+			return err
 		}
 		if asJSON {
 			encoder := json.NewEncoder(cmd.OutOrStdout())

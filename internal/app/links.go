@@ -83,6 +83,23 @@ func connect(c Config, name string, logger *slog.Logger, more ...nats.Option) (*
 	return nc, nil
 }
 
+// Refused is what NATS last refused to this connection's user, in words, "" where
+// nothing: whoever asked sees only that no answer comes.
+func Refused(nc *nats.Conn) string {
+	err := nc.LastError()
+	if !errors.Is(err, nats.ErrPermissionViolation) {
+		return ""
+	}
+	m := violation.FindStringSubmatch(err.Error())
+	switch {
+	case m == nil:
+		return ""
+	case strings.EqualFold(m[1], "subscription"):
+		return "subscribe to " + m[2]
+	}
+	return "publish to " + m[2]
+}
+
 // OpenRedis returns the Redis client that the configuration asks for, nil where
 // it asks for none. It connects when it is first used.
 func OpenRedis(c Config, logger *slog.Logger) (redis.UniversalClient, error) {
