@@ -275,13 +275,14 @@ func listCommand(config *app.Config) *cobra.Command {
 			}
 			w := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 0, 2, ' ', 0)
 			fmt.Fprintln(w, "NAME\tNICKNAME\tDC\tENVIRONMENT\tORG\tUSER\tPLACES\tSTATUS")
+			smallest := connection.Smallest(all)
 			for _, c := range all {
 				status := string(c.Status)
 				if c.Err() != nil {
 					status = c.Err().Error()
 				}
 				fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%d\t%s\n",
-					c.Name, c.Nickname, c.Location, c.Environment, cmp.Or(c.OrgName, c.OrgID), cmp.Or(c.UserName, c.UserID), c.Places(), status)
+					c.Name, c.Nickname, c.Location, c.Environment, cmp.Or(c.OrgName, c.OrgID), cmp.Or(c.UserName, c.UserID), smallest[c.Queue()].Places(), status)
 			}
 			return w.Flush()
 		},

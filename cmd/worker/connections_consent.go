@@ -388,7 +388,7 @@ func showCommand(config *app.Config) *cobra.Command {
 					{"data centre", consent.PlaceName(c.Location) + " (" + c.Location + ")"},
 					{"environment", c.Environment},
 					{"edition", cmp.Or(c.Edition, "not known")},
-					{"limits", limitsOf(c)},
+					{"limits", limitsOf(c, r.store.All())},
 					{"grants", fmt.Sprintf("%d so far", c.Grant)},
 					{"", grants},
 					{"connected", c.CreatedAt.Format(time.RFC3339)},

@@ -197,6 +197,16 @@ func TestConnectionsCommands(t *testing.T) {
 	s.want([]string{"limit", "elif", "--ordered"}, "at most, 2000 credits in 24 hours, one request after the other")
 	s.want([]string{"limit", "elif", "0", "--ordered=false", "--credits-per-day", "0"}, "elif: 10 calls of its org in flight at most\n")
 	s.want([]string{"show", "elif"}, " by "+actor())
+	// The smallest limit of an org is its limit, whichever of its connections is asked about.
+	s.want([]string{"add", "p8", "--refresh-token", "x", "--org-id", "8", "--concurrency", "8"}, "added p8")
+	s.want([]string{"add", "p3", "--refresh-token", "y", "--org-id", "8", "--concurrency", "3"}, "added p3")
+	s.want([]string{"limit", "p8", "9"}, "p8: 3 calls of its org in flight at most, the limit of p3: the smallest of the org's counts (its own is 9)\n")
+	if out, err := s.run("list"); err != nil || !regexp.MustCompile(`(?m)^p8 .* 3 +active$`).MatchString(out) {
+		t.Errorf("%v\n%s", err, out)
+	}
+	for _, name := range []string{"p8", "p3"} {
+		s.want([]string{"remove", name, "--keep-grant"}, "removed "+name)
+	}
 	if _, err := s.run("limit", "nope", "5"); err == nil || err.Error() != "there is no connection nope: see `worker connections list`" {
 		t.Errorf("a limit of nobody: %v", err)
 	}

@@ -170,7 +170,7 @@ order in which they were stored; those that name an order_key, within it.`,
 					return noConnection(args[0])
 				}
 				if err == nil {
-					fmt.Fprintf(cmd.OutOrStdout(), "%s: %s\n", changed.Name, limitsOf(changed))
+					fmt.Fprintf(cmd.OutOrStdout(), "%s: %s\n", changed.Name, limitsOf(changed, r.store.All()))
 				}
 				return err
 			})
@@ -181,9 +181,12 @@ order in which they were stored; those that name an order_key, within it.`,
 	return cmd
 }
 
-// limitsOf says what a connection may use.
-func limitsOf(c *connection.Connection) string {
+// limitsOf says what a connection may use, beside all others.
+func limitsOf(c *connection.Connection, all []*connection.Connection) string {
 	said := fmt.Sprintf("%d calls of its org in flight at most", c.Places())
+	if s := connection.Smallest(all)[c.Queue()]; s != nil && s.Places() < c.Places() {
+		said = fmt.Sprintf("%d calls of its org in flight at most, the limit of %s: the smallest of the org's counts (its own is %d)", s.Places(), s.Name, c.Places())
+	}
 	if c.DailyCredits > 0 {
 		said += fmt.Sprintf(", %d credits in 24 hours", c.DailyCredits)
 	}

@@ -149,6 +149,18 @@ func (c *Connection) Places() int {
 	return 10
 }
 
+// Smallest returns of each org, by its Queue, the connection with the fewest Places:
+// where they disagree, the smallest limit is the org's. It is safe for all.
+func Smallest(all []*Connection) map[string]*Connection {
+	smallest := map[string]*Connection{}
+	for _, c := range all {
+		if s := smallest[c.Queue()]; s == nil || c.Places() < s.Places() {
+			smallest[c.Queue()] = c
+		}
+	}
+	return smallest
+}
+
 // editions by what stands in Zoho's name of them; "one" begins a word, so that it
 // is not found in "none".
 var editions = []struct {

@@ -148,6 +148,16 @@ func TestQueuesWithoutWorker(t *testing.T) {
 	if !slices.Equal(unqueued, want) {
 		t.Errorf("without a queue %+v, want %+v", unqueued, want)
 	}
+	// A connection without work limits its org all the same.
+	s.put("zoho.connections.idle", &connection.Connection{
+		Name: "idle", Location: "eu", Environment: connection.Production, OrgID: "1", Concurrency: 4, Status: connection.Active,
+	})
+	if queues, _, err = s.Queues(t.Context()); err != nil || len(queues) != 1 || queues[0].Places != 4 {
+		t.Errorf("with another limit %+v, %v", queues, err)
+	}
+	if q, err := s.Queue(t.Context(), "acme"); err != nil || q.Places != 4 {
+		t.Errorf("with another limit %+v, %v", q, err)
+	}
 }
 
 // What a worker says of its org is what is shown of it.

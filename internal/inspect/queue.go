@@ -73,9 +73,10 @@ type Waiting struct {
 }
 
 const (
-	requestPrefix = "zoho.requests."
-	workerPrefix  = "zoho.workers."
-	recordPrefix  = "zoho.queues."
+	requestPrefix    = "zoho.requests."
+	workerPrefix     = "zoho.workers."
+	recordPrefix     = "zoho.queues."
+	connectionPrefix = "zoho.connections."
 )
 
 // Bounds of one look: how many records it reads of what no worker tells of, how
@@ -198,8 +199,13 @@ func (r *Reader) queue(ctx context.Context, record *connection.Connection, there
 	sight, served := r.sights(ctx, q.Name)[q.Name]
 	if served {
 		q.see(sight, there)
-	} else if err := r.recorded(ctx, q, there.now); err != nil {
-		return nil, err
+	} else {
+		if c := r.smallest(ctx)[q.Name]; c != nil {
+			q.Places = c.Places()
+		}
+		if err := r.recorded(ctx, q, there.now); err != nil {
+			return nil, err
+		}
 	}
 	if !slices.Contains(q.Connections, record.Name) {
 		q.add(record.Name, there)
@@ -316,6 +322,14 @@ func (r *Reader) rest(ctx context.Context, there *stored, known map[string]*Queu
 			q.add(name, there)
 		}
 	}
+	if len(fresh) > 0 {
+		smallest := r.smallest(ctx)
+		for _, q := range fresh {
+			if c := smallest[q.Name]; c != nil {
+				q.Places = c.Places()
+			}
+		}
+	}
 	each(fresh, func(q *Queue) { _ = r.recorded(ctx, q, there.now) }) // what can't be read says nothing
 	return unqueued
 }
@@ -365,6 +379,30 @@ func (r *Reader) connections(ctx context.Context, names []string) map[string]*co
 	return records
 }
 
+// smallest has of each org the connection that limits it, for orgs that no worker
+// tells of; nil where there are more connections than one look reads, or they can't be read.
+func (r *Reader) smallest(ctx context.Context) map[string]*connection.Connection {
+	stream, err := r.JS.Stream(ctx, connection.StreamName)
+	if err != nil {
+		return nil
+	}
+	info, err := stream.Info(ctx, jetstream.WithSubjectFilter(connectionPrefix+">"))
+	if err != nil || len(info.State.Subjects) > recordsMost {
+		return nil
+	}
+	var names []string
+	for subject := range info.State.Subjects {
+		names = append(names, strings.TrimPrefix(subject, connectionPrefix))
+	}
+	var all []*connection.Connection
+	for _, record := range r.connections(ctx, names) {
+		if record != nil && record.Status != connection.Unreadable {
+			all = append(all, record)
+		}
+	}
+	return connection.Smallest(all)
+}
+
 // connection reads the record of a connection. The error is ErrNoConnection
 // where there is none, or none any more.
 func (r *Reader) connection(ctx context.Context, records *register.Stream, name string) (*connection.Connection, error) {
@@ -374,7 +412,7 @@ func (r *Reader) connection(ctx context.Context, records *register.Stream, name 
 	if records == nil {
 		records = register.New(r.JS, connection.StreamName, recordTime)
 	}
-	entry, err := records.Get(ctx, "zoho.connections."+name)
+	entry, err := records.Get(ctx, connectionPrefix+name)
 	if errors.Is(err, register.ErrNotFound) || errors.Is(err, jetstream.ErrStreamNotFound) {
 		return nil, fmt.Errorf("%w: %s", ErrNoConnection, name)
 	}
