@@ -1,11 +1,16 @@
 package consumer
 
 import (
+	"bytes"
+	"log/slog"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
+	"zoho-worker/internal/connection"
 	"zoho-worker/internal/flow"
+	"zoho-worker/internal/register"
 )
 
 // What goes on waiting is told more and more seldom, and never given up.
@@ -24,6 +29,37 @@ func TestTelling(t *testing.T) {
 	if !slices.Equal(told, want) {
 		t.Errorf("told at %v, want %v", told, want)
 	}
+}
+
+// An org whose requests all wait for a person is given up as quiet and taken up
+// again: that is no news. That its connection was authorized in between is.
+func TestTellingOfAnOrgThatComesAndGoes(t *testing.T) {
+	t.Parallel()
+	var log bytes.Buffer
+	c := &Consumer{
+		Options:   Options{Clock: &register.Clock{}, Logger: slog.New(slog.NewTextHandler(&log, nil))},
+		directory: newDirectory(0), hand: newHand(time.Second), waiting: map[string]int{"gone": 1},
+	}
+	revoked := &connection.Connection{Name: "gone", Location: "us", OrgID: "1", Status: connection.Revoked}
+	c.directory.put(revoked)
+	here := map[string]*org{revoked.Queue(): nil}
+	look := func(orgs map[string]*org, lines int) {
+		t.Helper()
+		c.orgs = orgs
+		c.tellWaits()
+		if n := strings.Count(log.String(), "requests wait"); n != lines {
+			t.Fatalf("%d lines, want %d:\n%s", n, lines, log.String())
+		}
+	}
+	look(here, 1)
+	look(nil, 1)
+	look(here, 1)
+	active := *revoked
+	active.Status = connection.Active
+	c.directory.put(&active)
+	look(here, 1)
+	c.directory.put(revoked)
+	look(here, 2)
 }
 
 // A pause by hand is told in the words that its cause has.
