@@ -54,7 +54,8 @@ func explained(nc *nats.Conn, err error) error {
 		return fmt.Errorf("%w\nJetStream is off at this NATS server, or for this account: switch it on (jetstream { store_dir: … } in its configuration; "+
 			"in an account, jetstream: enabled)", err)
 	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, nats.ErrTimeout):
-		if refused := app.Refused(nc); refused != "" {
+		// Of an inbox the log has told, with what to do.
+		if refused := app.Refused(nc); refused != "" && !strings.HasPrefix(refused, "subscribe to "+nats.InboxPrefix) {
 			return fmt.Errorf("%w\nNATS does not let this user %s: deploy/nats/accounts.conf has what each user needs", err, refused)
 		}
 	}
@@ -113,7 +114,7 @@ func (c *client) call(ctx context.Context, lane string, request *envelope.Reques
 			return data, response, err
 		}
 		if progress != nil {
-			progress(fmt.Sprintf("waiting %s: %s", time.Since(begun).Round(time.Second), c.state(ctx, connection, stored.Sequence)))
+			progress(fmt.Sprintf("waiting %s: %s", time.Since(begun).Round(time.Second), c.state(ctx, connection, request.ID, stored.Sequence)))
 		}
 	}
 }
@@ -131,13 +132,13 @@ func (c *client) stored(ctx context.Context, connection, id string) []byte {
 }
 
 // state says in words what a request waits for.
-func (c *client) state(ctx context.Context, connection string, sequence uint64) string {
+func (c *client) state(ctx context.Context, connection, id string, sequence uint64) string {
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
 	defer cancel()
 	why, err := (&inspect.Reader{NC: c.nc, JS: c.js}).At(ctx, connection, sequence)
 	if err != nil {
 		// A caller with least privilege may not look; the answer comes all the same.
-		return "sent to the workers"
+		return fmt.Sprintf("stored for the workers, and not answered yet; worker why %s %s, as a user who may look, says why", connection, id)
 	}
 	return why.Sentence
 }
