@@ -261,7 +261,10 @@ func (w *Worker) connect(ctx context.Context, c Config, logger *slog.Logger) err
 		w.nc, err = connect(c, "zoho-worker", logger, noticed, again)
 		return err
 	})
-	if err != nil {
+	switch {
+	case err != nil && ctx.Err() == nil:
+		return fmt.Errorf("%w: %s", err, natsMend(err))
+	case err != nil:
 		return err
 	}
 	w.onStop(func(context.Context) { w.nc.Close() })

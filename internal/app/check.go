@@ -168,6 +168,10 @@ func natsMend(err error) string {
 	text := err.Error()
 	var file *os.PathError
 	switch {
+	case errors.Is(err, errNoURL):
+		return "percent-encode its user and password"
+	case errors.Is(err, nats.ErrSecureConnWanted):
+		return "the server has no TLS, which tls:// in --nats-url, --nats-ca and --nats-cert ask for"
 	case errors.As(err, &file):
 		return "is the file there, and may this user read it?"
 	case strings.Contains(text, "nkey"):

@@ -1,7 +1,9 @@
 package app
 
 import (
+	"cmp"
 	"log/slog"
+	"net"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -90,17 +92,33 @@ func TestCheckOfWhatCantBeRead(t *testing.T) {
 func TestNATSMend(t *testing.T) {
 	t.Parallel()
 	junk, none := write(t, "junk", "junk"), filepath.Join(t.TempDir(), "none")
+	// A server without TLS says so in its first line.
+	plain, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = plain.Close() })
+	go func() {
+		for {
+			conn, err := plain.Accept()
+			if err != nil {
+				return
+			}
+			_, _ = conn.Write([]byte(`INFO {"server_id":"S","version":"2.15.2","max_payload":1048576,"proto":1}` + "\r\n"))
+		}
+	}()
 	for want, configs := range map[string][]Config{
+		"the server has no TLS":   {{NATSURL: "tls://" + plain.Addr().String()}},
+		"percent-encode":          {{NATSURL: "nats://a:b%zz@127.0.0.1:1"}},
 		"is the file there":       {{NATSCreds: none}, {NATSNKey: none}, {NATSCA: none}, {NATSCert: none, NATSKey: none}},
 		"a file with the seed":    {{NATSNKey: junk}},
 		"PEM files":               {{NATSCA: junk}, {NATSCert: junk, NATSKey: junk}},
 		"is the server up, and -": {{}},
 	} {
 		for _, c := range configs {
-			c.NATSURL = "nats://127.0.0.1:1"
-			_, err := connect(c, "test", slog.New(slog.DiscardHandler))
-			if mend := natsMend(err); !strings.Contains(mend, want) {
-				t.Errorf("%v: %s", err, mend)
+			c.NATSURL = cmp.Or(c.NATSURL, "nats://127.0.0.1:1")
+			if _, err := Connect(c, "test", slog.New(slog.DiscardHandler)); err == nil || !strings.Contains(err.Error(), want) {
+				t.Errorf("%v, want %s", err, want)
 			}
 		}
 	}

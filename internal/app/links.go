@@ -24,9 +24,15 @@ import (
 // not be allowed to listen to the callers' inboxes.
 const workerInbox = nats.InboxPrefix + "zoho-worker"
 
-// Connect connects to NATS for as long as the process lives.
+var errNoURL = errors.New("is not a URL")
+
+// Connect connects to NATS for as long as the process lives. Its error says what to do.
 func Connect(c Config, name string, logger *slog.Logger) (*nats.Conn, error) {
-	return connect(c, name, logger)
+	nc, err := connect(c, name, logger)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %s", err, natsMend(err))
+	}
+	return nc, nil
 }
 
 // connect is Connect; more options come last, and so win.
@@ -75,7 +81,7 @@ func connect(c Config, name string, logger *slog.Logger, more ...nats.Option) (*
 	}
 	nc, err := nats.Connect(c.NATSURL, append(options, more...)...)
 	if _, isURL := errors.AsType[*url.Error](err); isURL { // it quotes what it can't read, with the password
-		return nil, fmt.Errorf("connect to NATS at %s (--nats-url): is not a URL; percent-encode its user and password", secret.RedactURLs(c.NATSURL))
+		return nil, fmt.Errorf("connect to NATS at %s (--nats-url): %w", secret.RedactURLs(c.NATSURL), errNoURL)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("connect to NATS at %s (--nats-url): %w", secret.RedactURLs(c.NATSURL), err)
