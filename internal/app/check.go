@@ -207,7 +207,8 @@ func older(a, b string) bool {
 func checkLimits(f *findings, account *jetstream.AccountInfo, replicas int) {
 	tier := account.Tier
 	if len(account.Tiers) > 0 { // the limits are by the number of replicas
-		name, there := fmt.Sprintf("R%d", replicas), false
+		name := fmt.Sprintf("R%d", replicas)
+		var there bool
 		if tier, there = account.Tiers[name]; !there {
 			f.fault("JetStream", "set --replicas to one that it has, or give it this one", "the account has the tiers %s, and none for %s",
 				strings.Join(slices.Sorted(maps.Keys(account.Tiers)), ", "), name)
