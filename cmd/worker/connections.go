@@ -57,7 +57,16 @@ var errNoneYet = errors.New("this NATS server has no connections yet: see `worke
 // withRecords opens the connections and closes them after work. It makes nothing:
 // where there is no stream of them the error is errNoneYet.
 func withRecords(cmd *cobra.Command, config *app.Config, work func(context.Context, *records) error) error {
-	return openRecords(cmd, config, func(ctx context.Context, js jetstream.JetStream) error {
+	return withThere(cmd, config, true, work)
+}
+
+// withLook is withRecords for who looks: without keys, refresh tokens stay sealed.
+func withLook(cmd *cobra.Command, config *app.Config, work func(context.Context, *records) error) error {
+	return withThere(cmd, config, false, work)
+}
+
+func withThere(cmd *cobra.Command, config *app.Config, keys bool, work func(context.Context, *records) error) error {
+	return openRecords(cmd, config, keys, func(ctx context.Context, js jetstream.JetStream) error {
 		ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 		defer cancel()
 		_, err := js.Stream(ctx, connection.StreamName)
@@ -74,7 +83,7 @@ func withRecords(cmd *cobra.Command, config *app.Config, work func(context.Conte
 // withNewRecords is withRecords for what adds to them. The streams are made where
 // they are not there yet: connections may come before the first worker.
 func withNewRecords(cmd *cobra.Command, config *app.Config, work func(context.Context, *records) error) error {
-	return openRecords(cmd, config, func(ctx context.Context, js jetstream.JetStream) error {
+	return openRecords(cmd, config, true, func(ctx context.Context, js jetstream.JetStream) error {
 		for _, name := range []string{connection.StreamName, consent.StreamName} {
 			_, err := js.Stream(ctx, name)
 			if errors.Is(err, jetstream.ErrStreamNotFound) {
@@ -88,13 +97,16 @@ func withNewRecords(cmd *cobra.Command, config *app.Config, work func(context.Co
 	}, work)
 }
 
-func openRecords(cmd *cobra.Command, config *app.Config, prepare func(context.Context, jetstream.JetStream) error, work func(context.Context, *records) error) error {
+func openRecords(cmd *cobra.Command, config *app.Config, keys bool, prepare func(context.Context, jetstream.JetStream) error, work func(context.Context, *records) error) error {
 	if err := config.Load(cmd.Flags(), os.LookupEnv); err != nil {
 		return err
 	}
-	keyring, err := secret.ParseKeyring(config.EncryptionKeys.Reveal())
-	if err != nil {
-		return fmt.Errorf("--encryption-keys (ENCRYPTION_KEYS): the workers' keys are needed, they seal and open the refresh tokens: %w", err)
+	var keyring *secret.Keyring
+	if keys || !config.EncryptionKeys.IsZero() {
+		var err error
+		if keyring, err = secret.ParseKeyring(config.EncryptionKeys.Reveal()); err != nil {
+			return fmt.Errorf("--encryption-keys (ENCRYPTION_KEYS): the workers' keys are needed, they seal and open the refresh tokens: %w", err)
+		}
 	}
 	if err := app.CheckLevel(config.LogLevel); err != nil {
 		return fmt.Errorf("--log-level (LOG_LEVEL): %w", err)
@@ -114,7 +126,11 @@ func openRecords(cmd *cobra.Command, config *app.Config, prepare func(context.Co
 	if err := prepare(ctx, js); err != nil {
 		return explained(nc, err)
 	}
-	store, err := connection.Open(ctx, js, keyring, connection.Options{Logger: logger})
+	said := logger
+	if !keys {
+		said = slog.New(slog.DiscardHandler) // what can't be read is shown
+	}
+	store, err := connection.Open(ctx, js, keyring, connection.Options{Logger: said})
 	if err != nil {
 		return explained(nc, err)
 	}
@@ -257,7 +273,7 @@ func listCommand(config *app.Config) *cobra.Command {
 		Use: "list", Short: "List the connections", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			all := []*connection.Connection{}
-			err := withRecords(cmd, config, func(_ context.Context, r *records) error {
+			err := withLook(cmd, config, func(_ context.Context, r *records) error {
 				all = append(all, r.store.All()...)
 				return nil
 			})

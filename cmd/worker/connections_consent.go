@@ -352,7 +352,7 @@ func showCommand(config *app.Config) *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "show NAME", Short: "Show a connection", Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return withRecords(cmd, config, func(ctx context.Context, r *records) error {
+			return withLook(cmd, config, func(ctx context.Context, r *records) error {
 				c, err := existing(r, args[0])
 				if err != nil {
 					return err

@@ -251,7 +251,8 @@ func (c *Connection) encode(keyring *secret.Keyring) ([]byte, error) {
 	return json.Marshal(stored{Connection: c, Sealed: c.sealed})
 }
 
-// decode never fails: what can't be read becomes a connection with a fault.
+// decode never fails: what can't be read becomes a connection with a fault. Without
+// a keyring nobody looks whether its refresh token can be opened.
 func decode(name string, revision uint64, data []byte, keyring *secret.Keyring) *Connection {
 	c := &Connection{}
 	doc := stored{Connection: c}
@@ -269,7 +270,7 @@ func decode(name string, revision uint64, data []byte, keyring *secret.Keyring) 
 		}
 	}
 	c.sealed, c.Revision = doc.Sealed, revision
-	if c.Status != Removed {
+	if c.Status != Removed && keyring != nil {
 		_, c.fault = c.RefreshToken(keyring)
 	}
 	return c
