@@ -463,9 +463,9 @@ func TestOverdueLookupsKeepTheLimit(t *testing.T) {
 	const places, n = 2, 8
 	r := newRig(t, zohotest.Options{})
 	r.limited(zohotest.Limits{Concurrency: places, SubConcurrency: places})
-	r.worker()
+	r.worker(func(c *app.Config) { c.CallTimeout, c.StopTimeout = time.Minute, 61*time.Second }) // that nothing is there isn't believed before the deadline
 	r.Zoho.SetLatency(200 * time.Millisecond)
-	deadline := time.Now().Add(4 * time.Second).UTC().Format(time.RFC3339Nano)
+	deadline := time.Now().Add(12 * time.Second).UTC().Format(time.RFC3339Nano)
 	for i := range n {
 		id := fmt.Sprint("lost-", i)
 		r.Zoho.Inject(strikes(zohotest.CutRead(zohotest.Reset), id))
