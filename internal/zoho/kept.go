@@ -134,6 +134,16 @@ func (k *kept) close() {
 	_ = k.link.Close()
 }
 
+// abort closes a connection after a call that it isn't kept after. What the kernel
+// still holds of the request is dropped: it would go on sending it, also when the
+// outcome was told or looked up. TLS has no last word, since that could wait.
+func (k *kept) abort() {
+	if tcp, ok := k.raw.(*net.TCPConn); ok {
+		_ = tcp.SetLinger(0)
+	}
+	_ = k.raw.Close()
+}
+
 // readBuffers are those that answers are read into. A connection has one from
 // when its answer begins until it is given back.
 var readBuffers = sync.Pool{New: func() any { return new([bufferSize]byte) }}

@@ -65,7 +65,7 @@ func (c *Client) roundTrip(ctx context.Context, t *trip) (r reply, err error) {
 		if c.interrupts.done(k, alone) && keep {
 			c.pool.put(k)
 		} else {
-			k.close()
+			k.abort()
 		}
 	}()
 	if t.permit != nil {
@@ -134,7 +134,7 @@ func (k *kept) exchange(ctx context.Context, t *trip, r *reply) (again bool, err
 		if t.left = k.out.Load() != before; !t.left {
 			return false, failed
 		}
-		_ = k.raw.SetReadDeadline(time.Now().Add(lastWords))
+		t.hear(k, failed)
 	}
 	t.left = true
 	again, err = k.read(r, t.limit)
@@ -170,7 +170,7 @@ func (k *kept) exchangeLong(ctx context.Context, t *trip, r *reply) (again bool,
 		case k.out.Load() == before:
 			k.cut() // nobody will answer
 		default:
-			_ = k.raw.SetReadDeadline(time.Now().Add(lastWords))
+			t.hear(k, err)
 		}
 		written <- err
 	}()
@@ -184,7 +184,20 @@ func (k *kept) exchangeLong(ctx context.Context, t *trip, r *reply) (again bool,
 		failed = <-written
 	}
 	t.left = failed == nil || k.out.Load() != before
-	return again && failed == nil, r.after(failed, err)
+	again = again && failed == nil
+	if errors.Is(failed, os.ErrDeadlineExceeded) {
+		failed = nil // the time is over, which the reading says, too; or it was cut above
+	}
+	return again, r.after(failed, err)
+}
+
+// hear has the answer waited for a little longer, after writing failed.
+func (t *trip) hear(k *kept, failed error) {
+	until := time.Now().Add(lastWords)
+	if errors.Is(failed, os.ErrDeadlineExceeded) || !t.until.IsZero() && t.until.Before(until) {
+		return // the deadline that there is comes first
+	}
+	_ = k.raw.SetReadDeadline(until)
 }
 
 // read reads one answer, past interim ones, to the last byte of its body. An

@@ -1,0 +1,111 @@
+//go:build unix
+
+package zoho
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"io"
+	"net"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// deaf listens and reads nothing until told to, with little room for what comes.
+func deaf(t *testing.T, handle func(c net.Conn)) net.Listener {
+	t.Helper()
+	config := net.ListenConfig{Control: func(_, _ string, raw syscall.RawConn) error {
+		return raw.Control(func(fd uintptr) { _ = syscall.SetsockoptInt(int(fd), syscall.SOL_SOCKET, syscall.SO_RCVBUF, 4<<10) })
+	}}
+	l, err := config.Listen(context.Background(), "tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		c, err := l.Accept()
+		if err != nil {
+			return
+		}
+		defer c.Close()
+		handle(c)
+	}()
+	t.Cleanup(func() { l.Close(); <-done })
+	return l
+}
+
+// What a call has left with the kernel when it ends doesn't go on to Zoho then.
+func TestNothingLeavesAfterTheEnd(t *testing.T) {
+	t.Parallel()
+	ended, arrived := make(chan struct{}), make(chan int64, 1)
+	l := deaf(t, func(c net.Conn) {
+		<-ended
+		n, _ := io.Copy(io.Discard, c)
+		arrived <- n
+	})
+	c := newClient(t, "http://"+l.Addr().String(), func(c *Config) { c.CallTimeout = 300 * time.Millisecond })
+	call := insert()
+	call.Body = make([]byte, 128<<10)
+	a := do(t, c, call)
+	close(ended)
+	if !errors.Is(a.Err, ErrCallTimeout) || a.Unsent {
+		t.Errorf("answer %+v", a)
+	}
+	if n := <-arrived; n >= int64(len(call.Body)) {
+		t.Errorf("all %d bytes arrived after the call had ended", n)
+	}
+}
+
+// A server that reads nothing doesn't hold a call up beyond its time.
+func TestDeafTLS(t *testing.T) {
+	t.Parallel()
+	roots, cert := authority(t, time.Now().Add(time.Hour))
+	ended := make(chan struct{})
+	l := deaf(t, func(c net.Conn) {
+		_ = tls.Server(c, &tls.Config{Certificates: []tls.Certificate{cert}}).Handshake()
+		<-ended
+	})
+	c := newClient(t, "https://"+l.Addr().String(), func(c *Config) { c.RootCAs, c.CallTimeout = roots, 300*time.Millisecond })
+	call := insert()
+	call.Body = []byte(strings.Repeat("x", 32<<20))
+	a := do(t, c, call)
+	close(ended)
+	if !errors.Is(a.Err, ErrCallTimeout) || a.Unsent || a.Took >= c.CallTimeout()+lastWords {
+		t.Errorf("answer %+v", a)
+	}
+}
+
+// That the writing is ended for want of an answer is not why there is none.
+func TestWhyThereIsNoAnswer(t *testing.T) {
+	t.Parallel()
+	for name, row := range map[string]struct {
+		say  string
+		want error
+	}{
+		"closed":      {"HTTP/1.1 201 Cre", ErrClosed},
+		"not HTTP":    {markedBody + "\r\n\r\n", ErrBroken},
+		"in the body": {"HTTP/1.1 201 Created\r\nContent-Length: 9\r\n\r\n{", ErrClosed},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			ended := make(chan struct{})
+			l := deaf(t, func(c net.Conn) {
+				c.Read(make([]byte, 1))
+				io.WriteString(c, row.say)
+				_ = c.(*net.TCPConn).CloseWrite()
+				<-ended
+			})
+			call := insert()
+			call.Body = make([]byte, 32<<20)
+			a := do(t, newClient(t, "http://"+l.Addr().String()), call)
+			close(ended)
+			if !errors.Is(a.Err, row.want) || a.Unsent {
+				t.Errorf("answer %+v", a)
+			}
+		})
+	}
+}
