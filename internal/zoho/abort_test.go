@@ -8,6 +8,8 @@ import (
 	"errors"
 	"io"
 	"net"
+	"os"
+	"os/exec"
 	"strings"
 	"syscall"
 	"testing"
@@ -57,6 +59,36 @@ func TestNothingLeavesAfterTheEnd(t *testing.T) {
 	}
 	if n := <-arrived; n >= int64(len(call.Body)) {
 		t.Errorf("all %d bytes arrived after the call had ended", n)
+	}
+}
+
+// Nor does it when the process is killed.
+func TestNothingLeavesAfterAKill(t *testing.T) {
+	if url := os.Getenv("ZOHO_TEST_KILL"); url != "" {
+		call := insert()
+		call.Body = make([]byte, 15<<10)
+		newClient(t, url, func(c *Config) { c.CallTimeout = time.Minute }).Do(context.Background(), call)
+		return
+	}
+	t.Parallel()
+	var child *exec.Cmd
+	started, arrived := make(chan struct{}), make(chan int64, 1)
+	l := deaf(t, func(c net.Conn) {
+		_, _ = io.ReadFull(c, make([]byte, 1)) // the kernel took the request, in one piece
+		<-started
+		_ = child.Process.Kill()
+		_ = child.Wait()
+		n, _ := io.Copy(io.Discard, c)
+		arrived <- n
+	})
+	child = exec.Command(os.Args[0], "-test.run=^"+t.Name()+"$")
+	child.Env = append(os.Environ(), "ZOHO_TEST_KILL=http://"+l.Addr().String())
+	if err := child.Start(); err != nil {
+		t.Fatal(err)
+	}
+	close(started)
+	if n := <-arrived; n >= 15<<10 {
+		t.Errorf("all %d bytes arrived after the kill", n)
 	}
 }
 

@@ -61,6 +61,7 @@ func (b below) Read(p []byte) (int, error) {
 }
 
 func newKept(raw net.Conn, where place) *kept {
+	linger(raw, 0)
 	k := &kept{raw: raw, where: where}
 	k.link = below{raw, k}
 	if k.socket = socketOf(raw); k.socket != nil {
@@ -130,18 +131,24 @@ func (k *kept) release() {
 	}
 }
 
+// close closes a connection that isn't used any more.
 func (k *kept) close() {
+	linger(k.raw, -1)
 	_ = k.link.Close()
 }
 
 // abort closes a connection after a call that it isn't kept after. What the kernel
-// still holds of the request is dropped: it would go on sending it, also when the
-// outcome was told or looked up. TLS has no last word, since that could wait.
-func (k *kept) abort() {
-	if tcp, ok := k.raw.(*net.TCPConn); ok {
-		_ = tcp.SetLinger(0)
+// still holds of the request is dropped. TLS has no last word, since that could wait.
+func (k *kept) abort() { _ = k.raw.Close() }
+
+// linger says what becomes of what the kernel holds when the connection is closed: 0
+// drops it. Else the kernel would go on sending a request for minutes, also after its
+// outcome was told or looked up. As that holds when the process is killed, too, it is
+// what every connection begins with.
+func linger(c net.Conn, seconds int) {
+	if tcp, ok := c.(*net.TCPConn); ok {
+		_ = tcp.SetLinger(seconds)
 	}
-	_ = k.raw.Close()
 }
 
 // readBuffers are those that answers are read into. A connection has one from
