@@ -3,7 +3,6 @@ package token
 import (
 	"context"
 	"errors"
-	"net"
 	"time"
 
 	"zoho-worker/internal/connection"
@@ -14,8 +13,8 @@ import (
 
 // refresh asks Zoho, if there is still time to.
 func (s *Source) refresh(ctx context.Context, c *connection.Connection, refreshToken secret.Text) (*zoho.Grant, error) {
-	if err := ctx.Err(); err != nil {
-		return nil, err
+	if ctx.Err() != nil {
+		return nil, errLate
 	}
 	ctx, span := trace.BeginCall(ctx, "refresh")
 	defer span.End()
@@ -104,14 +103,13 @@ func (s *Source) judge(ctx context.Context, c *connection.Connection, r record, 
 	return next, s.unavailable(reason, next.BlockedUntil, cause)
 }
 
+// errLate is an end of the time to refresh before it was begun.
+var errLate = errors.New("writing the claim took all the time that there is for a refresh")
+
 // unsent reports whether it is proved that no byte reached Zoho.
 func unsent(err error) bool {
-	op, ok := errors.AsType[*net.OpError](err)
-	if ok && op.Op == "dial" {
-		return true
-	}
-	_, ok = errors.AsType[*net.DNSError](err)
-	return ok
+	fault, ok := errors.AsType[*zoho.Error](err)
+	return ok && fault.Unsent || errors.Is(err, errLate)
 }
 
 // revoke marks the connection revoked, if this grant is still the one it has.

@@ -116,6 +116,24 @@ func TestBudget(t *testing.T) {
 	}
 }
 
+// What never reached the accounts server doesn't count, or one that was away for some
+// minutes would be followed by minutes without a budget.
+func TestUnsentCostsNoBudget(t *testing.T) {
+	t.Parallel()
+	for unsent, want := range map[bool]int{true: 1, false: 2} {
+		b, w := one(t)
+		token := w.must()
+		b.accounts.set(func(int) (*zoho.Grant, error) { return nil, &zoho.Error{Kind: zoho.Unavailable, Unsent: unsent} })
+		_, err := w.Renew(t.Context(), w.acme(), token)
+		if u := reasonOf(t, err); u.Reason != AccountsUnavailable {
+			t.Error(u)
+		}
+		if n := len(w.entry("acme").state.Load().record.Mints); n != want {
+			t.Errorf("unsent %v: %d count, want %d", unsent, n, want)
+		}
+	}
+}
+
 // TestBlocksAreShared has F30 and its like: what one worker was told holds for
 // all, and none asks again.
 func TestBlocksAreShared(t *testing.T) {

@@ -14,6 +14,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"zoho-worker/internal/secret"
 )
 
 // deaf listens and reads nothing until told to, with little room for what comes.
@@ -137,6 +139,32 @@ func TestWhyThereIsNoAnswer(t *testing.T) {
 			close(ended)
 			if !errors.Is(a.Err, row.want) || a.Unsent {
 				t.Errorf("answer %+v", a)
+			}
+		})
+	}
+}
+
+// Of the accounts server, too, it is told whether anything of a request left.
+func TestRefreshUnsent(t *testing.T) {
+	t.Parallel()
+	roots, _ := authority(t, time.Now().Add(time.Hour))
+	for name, row := range map[string]struct {
+		scheme string
+		unsent bool
+	}{"never shakes hands": {"https://", true}, "never answers": {"http://", false}} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			ended := make(chan struct{})
+			l := deaf(t, func(net.Conn) { <-ended })
+			c := newClient(t, row.scheme+l.Addr().String(), func(c *Config) { c.RootCAs, c.TokenTimeout = roots, 300*time.Millisecond })
+			_, err := c.Refresh(context.Background(), "eu", secret.New("1000.REFRESH"))
+			err2 := c.Revoke(context.Background(), "eu", secret.New("1000.REFRESH"))
+			close(ended)
+			for _, err := range []error{err, err2} {
+				var e *Error
+				if !errors.As(err, &e) || !errors.Is(err, ErrTokenTimeout) || e.Unsent != row.unsent {
+					t.Errorf("%+v, unsent %v", err, e.Unsent)
+				}
 			}
 		})
 	}

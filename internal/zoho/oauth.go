@@ -77,6 +77,8 @@ type Error struct {
 	Op string
 	// RetryAfter is the Retry-After header's, 0 where there is none.
 	RetryAfter time.Duration
+	// Unsent says that it is proved that no byte of the request left.
+	Unsent bool
 
 	location string
 	cause    error
@@ -169,7 +171,7 @@ func (c *Client) Revoke(ctx context.Context, location string, token secret.Text)
 	}
 	x := &exchange{client: c}
 	if _, err := x.RoundTrip(req); err != nil { //nolint:bodyclose // the exchange has read and closed it
-		e.Kind, e.cause = Unavailable, err
+		e.Kind, e.Unsent, e.cause = Unavailable, !x.left, err
 		return e
 	}
 	var answer tokenFault
@@ -289,6 +291,7 @@ type exchange struct {
 	status     int
 	retryAfter time.Duration
 	body       []byte
+	left       bool // false where it is proved that nothing of the request left
 	err        error
 }
 
@@ -300,7 +303,7 @@ func (x *exchange) RoundTrip(req *http.Request) (*http.Response, error) {
 	// x/oauth2 keeps its request, and its body is in memory.
 	r := req.Clone(req.Context())
 	r.Header.Set("User-Agent", userAgent)
-	answer, err := x.client.roundTripHTTP(r.Context(), r, maxTokenAnswer)
+	answer, left, err := x.client.roundTripHTTP(r.Context(), r, maxTokenAnswer)
 	if req.Body != nil {
 		_ = req.Body.Close()
 	}
@@ -308,7 +311,7 @@ func (x *exchange) RoundTrip(req *http.Request) (*http.Response, error) {
 		err = answer.bodyErr
 	}
 	if err != nil {
-		x.err = err
+		x.left, x.err = left, err
 		return nil, err
 	}
 	x.status, x.body = answer.status, answer.body
@@ -335,7 +338,7 @@ type tokenFault struct {
 func (x *exchange) judge(e *Error) {
 	e.Status, e.RetryAfter = x.status, x.retryAfter
 	if x.status == 0 {
-		e.Kind, e.cause = Unavailable, x.err
+		e.Kind, e.Unsent, e.cause = Unavailable, !x.left, x.err
 		if e.cause == nil {
 			e.cause = errors.New("zoho: no request was made")
 		}

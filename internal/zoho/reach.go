@@ -36,7 +36,7 @@ func (c *Client) reach(ctx context.Context, rawURL string) error {
 		return err
 	}
 	req.Header.Set("User-Agent", userAgent)
-	answer, err := c.roundTripHTTP(ctx, req, 64<<10)
+	answer, _, err := c.roundTripHTTP(ctx, req, 64<<10)
 	if err != nil || errors.Is(answer.bodyErr, ErrTooLarge) {
 		return err
 	}

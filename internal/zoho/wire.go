@@ -269,27 +269,28 @@ func appendLength(dst []byte, method string, length int) []byte {
 	return append(dst, "\r\n"...)
 }
 
-// roundTripHTTP is roundTrip for a request of net/http's making.
-func (c *Client) roundTripHTTP(ctx context.Context, req *http.Request, limit int) (reply, error) {
+// roundTripHTTP is roundTrip for a request of net/http's making. Left is false where
+// it is proved that no byte of it left.
+func (c *Client) roundTripHTTP(ctx context.Context, req *http.Request, limit int) (r reply, left bool, err error) {
 	var body []byte
 	if req.Body != nil {
-		var err error
 		if body, err = io.ReadAll(req.Body); err != nil {
-			return reply{}, err
+			return r, false, err
 		}
 	}
-	var err error
 	dst := append(make([]byte, 0, 1024), req.Method+" "+req.URL.RequestURI()+" HTTP/1.1\r\nHost: "+req.URL.Host+"\r\n"...)
 	for name, values := range req.Header {
 		for _, value := range values {
 			if dst, err = appendLine(dst, name, value); err != nil {
-				return reply{}, err
+				return r, false, err
 			}
 		}
 	}
 	dst = appendLength(dst, req.Method, len(body))
 	if strings.ContainsAny(req.Method+req.URL.RequestURI()+req.URL.Host, " \r\n") {
-		return reply{}, ErrRequest
+		return r, false, ErrRequest
 	}
-	return c.roundTrip(ctx, &trip{where: place{req.URL.Scheme, req.URL.Host}, head: dst, body: body, once: true, limit: limit})
+	t := trip{where: place{req.URL.Scheme, req.URL.Host}, head: dst, body: body, once: true, limit: limit}
+	r, err = c.roundTrip(ctx, &t)
+	return r, t.left, err
 }
