@@ -132,7 +132,7 @@ func (s *Source) open(st *state, c *connection.Connection) {
 		return
 	}
 	now := s.options.Now()
-	expires := now.Add(r.ExpiresAt.Sub(now.Add(s.skew())))
+	expires := now.Add(r.ExpiresAt.Sub(now.Add(s.skew(now))))
 	life := r.ExpiresAt.Sub(r.MintedAt)
 	early := min(ahead, life/10)
 	st.token = Token{Access: secret.New(string(access)), Generation: r.Generation, Expires: expires}
@@ -151,9 +151,26 @@ func (e *entry) leaseLeft(c *claim) time.Duration {
 	return c.lease() - time.Since(e.seen)
 }
 
-// skew is what must be added to this machine's clock to get the server's.
-func (s *Source) skew() time.Duration { return time.Duration(s.offset.Load()) }
+// instant is one instant by the server's clock and by this machine's. From there on
+// time is counted by the monotonic clock: that of the wall may step.
+type instant struct{ server, local time.Time }
+
+// measure takes in what must be added to this machine's clock to get the server's.
+func (s *Source) measure(offset time.Duration) {
+	now := s.options.Now()
+	s.measured.Store(&instant{server: now.Add(offset).Round(0), local: now})
+}
+
+// skew is what must be added to this machine's clock to get the server's, if it says now.
+func (s *Source) skew(now time.Time) time.Duration {
+	at := s.measured.Load()
+	if at == nil {
+		return 0
+	}
+	return at.server.Add(now.Sub(at.local)).Sub(now)
+}
 
 func (s *Source) serverNow() time.Time {
-	return s.options.Now().Add(s.skew()).UTC().Truncate(time.Millisecond)
+	now := s.options.Now()
+	return now.Add(s.skew(now)).UTC().Truncate(time.Millisecond)
 }

@@ -145,7 +145,7 @@ type Source struct {
 	entries   sync.Map // connection name to *entry
 	flights   singleflight.Group
 	metrics   *metrics
-	offset    atomic.Int64 // nanoseconds from this machine's clock to the server's
+	measured  atomic.Pointer[instant]
 
 	ctx  context.Context // ends when Close is called
 	stop context.CancelFunc
@@ -189,7 +189,7 @@ func Open(ctx context.Context, options Options) (*Source, error) {
 	s.ctx, s.stop = context.WithCancel(context.WithoutCancel(ctx))
 	s.follower, err = follow.Start(ctx, options.JS, follow.Options{
 		Stream: StreamName, Apply: s.change, Check: options.Check, Now: options.Now, Logger: options.Logger,
-		Measured: func(offset time.Duration) { s.offset.Store(int64(offset)) },
+		Measured: s.measure,
 	})
 	if err != nil {
 		s.stop()
@@ -303,7 +303,7 @@ func (s *Source) refusal(c *connection.Connection) error {
 func (s *Source) unavailable(reason Reason, until time.Time, err error) *Unavailable {
 	u := &Unavailable{Reason: reason, Err: err}
 	if !until.IsZero() {
-		u.Until = until.Add(-s.skew())
+		u.Until = until.Add(-s.skew(s.options.Now()))
 	}
 	return u
 }

@@ -16,6 +16,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"zoho-worker/internal/connection"
+	"zoho-worker/internal/connection/natstest"
 	"zoho-worker/internal/secret"
 	"zoho-worker/internal/zoho"
 )
@@ -291,6 +292,29 @@ func TestResumed(t *testing.T) {
 	w.must()
 	if got := b.told(); !slices.Equal(got, []string{"acme resumed"}) {
 		t.Errorf("events %v", got)
+	}
+}
+
+// TestStep: a clock that steps between two looks at the server's ends no block, and
+// begins none.
+func TestStep(t *testing.T) {
+	t.Parallel()
+	var step atomic.Int64
+	b, w := one(t, func(o *Options) {
+		o.Now = func() time.Time { return natstest.Dated(time.Now(), time.Duration(step.Load())) }
+		o.Check = time.Hour
+	})
+	b.accounts.set(refuses(zoho.Throttled))
+	for _, by := range []time.Duration{0, time.Hour, -time.Hour} {
+		step.Store(int64(by))
+		_, err := w.ask()
+		u := reasonOf(t, err)
+		if left := u.Until.Sub(w.options.Now().Round(0)); u.Reason != Throttled || left < 9*time.Minute || left > 10*time.Minute {
+			t.Errorf("stepped by %v: %v, %v left", by, u, left)
+		}
+	}
+	if n := b.accounts.count(); n != 1 {
+		t.Errorf("%d refreshes", n)
 	}
 }
 

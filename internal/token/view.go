@@ -59,7 +59,7 @@ func (s *Source) Look(name string) View {
 		if t.IsZero() {
 			return t
 		}
-		return t.Add(-s.skew())
+		return t.Add(-s.skew(s.options.Now()))
 	}
 	var used time.Time
 	if ns := e.used.Load(); ns != 0 {
