@@ -27,15 +27,15 @@ func (c *Consumer) serveCalls() error {
 		StatsHandler: c.about,
 	})
 	if err == nil {
-		err = service.AddEndpoint("call", micro.HandlerFunc(c.accept), micro.WithEndpointSubject("zoho.call.*"))
+		err = service.AddEndpoint("call", guarded(c.accept), micro.WithEndpointSubject("zoho.call.*"))
 		c.closers = append(c.closers, func() { _ = service.Stop() })
 	}
 	if err == nil {
-		err = service.AddEndpoint("hand", micro.HandlerFunc(c.tellHand),
+		err = service.AddEndpoint("hand", guarded(c.tellHand),
 			micro.WithEndpointSubject("zoho.hand.*"), micro.WithEndpointQueueGroupDisabled())
 	}
 	if err == nil {
-		err = service.AddEndpoint("orgs", micro.HandlerFunc(c.tellOrgs),
+		err = service.AddEndpoint("orgs", guarded(c.tellOrgs),
 			micro.WithEndpointSubject("zoho.orgs"), micro.WithEndpointQueueGroupDisabled())
 	}
 	if err != nil {
@@ -44,10 +44,25 @@ func (c *Consumer) serveCalls() error {
 	return nil
 }
 
-// accept stores a call as a request. It answers only what can't be stored.
+// guarded passes over what is to be answered at a subject of the server's or the
+// worker's: whoever may ask could have the worker write there in its own name.
+func guarded(handle micro.HandlerFunc) micro.HandlerFunc {
+	return func(ask micro.Request) {
+		if reply := ask.Reply(); !strings.HasPrefix(reply, "$") && !strings.HasPrefix(reply, "zoho.") {
+			handle(ask)
+		}
+	}
+}
+
+// accept stores a call as a request. It answers only what can't be stored, and that
+// no more than any other request where the worker may not answer.
 func (c *Consumer) accept(call micro.Request) {
 	received := time.Now()
 	connection := strings.TrimPrefix(call.Subject(), "zoho.call.")
+	if err := c.Decoder.CheckReplyTo(call.Reply()); err != nil {
+		c.Logger.Warn("call not taken: it can't be answered", "connection", connection, "err", err)
+		return
+	}
 	request, err := c.Decoder.Decode(call.Data(), c.Clock.Now())
 	if err == nil && request.ReplyTo != "" {
 		err = &envelope.Error{Code: envelope.InvalidRequest, Message: "reply_to: leave it out of a call, the answer goes to the caller"}

@@ -326,6 +326,15 @@ func (s *scanner) body(before Body, kind BodyKind) Body {
 	return body
 }
 
+// CheckReplyTo returns why a request must not be answered at subject, or nil.
+func (d *Decoder) CheckReplyTo(subject string) error {
+	if r, why := d.checkReplyTo([]byte(subject)); why != "" {
+		f := fault{InvalidRequest, r, "reply_to", why}
+		return &Error{Code: f.code, Message: f.message()}
+	}
+	return nil
+}
+
 // checkReplyTo returns why subject must not be published to, or "".
 func (d *Decoder) checkReplyTo(subject []byte) (rule, string) {
 	if len(subject) == 0 || len(subject) > maxReplyTo {

@@ -321,6 +321,49 @@ func TestCallUnacknowledged(t *testing.T) {
 	}
 }
 
+// What asks a worker can't have it answer where only the worker may write.
+func TestAnswersGoToNoSubjectOfTheWorkers(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, zohotest.Options{})
+	r.demo(10)
+	r.connect("other", "770000001", 5)
+	r.worker()
+	record := func() uint64 {
+		t.Helper()
+		stream, err := r.js.Stream(t.Context(), "ZOHO_CONNECTIONS")
+		if err != nil {
+			t.Fatal(err)
+		}
+		msg, err := stream.GetLastMsgForSubject(t.Context(), "zoho.connections.other")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return msg.Sequence
+	}
+	before := record()
+	for subject, data := range map[string]string{
+		"zoho.call.demo": "{}", "zoho.orgs": "", "zoho.hand.demo": "1",
+	} {
+		if err := r.nc.PublishRequest(subject, "zoho.connections.other", []byte(data)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	// What was asked before is done by now.
+	msg, err := r.nc.Request("zoho.call.demo", []byte(`{"id":"a","method":"GET","url":"/v8/Leads?fields=Last_Name"}`), patience)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := r.nc.Request("zoho.orgs", nil, patience); err != nil {
+		t.Fatal(err)
+	}
+	if response, err := envelope.DecodeResponse(msg.Data); err != nil || response.Status != 200 {
+		t.Errorf("%s, %v", msg.Data, err)
+	}
+	if after := record(); after != before {
+		t.Errorf("another connection's record was written over: revision %d, was %d", after, before)
+	}
+}
+
 // A large body goes by way of the object store.
 func TestBodyObject(t *testing.T) {
 	t.Parallel()
