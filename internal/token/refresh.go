@@ -106,6 +106,9 @@ func (s *Source) fly(ctx context.Context, e *entry, name string, except uint64) 
 			return token, s.concluded(ctx, c, err)
 		}
 		r := st.record.under(c.Grant)
+		if r.Grant != st.record.Grant {
+			r.Mints = []time.Time{s.serverNow()} // the consent brought a token, too
+		}
 		if r.Claim != nil {
 			if left := e.leaseLeft(r.Claim); left > 0 {
 				if err := s.watch(ctx, st, left); err != nil {

@@ -12,8 +12,8 @@
 //     to it meanwhile; two if the worker that holds the claim dies.
 //   - A claim runs out by the clock of whoever watches it, from when that one
 //     first saw it, and for its holder by its own, from before it was written.
-//   - At most 10 refreshes of a grant are begun in 10 minutes, counted in the
-//     record before they begin.
+//   - At most 10 tokens of a grant are asked for in 10 minutes, the one that came
+//     with the consent included, counted in the record before they are.
 //   - What Zoho said to one worker holds for all: the record carries the block.
 //   - Only invalid_code marks a connection revoked, once, and only the grant
 //     that Zoho refused.
