@@ -169,6 +169,59 @@ func TestPermit(t *testing.T) {
 	})
 }
 
+// A holder that was suspended, and whose claim somebody else took over meanwhile,
+// changes nothing of it.
+func TestHolderThatWakesUp(t *testing.T) {
+	t.Parallel()
+	js, clock := start(t)
+	l, other := Open(js, clock, time.Minute), Open(js, clock, time.Minute)
+	ctx := t.Context()
+	for id, change := range map[string]func(*Claim) error{
+		"extended": func(c *Claim) error { return c.Extend(ctx) },
+		"released": func(c *Claim) error { return c.Release(ctx) },
+		"lost":     func(c *Claim) error { _, err := c.Lose(ctx); return err },
+	} {
+		later(clock, 0)
+		sleeper, err := l.Claim(ctx, "demo", id, digest)
+		if err != nil {
+			t.Fatal(err)
+		}
+		later(clock, time.Hour)
+		var lost *LostError
+		if err := other.Look(ctx, "demo", id, digest); !errors.As(err, &lost) {
+			t.Fatalf("%s: %v", id, err)
+		}
+		second, err := other.Resume(ctx, "demo", id, digest, lost)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := change(sleeper); !errors.Is(err, register.ErrConflict) {
+			t.Errorf("%s by its holder of before: %v", id, err)
+		}
+		later(clock, 0)
+		wantHeld(t, l.Look(ctx, "demo", id, digest), time.Minute+margin)
+		if err := second.Extend(ctx); err != nil {
+			t.Errorf("%s, and its holder can't go on: %v", id, err)
+		}
+	}
+}
+
+// The holder's lease begins before the exchange that wrote the claim, however long
+// that takes: it ends before the others', which begins when it was stored.
+func TestLeaseBeginsBeforeTheWrite(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		s := newServer()
+		claim, err := Open(s, &register.Clock{}, time.Minute).Claim(t.Context(), "demo", "1", digest)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if left := claim.Left(); left != time.Minute-exchange {
+			t.Errorf("%s are left after an exchange of %s", left, exchange)
+		}
+	})
+}
+
 // A write whose acknowledgement is lost, or that is refused though it was
 // stored, is recognised; one that can't be made out counts as not done.
 func TestOwnWriteIsRecognised(t *testing.T) {
