@@ -1,13 +1,17 @@
 package zoho
 
 import (
+	"encoding/json"
 	"errors"
+	"net/http"
+	"net/http/httptest"
 	"net/url"
 	"strings"
 	"testing"
 	"time"
 
 	"zoho-worker/internal/secret"
+	"zoho-worker/internal/zoho/zohotest"
 )
 
 func TestDataCenters(t *testing.T) {
@@ -50,6 +54,37 @@ func TestDataCenters(t *testing.T) {
 		if h, err := uk.Host(e); err == nil || h != "" {
 			t.Errorf("uk %q: %q", e, h)
 		}
+	}
+}
+
+// The simulator has the same data centres, in words of its own.
+func TestDataCentersOfSimulator(t *testing.T) {
+	t.Parallel()
+	sim := zohotest.New(zohotest.Options{})
+	t.Cleanup(sim.Close)
+	sim.AddOrg(zohotest.Org{ID: "1"})
+	say := func(r *http.Request, answer any) {
+		w := httptest.NewRecorder()
+		sim.ServeHTTP(w, r)
+		if err := json.Unmarshal(w.Body.Bytes(), answer); err != nil {
+			t.Fatal(err, w.Body)
+		}
+	}
+	var info struct{ Locations map[string]string }
+	say(httptest.NewRequest("GET", "/oauth/serverinfo", nil), &info)
+	for _, d := range DataCenters() {
+		sim.AddUser(zohotest.User{ID: d.Location, OrgID: "1", Location: d.Location})
+		form := url.Values{"grant_type": {"refresh_token"}, "client_id": {"c"}, "client_secret": {"s"}, "refresh_token": {sim.GrantRefreshToken(d.Location)}}
+		var token struct {
+			APIDomain string `json:"api_domain"`
+		}
+		say(httptest.NewRequest("POST", "/oauth/v2/token?"+form.Encode(), nil), &token)
+		if info.Locations[d.Location] != d.Accounts || token.APIDomain != d.API {
+			t.Errorf("%s: %q and %q", d.Location, info.Locations[d.Location], token.APIDomain)
+		}
+	}
+	if len(info.Locations) != len(DataCenters()) {
+		t.Errorf("it has %v", info.Locations)
 	}
 }
 

@@ -266,6 +266,7 @@ var dataCentres = map[string]hosts{
 	"ca": {"https://accounts.zohocloud.ca", "https://www.zohoapis.ca"},
 	"sa": {"https://accounts.zoho.sa", "https://www.zohoapis.sa"},
 	"uk": {"https://accounts.zoho.uk", "https://www.zohoapis.uk"},
+	"ae": {"https://accounts.zoho.ae", "https://www.zohoapis.ae"},
 }
 
 // hosts are what the server calls itself towards the client of a user.

@@ -78,7 +78,7 @@ func (s *Server) consent(x *exchange) *result {
 // places are the data centres in words.
 var places = map[string]string{
 	"us": "United States", "eu": "Europe", "in": "India", "au": "Australia", "jp": "Japan", "cn": "China",
-	"ca": "Canada", "sa": "Saudi Arabia", "uk": "United Kingdom",
+	"ca": "Canada", "sa": "Saudi Arabia", "uk": "United Kingdom", "ae": "United Arab Emirates",
 }
 
 var consentPage = template.Must(template.New("consent").Parse(`<!doctype html>

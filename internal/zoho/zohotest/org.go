@@ -34,7 +34,7 @@ type User struct {
 	Email    string
 	Name     string
 	OrgID    string
-	Location string // data centre: us, eu, in, au, jp, cn, ca, sa, uk; empty: us
+	Location string // data centre: us, eu, in, au, jp, cn, ca, sa, uk, ae; empty: us
 }
 
 // org is an Org with its records and its counts.

@@ -18,7 +18,7 @@ const (
 	maxLive      = 10 // access tokens per refresh token
 	maxGrants    = 20 // refresh tokens per user and client
 	maxDead      = 10_000
-	codeLife     = 2 * time.Minute
+	codeLife     = time.Minute
 	maxCodes     = 10 // grant codes per user and mintWindow, on the consent page
 	minted       = "minted"
 	stateLive    = "live"
