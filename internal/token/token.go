@@ -263,7 +263,11 @@ func (s *Source) obtain(ctx context.Context, name string, failed uint64) (Token,
 	}
 	// The generation in memory will not do, nor will the one that failed, which
 	// memory may not have yet. All who find that out of the same one share a flight.
-	return s.flight(ctx, e, c, max(st.record.Generation, failed))
+	// One of a grant that this process has not heard of will do once it has.
+	if st.record.Grant <= c.Grant {
+		failed = max(st.record.Generation, failed)
+	}
+	return s.flight(ctx, e, c, failed)
 }
 
 // verdict is what a state says without a refresh: a token, an *Unavailable, or

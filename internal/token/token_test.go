@@ -4,7 +4,9 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
+	"net"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -491,6 +493,104 @@ func TestAuthorizedAnewMeanwhile(t *testing.T) {
 	}
 	b.accounts.set(nil)
 	w.must()
+}
+
+// TestAuthorizedAnewUnheard: a worker that has not heard of the new grant finds
+// its token in the record, and doesn't put one of the old grant in its place.
+func TestAuthorizedAnewUnheard(t *testing.T) {
+	t.Parallel()
+	b, w := one(t)
+	store, err := connection.Open(t.Context(), b.nats.JetStream(), b.keys, connection.Options{Logger: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	store.Close() // it hears of nothing any more
+	deaf := b.worker(func(o *Options) { o.Connections = store })
+	if _, err := w.connections.Reauthorize(t.Context(), "acme", secret.New("refresh-2"), nil); err != nil {
+		t.Fatal(err)
+	}
+	token := w.must()
+	deaf.until(func(st *state) bool { return st.record.Grant == 2 })
+	old, ok := store.Get("acme")
+	if !ok || old.Grant != 1 {
+		t.Fatalf("%+v", old)
+	}
+	got, err := deaf.Token(t.Context(), old)
+	if err != nil || got.Access != token.Access || b.accounts.count() != 1 {
+		t.Errorf("generation %d, %v, %d refreshes", got.Generation, err, b.accounts.count())
+	}
+}
+
+// TestLifeBeginsWhenAsked: by how long an answer takes a token lives shorter here.
+func TestLifeBeginsWhenAsked(t *testing.T) {
+	t.Parallel()
+	_, w := one(t)
+	asked := w.serverNow().Add(-8 * time.Second)
+	grant := &zoho.Grant{AccessToken: secret.New("a"), ExpiresIn: time.Hour}
+	r := w.minted(t.Context(), w.acme(), record{Grant: 1}.claimed(claim{}, asked), grant, secret.New("refresh-1"), asked)
+	if want := asked.Add(time.Hour); !r.ExpiresAt.Equal(want) || !r.MintedAt.Equal(asked) {
+		t.Errorf("minted at %s, expires at %s, want %s", r.MintedAt, r.ExpiresAt, want)
+	}
+}
+
+// TestUnsentIsNotCounted: Zoho counts only what reaches it.
+func TestUnsentIsNotCounted(t *testing.T) {
+	t.Parallel()
+	_, w := one(t)
+	for name, c := range map[string]struct {
+		err   error
+		mints int
+	}{
+		"dialled in vain": {&net.OpError{Op: "dial", Err: errors.New("refused")}, 1},
+		"no such name":    {fmt.Errorf("refresh: %w", &net.DNSError{Err: "no such host"}), 1},
+		"cut":             {&net.OpError{Op: "read", Err: errors.New("reset")}, 2},
+		"timeout":         {context.DeadlineExceeded, 2},
+		"throttled":       {&zoho.Error{Kind: zoho.Throttled}, 2},
+	} {
+		before := record{Grant: 1, Mints: []time.Time{w.serverNow()}}
+		after, _ := w.judge(t.Context(), w.acme(), before.claimed(claim{}, w.serverNow()), c.err)
+		if len(after.Mints) != c.mints {
+			t.Errorf("%s: %d mints are counted", name, len(after.Mints))
+		}
+	}
+}
+
+// noting notes when the first write of a token record began.
+type noting struct {
+	jetstream.JetStream
+	first atomic.Pointer[time.Time]
+}
+
+func (n *noting) PublishMsg(ctx context.Context, msg *nats.Msg, o ...jetstream.PublishOpt) (*jetstream.PubAck, error) {
+	if now := time.Now(); msg.Subject == "zoho.tokens.acme" {
+		n.first.CompareAndSwap(nil, &now)
+	}
+	return n.JetStream.PublishMsg(ctx, msg, o...)
+}
+
+// until notes when a refresh must be over.
+type until struct {
+	*accounts
+	at time.Time
+}
+
+func (u *until) Refresh(ctx context.Context, location string, refreshToken secret.Text) (*zoho.Grant, error) {
+	u.at, _ = ctx.Deadline()
+	return u.accounts.Refresh(ctx, location, refreshToken)
+}
+
+// TestRefreshEndsBeforeItsClaim: its time began before its claim was written,
+// however long that took.
+func TestRefreshEndsBeforeItsClaim(t *testing.T) {
+	t.Parallel()
+	b := newBox(t)
+	js, refresher := &noting{JetStream: b.nats.JetStream()}, &until{accounts: b.accounts}
+	w := b.worker(func(o *Options) { o.JS, o.Refresher, o.RefreshTimeout = js, refresher, 20*time.Second })
+	b.connect(w)
+	w.must()
+	if claimed := *js.first.Load(); refresher.at.IsZero() || refresher.at.After(claimed.Add(20*time.Second)) {
+		t.Errorf("a refresh may last until %s after its claim was written", refresher.at.Sub(claimed))
+	}
 }
 
 func TestRotatedRefreshTokenIsKept(t *testing.T) {
