@@ -426,7 +426,8 @@ func (j *job) writes() bool { return j.Request.Method != "GET" && j.Operation.Cl
 
 // deletes is the id of the one record that the request deletes, else "".
 func (j *job) deletes() string {
-	if j.Operation.Name != "records.delete" || strings.Contains(j.Request.RawQuery, "ids=") {
+	// Of /crm/v8/Leads the query names the records, in whatever spelling.
+	if j.Operation.Name != "records.delete" || strings.Count(j.Request.Path, "/") < 4 || strings.Contains(j.Request.RawQuery, "ids=") {
 		return ""
 	}
 	return path.Base(j.Request.Path)

@@ -10,6 +10,7 @@ import (
 	"zoho-worker/internal/ledger"
 	"zoho-worker/internal/register"
 	"zoho-worker/internal/token"
+	"zoho-worker/internal/zoho"
 )
 
 // However long a connection is blocked, its requests come again soon: it may be
@@ -48,6 +49,25 @@ func TestLostWithoutTokenAtDeadline(t *testing.T) {
 		result := j.withoutToken(&token.Unavailable{Reason: reason, Until: time.Now().Add(time.Minute)})
 		if result.Response == nil || result.Response.Error == nil || result.Response.Error.Code != envelope.OutcomeUnknown {
 			t.Errorf("%s: %+v", reason, result)
+		}
+	}
+}
+
+// Only a path to one record says which one is deleted.
+func TestDeletes(t *testing.T) {
+	t.Parallel()
+	for target, want := range map[[2]string]string{
+		{"/crm/v8/Leads/554023000000568002", ""}:                   "554023000000568002",
+		{"/crm/v8/Leads/554023000000568002", "wf_trigger=false"}:   "554023000000568002",
+		{"/crm/v8/Leads", "ids=554023000000568002"}:                "",
+		{"/crm/v8/Leads", "%69ds=554023000000568002"}:              "",
+		{"/crm/v8/Leads/554023000000568002/actions/blueprint", ""}: "",
+	} {
+		j := &job{Delivery: &Delivery{
+			Request: &envelope.Request{Path: target[0], RawQuery: target[1]}, Operation: zoho.OperationOf("DELETE", target[0]),
+		}}
+		if got := j.deletes(); got != want {
+			t.Errorf("%v: %q", target, got)
 		}
 	}
 }
