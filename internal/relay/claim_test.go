@@ -25,10 +25,11 @@ import (
 // broken doesn't answer where a claim is to be closed.
 type broken struct {
 	jetstream.JetStream
+	is bool
 }
 
 func (b broken) PublishMsg(ctx context.Context, msg *nats.Msg, o ...jetstream.PublishOpt) (*jetstream.PubAck, error) {
-	if bytes.Contains(msg.Data, []byte(`"closed"`)) {
+	if b.is && bytes.Contains(msg.Data, []byte(`"closed"`)) {
 		return nil, errors.New("no response from stream")
 	}
 	return b.JetStream.PublishMsg(ctx, msg, o...)
@@ -55,45 +56,56 @@ func (parts) Renew(context.Context, *connection.Connection, token.Token) (token.
 
 func (parts) Lookup(context.Context, string, string) (*Stored, error) { return nil, nil }
 
-// says answers every call alike.
-type says zoho.Answer
+// says answers the request, and the lookups of what came of it.
+type says struct{ request, lookup zoho.Answer }
 
-func (s says) Do(context.Context, *zoho.Call) *zoho.Answer {
-	answer := zoho.Answer(s)
-	return &answer
+func (s says) Do(_ context.Context, call *zoho.Call) *zoho.Answer {
+	if call.Once {
+		return &s.request
+	}
+	return &s.lookup
 }
 
-// A claim is given back only where it is proved that nothing was carried out;
-// one that stands says to everybody else that it may have been.
-func TestClaimGivenBack(t *testing.T) {
+// A claim is given back only where it is proved that nothing was carried out.
+// One that stands says to everybody else that it may have been; one that is sealed,
+// that its requester was told to look for himself.
+func TestClaimAfterwards(t *testing.T) {
 	t.Parallel()
 	s := natstest.Start(t)
 	js := s.JetStream()
 	s.Create(js, ledger.StreamConfig(1, time.Hour))
 	clock := &register.Clock{}
+	const given, stands, lost, sealed = "given back", "stands", "lost", "sealed"
+	silence := zoho.Answer{Err: zoho.ErrClosed}
+	found := zoho.Answer{Status: 200, Body: []byte(`{"data":[{"id":"7","R":"a"}]}`)}
 	for name, c := range map[string]struct {
-		answer zoho.Answer
-		probed bool
-		wait   Reason // "": answered
-		code   envelope.Code
-		stands bool
+		answer, lookup zoho.Answer
+		probed, broken bool   // its claim can't be closed
+		wait           Reason // "": answered
+		code           envelope.Code
+		claim          string
 	}{
-		"written":               {answer: zoho.Answer{Status: 201, Body: []byte(`{"data":[` + written(1) + `]}`)}, stands: true},
-		"refused for its data":  {answer: zoho.Answer{Status: 400, Body: []byte(`{"data":[` + refusedRecord("INVALID_DATA") + `]}`)}, stands: true},
-		"throttled":             {answer: zoho.Answer{Status: 429}, wait: WaitPause},
-		"no token":              {answer: zoho.Answer{Status: 401, Code: "INVALID_TOKEN"}, wait: WaitToken},
-		"no answer":             {answer: zoho.Answer{Err: zoho.ErrClosed}, code: envelope.OutcomeUnknown, stands: true},
-		"no answer, and probed": {answer: zoho.Answer{Err: zoho.ErrClosed}, probed: true, wait: WaitStorage, stands: true},
+		"written":           {answer: zoho.Answer{Status: 201, Body: []byte(`{"data":[` + written(1) + `]}`)}, claim: stands},
+		"invalid":           {answer: zoho.Answer{Status: 400, Body: []byte(`{"data":[` + refusedRecord("INVALID_DATA") + `]}`)}, claim: stands},
+		"throttled":         {answer: zoho.Answer{Status: 429}, wait: WaitPause, claim: given},
+		"no-token":          {answer: zoho.Answer{Status: 401, Code: "INVALID_TOKEN"}, wait: WaitToken, claim: given},
+		"silence":           {answer: silence, code: envelope.OutcomeUnknown, claim: stands},
+		"not-closed":        {answer: silence, probed: true, broken: true, wait: WaitStorage, claim: stands},
+		"found":             {answer: silence, lookup: found, probed: true, claim: lost},
+		"not-there-yet":     {answer: silence, lookup: zoho.Answer{Status: 204}, probed: true, wait: WaitProbe, claim: lost},
+		"lookup-throttled":  {answer: silence, lookup: zoho.Answer{Status: 429}, probed: true, wait: WaitPause, claim: lost},
+		"lookup-in-silence": {answer: silence, lookup: silence, probed: true, wait: WaitProbe, claim: lost},
+		"lookup-forbidden":  {answer: silence, lookup: zoho.Answer{Status: 403}, probed: true, code: envelope.OutcomeUnknown, claim: sealed},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			r := New(Options{
-				Connections: parts{}, Tokens: parts{}, Responses: parts{}, Zoho: says(c.answer), Clock: clock,
-				Ledger:      ledger.Open(broken{js}, clock, time.Minute),
+				Connections: parts{}, Tokens: parts{}, Responses: parts{}, Zoho: says{c.answer, c.lookup}, Clock: clock,
+				Ledger:      ledger.Open(broken{js, c.broken}, clock, time.Minute),
 				CallTimeout: time.Minute, Logger: slog.New(slog.DiscardHandler), Metrics: prometheus.NewRegistry(),
 			})
 			request := &envelope.Request{
-				ID: t.Name()[len("TestClaimGivenBack/"):], Method: "POST", Path: "/crm/v8/Leads", Deadline: time.Now().Add(time.Hour),
+				ID: name, Method: "POST", Path: "/crm/v8/Leads", Deadline: time.Now().Add(time.Hour),
 				Body: envelope.Body{Kind: envelope.JSONBody, Data: []byte(`{"data":[{"R":"a"}]}`)},
 			}
 			if c.probed {
@@ -104,16 +116,31 @@ func TestClaimGivenBack(t *testing.T) {
 				ReceivedAt: time.Now(), Stopping: make(chan struct{}),
 			}
 			result := r.Do(t.Context(), d)
-			switch {
-			case result.Wait != nil && result.Wait.Reason != c.wait, result.Wait == nil && c.wait != "":
-				t.Errorf("%+v, want a wait for %q", result, c.wait)
-			case result.Response != nil && c.code == "" && result.Response.Error != nil,
-				result.Response != nil && c.code != "" && (result.Response.Error == nil || result.Response.Error.Code != c.code):
-				t.Errorf("answered %s, want the code %q", result.Response.AppendJSON(nil), c.code)
+			var reason Reason
+			if result.Wait != nil {
+				reason = result.Wait.Reason
 			}
-			err := ledger.Open(js, clock, time.Minute).Look(t.Context(), "demo", request.ID, d.Digest)
-			if held := errors.As(err, new(*ledger.HeldError)); held != c.stands || err != nil && !held {
-				t.Errorf("of the claim others hear: %v", err)
+			var code envelope.Code
+			if result.Response != nil && result.Response.Error != nil {
+				code = result.Response.Error.Code
+			}
+			if reason != c.wait || code != c.code {
+				t.Errorf("%+v: wait %q, code %q; want %q, %q", result, reason, code, c.wait, c.code)
+			}
+			claim := given
+			err := ledger.Open(js, clock, time.Minute).Look(t.Context(), "demo", name, d.Digest)
+			switch {
+			case errors.As(err, new(*ledger.HeldError)):
+				claim = stands
+			case errors.As(err, new(*ledger.LostError)):
+				claim = lost
+			case errors.Is(err, ledger.ErrExpired):
+				claim = sealed
+			case err != nil:
+				t.Fatal(err)
+			}
+			if claim != c.claim {
+				t.Errorf("the claim is %s, want %s", claim, c.claim)
 			}
 		})
 	}
