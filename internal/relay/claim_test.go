@@ -66,9 +66,20 @@ func (s says) Do(_ context.Context, call *zoho.Call) *zoho.Answer {
 	return &s.lookup
 }
 
+// observed sums up what an org is told of calls.
+type observed struct{ calls, credits int }
+
+func (o *observed) Attempted(_ *zoho.Answer, _ time.Time, credits int) {
+	o.calls++
+	o.credits += credits
+}
+
+func (*observed) Remaining() (int64, bool) { return 0, false }
+
 // A claim is given back only where it is proved that nothing was carried out.
 // One that stands says to everybody else that it may have been; one that is sealed,
-// that its requester was told to look for himself.
+// that its requester was told to look for himself. What Zoho refused at the door
+// costs nothing, and a 429 is no attempt.
 func TestClaimAfterwards(t *testing.T) {
 	t.Parallel()
 	s := natstest.Start(t)
@@ -84,18 +95,20 @@ func TestClaimAfterwards(t *testing.T) {
 		wait           Reason // "": answered
 		code           envelope.Code
 		claim          string
+		attempts       int
+		told           observed
 	}{
-		"written":           {answer: zoho.Answer{Status: 201, Body: []byte(`{"data":[` + written(1) + `]}`)}, claim: stands},
-		"invalid":           {answer: zoho.Answer{Status: 400, Body: []byte(`{"data":[` + refusedRecord("INVALID_DATA") + `]}`)}, claim: stands},
-		"throttled":         {answer: zoho.Answer{Status: 429}, wait: WaitPause, claim: given},
-		"no-token":          {answer: zoho.Answer{Status: 401, Code: "INVALID_TOKEN"}, wait: WaitToken, claim: given},
-		"silence":           {answer: silence, code: envelope.OutcomeUnknown, claim: stands},
-		"not-closed":        {answer: silence, probed: true, broken: true, wait: WaitStorage, claim: stands},
-		"found":             {answer: silence, lookup: found, probed: true, claim: lost},
-		"not-there-yet":     {answer: silence, lookup: zoho.Answer{Status: 204}, probed: true, wait: WaitProbe, claim: lost},
-		"lookup-throttled":  {answer: silence, lookup: zoho.Answer{Status: 429}, probed: true, wait: WaitPause, claim: lost},
-		"lookup-in-silence": {answer: silence, lookup: silence, probed: true, wait: WaitProbe, claim: lost},
-		"lookup-forbidden":  {answer: silence, lookup: zoho.Answer{Status: 403}, probed: true, code: envelope.OutcomeUnknown, claim: sealed},
+		"written":           {answer: zoho.Answer{Status: 201, Body: []byte(`{"data":[` + written(1) + `]}`)}, claim: stands, attempts: 1, told: observed{1, 1}},
+		"invalid":           {answer: zoho.Answer{Status: 400, Body: []byte(`{"data":[` + refusedRecord("INVALID_DATA") + `]}`)}, claim: stands, attempts: 1, told: observed{1, 1}},
+		"throttled":         {answer: zoho.Answer{Status: 429}, wait: WaitPause, claim: given, attempts: 0, told: observed{1, 0}},
+		"no-token":          {answer: zoho.Answer{Status: 401, Code: "INVALID_TOKEN"}, wait: WaitToken, claim: given, attempts: 1, told: observed{1, 0}},
+		"silence":           {answer: silence, code: envelope.OutcomeUnknown, claim: stands, attempts: 1, told: observed{1, 1}},
+		"not-closed":        {answer: silence, probed: true, broken: true, wait: WaitStorage, claim: stands, attempts: 1, told: observed{1, 1}},
+		"found":             {answer: silence, lookup: found, probed: true, claim: lost, attempts: 1, told: observed{2, 2}},
+		"not-there-yet":     {answer: silence, lookup: zoho.Answer{Status: 204}, probed: true, wait: WaitProbe, claim: lost, attempts: 1, told: observed{2, 2}},
+		"lookup-throttled":  {answer: silence, lookup: zoho.Answer{Status: 429}, probed: true, wait: WaitPause, claim: lost, attempts: 1, told: observed{2, 1}},
+		"lookup-in-silence": {answer: silence, lookup: silence, probed: true, wait: WaitProbe, claim: lost, attempts: 1, told: observed{2, 2}},
+		"lookup-forbidden":  {answer: silence, lookup: zoho.Answer{Status: 403}, probed: true, code: envelope.OutcomeUnknown, claim: sealed, attempts: 1, told: observed{2, 2}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -111,8 +124,9 @@ func TestClaimAfterwards(t *testing.T) {
 			if c.probed {
 				request.Probe = &envelope.Probe{Field: "R", Values: []string{"'a'"}}
 			}
+			told := &observed{}
 			d := &Delivery{
-				Connection: "demo", Request: request, Operation: zoho.OperationOf(request.Method, request.Path),
+				Observer: told, Connection: "demo", Request: request, Operation: zoho.OperationOf(request.Method, request.Path),
 				ReceivedAt: time.Now(), Stopping: make(chan struct{}),
 			}
 			result := r.Do(t.Context(), d)
@@ -126,6 +140,9 @@ func TestClaimAfterwards(t *testing.T) {
 			}
 			if reason != c.wait || code != c.code {
 				t.Errorf("%+v: wait %q, code %q; want %q, %q", result, reason, code, c.wait, c.code)
+			}
+			if d.Sendings.Attempts != c.attempts || *told != c.told {
+				t.Errorf("%d attempts, told of %+v; want %d, %+v", d.Sendings.Attempts, *told, c.attempts, c.told)
 			}
 			claim := given
 			err := ledger.Open(js, clock, time.Minute).Look(t.Context(), "demo", name, d.Digest)
