@@ -214,6 +214,17 @@ func TestAnswerHeaders(t *testing.T) {
 	}
 }
 
+// Headers that Connection names are of this hop only.
+func TestHopHeaders(t *testing.T) {
+	t.Parallel()
+	got := headers([]envelope.Header{
+		{Name: "Connection", Value: "keep-alive, x-hop"}, {Name: "X-Hop", Value: "1"}, {Name: "X-Hops", Value: "2"},
+	})
+	if want := []envelope.Header{{Name: "X-Hops", Value: "2"}}; !reflect.DeepEqual(got, want) {
+		t.Errorf("got %v", got)
+	}
+}
+
 func zipped(s string) string {
 	var b bytes.Buffer
 	z := gzip.NewWriter(&b)

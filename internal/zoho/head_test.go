@@ -3,6 +3,7 @@ package zoho
 import (
 	"bufio"
 	"bytes"
+	"errors"
 	"io"
 	"net/http"
 	"strings"
@@ -71,6 +72,44 @@ func FuzzAnswer(f *testing.F) {
 			}
 		}
 	})
+}
+
+// A connection is kept only where the answer ended as its head said, and nothing
+// stands behind it.
+func TestUsableAgain(t *testing.T) {
+	t.Parallel()
+	const ok, chunked = "HTTP/1.1 200 OK\r\n", "Transfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n"
+	for name, c := range map[string]struct {
+		said   string
+		again  bool
+		broken bool
+	}{
+		"length":                       {okEmpty, true, false},
+		"length, and more":             {okEmpty + "H", false, false},
+		"chunked":                      {ok + chunked, true, false},
+		"chunked, and more":            {ok + chunked + "H", false, false},
+		"chunked, cut":                 {ok + chunked[:len(chunked)-2], false, false},
+		"no content":                   {"HTTP/1.1 204 No Content\r\n\r\n", true, false},
+		"no content, and more":         {"HTTP/1.1 204 No Content\r\n\r\nH", false, false},
+		"to the end":                   {ok + "\r\n{}", false, false},
+		"closes":                       {ok + "Connection: close\r\nContent-Length: 2\r\n\r\n{}", false, false},
+		"HTTP/1.0":                     {"HTTP/1.0 200 OK\r\nContent-Length: 2\r\n\r\n{}", false, false},
+		"two lengths":                  {ok + "Content-Length: 2\r\nContent-Length: 3\r\n\r\n{}", false, true},
+		"a folded length":              {ok + "Content-Length: 2\r\n 0\r\n\r\n{}", false, true},
+		"a folded transfer encoding":   {ok + "Transfer-Encoding: chunked\r\n , gzip\r\n\r\n0\r\n\r\n", false, true},
+		"a folded connection":          {ok + "Content-Length: 2\r\nConnection: keep-alive,\r\n close\r\n\r\n{}", false, true},
+		"chunked, and chunked":         {ok + "Transfer-Encoding: chunked\r\n" + chunked, false, true},
+		"another transfer encoding":    {ok + "Transfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n", false, true},
+		"chunked, of HTTP/1.0":         {"HTTP/1.0 200 OK\r\n" + chunked, false, true},
+		"a protocol that was switched": {"HTTP/1.1 101 Switching Protocols\r\n\r\n", false, true},
+	} {
+		k := &kept{link: &script{Reader: strings.NewReader(c.said)}}
+		var r reply
+		again, err := k.read(&r, 1<<20)
+		if again != c.again || errors.Is(err, ErrBroken) != c.broken {
+			t.Errorf("%s: again %v, %v", name, again, err)
+		}
+	}
 }
 
 // words leaves it open how many blanks a folded line is joined by.
