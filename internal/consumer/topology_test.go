@@ -45,6 +45,21 @@ func TestEnsureKeepsLimits(t *testing.T) {
 		return stream.CachedInfo().Config
 	}
 	ensure(time.Hour)
+	// Decisions are made by what the leader says, and nothing but notices makes room for others.
+	list := js.ListStreams(t.Context())
+	for info := range list.Info() {
+		c := info.Config
+		full := c.Discard == jetstream.DiscardNew || c.Name == consumer.EventStream
+		if own := !strings.HasPrefix(c.Name, "OBJ_"); own && (c.AllowDirect || !full || c.Storage != jetstream.FileStorage) {
+			t.Errorf("%s: %+v", c.Name, c)
+		}
+		if c.Name == consumer.ResponseStream && c.MaxMsgsPerSubject != 1 {
+			t.Errorf("%d responses to a request", c.MaxMsgsPerSubject)
+		}
+	}
+	if err := list.Err(); err != nil {
+		t.Fatal(err)
+	}
 	const limit, consumers = 1 << 30, 50_000
 	streams := []string{consumer.RequestStream, consumer.ResponseStream, "OBJ_" + consumer.BodyBucket}
 	for _, name := range streams {
