@@ -76,6 +76,8 @@ func (o *observed) Attempted(_ *zoho.Answer, _ time.Time, credits int) {
 
 func (*observed) Remaining() (int64, bool) { return 0, false }
 
+func (*observed) Paused() time.Duration { return 0 }
+
 // A claim is given back only where it is proved that nothing was carried out.
 // One that stands says to everybody else that it may have been; one that is sealed,
 // that its requester was told to look for himself. What Zoho refused at the door
