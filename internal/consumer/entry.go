@@ -79,8 +79,10 @@ func (o *org) arrived(l *lane, msg *nats.Msg) {
 	}
 	e := &entry{
 		subject: msg.Subject, connection: l.connection, header: msg.Header, data: msg.Data,
-		sequence: meta.Sequence.Stream, stored: StoredAt(msg.Subject, msg.Header, meta.Timestamp), again: meta.NumDelivered > 1,
-		lane: l, delivery: msg, since: time.Now(),
+		sequence: meta.Sequence.Stream, stored: StoredAt(msg.Subject, msg.Header, meta.Timestamp),
+		// A consumer that is made anew after a death counts its deliveries from one.
+		again: meta.NumDelivered > 1 || meta.Sequence.Stream <= l.died,
+		lane:  l, delivery: msg, since: time.Now(),
 	}
 	if e.again {
 		e.sendings.Elsewhere = true

@@ -41,8 +41,9 @@ type lane struct {
 	// Under org.mu.
 	// Waiting for their start, in order: see lines.
 	light, heavy, suspects []*entry
-	// twice is up to which sequence the requests were in hand of two workers in a
-	// row that died.
+	// died is up to which sequence the requests had been handed out to a worker that
+	// died, and twice up to which to two in a row.
+	died     uint64
 	twice    uint64
 	mourned  bool     // twice is known and written; the lane's own goroutine's
 	behind   []*entry // ordered requests, until no other worker has one of the lane

@@ -73,7 +73,7 @@ func (l *lane) mourn(ctx context.Context) error {
 	handed := there.CachedInfo().Delivered.Stream
 	o.mu.Lock()
 	// What is loaded is of the death before; a write that failed is written again.
-	l.twice = min(o.trials.died[l.rest()], handed)
+	l.died, l.twice = handed, min(o.trials.died[l.rest()], handed)
 	o.trials.deaths[l.rest()] = handed
 	twice := l.twice
 	o.mu.Unlock()

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"strings"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -117,6 +118,33 @@ func TestDoubtOfConditionsElsewhere(t *testing.T) {
 	wantCode(t, r.await("demo", "delete"), envelope.OutcomeUnknown, "another worker")
 	if n := r.executed()["After"]; n != 1 {
 		t.Errorf("%d records were updated", n)
+	}
+}
+
+// Nor where the worker that sent it died: the next one has it from a consumer that is
+// made anew, and which counts its deliveries from one.
+func TestDoubtAfterACrash(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, zohotest.Options{})
+	r.demo(10)
+	r.Zoho.SetUnique(devbox.OrgID, "Leads", "External_Id")
+	ids := r.Zoho.Seed(devbox.OrgID, "Leads", map[string]any{"Last_Name": "Gone"})
+	first := r.process()
+	gone := "/crm/v8/Leads/" + ids[0]
+	hold := r.Zoho.Hold(zohotest.Executed, zohotest.Match{Where: func(c zohotest.Call) bool { return c.Path == gone || c.Method == "POST" }})
+	late := unique("late") // its deadline is over when the dead worker's session is
+	r.publish("demo", doc{"id": "delete", "method": "DELETE", "url": "/v8/Leads/" + ids[0]})
+	r.publish("demo", late)
+	r.reached(hold)
+	r.reached(hold)
+	first.signal(syscall.SIGKILL)
+	first.died()
+	hold.Release()
+	r.worker(brief)
+	wantCode(t, r.await("demo", "delete"), envelope.OutcomeUnknown, "another worker")
+	wantCode(t, r.await("demo", "late"), envelope.DeadlineExceeded, "is not known")
+	if n := r.executed()["late"]; n != 1 {
+		t.Errorf("%d records", n)
 	}
 }
 
