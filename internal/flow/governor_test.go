@@ -149,6 +149,20 @@ func TestRefusedTogether(t *testing.T) {
 	}
 }
 
+// The limit falls by what was in flight, of which other programs had a part that
+// isn't known: not below half of what it was, nor below one.
+func TestLimitFallsByHalf(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct{ limit, running, want int }{{20, 20, 15}, {20, 16, 12}, {20, 13, 10}, {20, 1, 10}, {20, 0, 10}, {2, 1, 1}, {1, 1, 1}} {
+		g := New(Limits{Places: c.limit}, State{})
+		run(g, c.running, light)
+		g.Refused(start, light, refusal("concurrency"))
+		if g.limit() != c.want {
+			t.Errorf("%d of %d in flight: the limit is %d, want %d", c.running, c.limit, g.limit(), c.want)
+		}
+	}
+}
+
 // The limit falls with refusals and climbs back a step at a time, the longer the
 // oftener a step was one too far.
 func TestLimitClimbs(t *testing.T) {
