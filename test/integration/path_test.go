@@ -245,7 +245,12 @@ func TestCallService(t *testing.T) {
 	r.worker()
 	ask := func(document string) *envelope.Response {
 		t.Helper()
-		msg, err := r.nc.Request("zoho.call.demo", []byte(document), patience)
+		// The caller's headers that the server acts on are none of the request's.
+		call := nats.NewMsg("zoho.call.demo")
+		call.Data = []byte(document)
+		call.Header.Set(jetstream.ExpectedStreamHeader, "OTHER")
+		call.Header.Set(jetstream.MsgIDHeader, "always the same")
+		msg, err := r.nc.RequestMsg(call, patience)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -256,6 +261,7 @@ func TestCallService(t *testing.T) {
 		return response
 	}
 	wantStatus(t, ask(` {"id":"a","method":"GET","url":"/v8/Leads?fields=Last_Name"}`), 200)
+	wantStatus(t, ask(`{"id":"another","method":"GET","url":"/v8/Leads?fields=Last_Name"}`), 200)
 	wantCode(t, ask(`{"id":"b","method":"FETCH","url":"/v8/Leads"}`), envelope.InvalidRequest, "method")
 	wantCode(t, ask(`{"id":"c","method":"GET","url":"/v8/Leads","reply_to":"_INBOX.x"}`), envelope.InvalidRequest, "reply_to")
 }
