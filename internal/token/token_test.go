@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -541,11 +540,11 @@ func TestUnsentIsNotCounted(t *testing.T) {
 		err   error
 		mints int
 	}{
-		"dialled in vain": {&net.OpError{Op: "dial", Err: errors.New("refused")}, 1},
-		"no such name":    {fmt.Errorf("refresh: %w", &net.DNSError{Err: "no such host"}), 1},
-		"cut":             {&net.OpError{Op: "read", Err: errors.New("reset")}, 2},
-		"timeout":         {context.DeadlineExceeded, 2},
-		"throttled":       {&zoho.Error{Kind: zoho.Throttled}, 2},
+		"nothing left":  {fmt.Errorf("refresh: %w", &zoho.Error{Kind: zoho.Unavailable, Unsent: true}), 1},
+		"late":          {errLate, 1},
+		"some may have": {&zoho.Error{Kind: zoho.Unavailable}, 2},
+		"timeout":       {context.DeadlineExceeded, 2},
+		"throttled":     {&zoho.Error{Kind: zoho.Throttled}, 2},
 	} {
 		before := record{Grant: 1, Mints: []time.Time{w.serverNow()}}
 		after, _ := w.judge(t.Context(), w.acme(), before.claimed(claim{}, w.serverNow()), c.err)
