@@ -130,8 +130,8 @@ func TestBudget(t *testing.T) {
 // minutes would be followed by minutes without a budget.
 func TestUnsentCostsNoBudget(t *testing.T) {
 	t.Parallel()
-	for unsent, want := range map[bool]int{true: 1, false: 2} {
-		b, w := one(t)
+	for unsent, want := range map[bool]int{true: 2, false: 3} {
+		b, w := one(t) // its consent is the first
 		token := w.must()
 		b.accounts.set(func(int) (*zoho.Grant, error) { return nil, &zoho.Error{Kind: zoho.Unavailable, Unsent: unsent} })
 		_, err := w.Renew(t.Context(), w.acme(), token)
