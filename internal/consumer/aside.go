@@ -11,6 +11,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"zoho-worker/internal/dead"
+	"zoho-worker/internal/register"
 )
 
 // setAside picks the heavy requests out of a full window that the light ones
@@ -62,6 +63,9 @@ func (o *org) moveAside(aside []*entry) {
 	}
 }
 
+// roomForID is what the header takes that the client library adds.
+const roomForID = 256
+
 // moved moves one heavy request, or puts it back into its line.
 func (o *org) moved(e *entry) bool {
 	to, _ := e.lane.lane.aside()
@@ -71,7 +75,11 @@ func (o *org) moved(e *entry) bool {
 			msg.Header[name] = values
 		}
 	}
-	msg.Header.Set(dead.StoredHeader, e.stored.UTC().Format(time.RFC3339Nano))
+	stored := e.stored.UTC().Format(time.RFC3339Nano)
+	msg.Header.Set(dead.StoredHeader, stored)
+	if msg.Size()-len(msg.Subject)-len(msg.Data) > register.MaxHeader-roomForID {
+		msg.Header = nats.Header{dead.StoredHeader: {stored}} // its own are for its trace
+	}
 	ctx, cancel := context.WithTimeout(o.calling, 5*time.Second)
 	defer cancel()
 	_, err := o.JetStream.PublishMsg(ctx, msg, jetstream.WithMsgID(dead.MsgID("aside", e.sequence, e.data)))

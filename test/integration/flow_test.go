@@ -4,12 +4,14 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"net/url"
 	"strconv"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
 	"zoho-worker/internal/app"
@@ -18,6 +20,7 @@ import (
 	"zoho-worker/internal/devbox"
 	"zoho-worker/internal/envelope"
 	"zoho-worker/internal/lease"
+	"zoho-worker/internal/register"
 	"zoho-worker/internal/zoho/zohotest"
 )
 
@@ -79,11 +82,16 @@ func TestHeavyRequests(t *testing.T) {
 
 // A heavy request that is moved to a lane of its own is not mistaken for what another
 // caller has published under the id that it is moved by, nor kept where it is by what
-// its own caller expected of the stream.
+// its own caller expected of the stream, or by as many headers as a message may have.
 func TestMovedRequests(t *testing.T) {
 	t.Parallel()
 	const heavy = 100
-	for name, expected := range map[string]bool{"under another's id": false, "with an expectation": true} {
+	crowded := nats.Header{"X": {""}}
+	crowded.Set("X", strings.Repeat("x", register.MaxHeader-(&nats.Msg{Header: crowded}).Size()))
+	for name, c := range map[string]struct {
+		expected bool
+		header   nats.Header
+	}{"under another's id": {}, "with an expectation": {expected: true}, "with all headers there may be": {header: crowded}} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			r := newRig(t, zohotest.Options{})
@@ -101,10 +109,10 @@ func TestMovedRequests(t *testing.T) {
 					t.Fatal(err)
 				}
 				var options []jetstream.PublishOpt
-				if expected {
+				if c.expected {
 					options = append(options, jetstream.WithExpectLastSequencePerSubject(last))
 				}
-				ack, err := r.js.Publish(t.Context(), "zoho.requests.demo", data, options...)
+				ack, err := r.js.PublishMsg(t.Context(), &nats.Msg{Subject: "zoho.requests.demo", Data: data, Header: maps.Clone(c.header)}, options...)
 				if err != nil {
 					t.Fatal(err)
 				}

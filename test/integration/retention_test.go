@@ -1,12 +1,16 @@
 package integration
 
 import (
+	"fmt"
+	"strings"
 	"testing"
 	"time"
 
+	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
 	"zoho-worker/internal/consumer"
+	"zoho-worker/internal/envelope"
 	"zoho-worker/internal/ledger"
 	"zoho-worker/internal/zoho/zohotest"
 )
@@ -64,4 +68,38 @@ func (r *rig) messages(name string) uint64 {
 		r.t.Fatal(err)
 	}
 	return info.State.Msgs
+}
+
+// A response that somebody else stored, without a digest or with one that is none, keeps its id.
+func TestResponseWithoutDigest(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, zohotest.Options{})
+	r.demo(10)
+	for i, digest := range []string{"", "00", "x", strings.Repeat("00", 33)} {
+		id := fmt.Sprint("r", i)
+		msg := &nats.Msg{Subject: consumer.ResponseSubject("demo", id), Data: []byte("{}"), Header: nats.Header{"Zoho-Digest": {digest}}}
+		if _, err := r.js.PublishMsg(t.Context(), msg); err != nil {
+			t.Fatal(err)
+		}
+		inbox := r.nc.NewInbox()
+		replies, err := r.nc.SubscribeSync(inbox)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.publish("demo", doc{
+			"id": id, "method": "PUT", "url": "/v8/Leads", "body": doc{"data": []doc{{"id": "1", "Last_Name": "Nobody"}}}, "reply_to": inbox,
+		})
+		if i == 0 {
+			r.worker()
+		}
+		reply, err := replies.NextMsg(patience)
+		if err != nil {
+			t.Fatalf("%q: %v", digest, err)
+		}
+		response, err := envelope.DecodeResponse(reply.Data)
+		if err != nil {
+			t.Fatal(err)
+		}
+		wantCode(t, response, envelope.IDConflict)
+	}
 }
