@@ -9,11 +9,16 @@ import (
 	"zoho-worker/internal/zoho/zohotest"
 )
 
-// says waits until a page says all of that.
+// says waits until a page is there and says all of that: the worker hears of a
+// connection a moment after it was made.
 func (p *person) says(page string, texts ...string) {
 	p.t.Helper()
 	eventually(p.t, page+" says "+strings.Join(texts, ", "), func() bool {
-		got := text(p.get(page).want(p.t, 200).body)
+		a := p.get(page)
+		if a.status == 404 {
+			return false
+		}
+		got := text(a.want(p.t, 200).body)
 		for _, want := range texts {
 			if !strings.Contains(got, want) {
 				return false
