@@ -5,6 +5,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+
 	"zoho-worker/internal/lock"
 	"zoho-worker/internal/lock/redistest"
 )
@@ -177,5 +179,63 @@ func TestStormOfInvalidTokens(t *testing.T) {
 	}
 	if n := b.accounts.count(); n != 2 {
 		t.Errorf("%d refreshes, want 2", n)
+	}
+}
+
+// TestLateHolderIsIgnored: a worker that was suspended during its refresh finds
+// that another one did it, and takes that one's token.
+func TestLateHolderIsIgnored(t *testing.T) {
+	t.Parallel()
+	registry := prometheus.NewRegistry()
+	b, w := one(t, func(o *Options) { o.Metrics = registry })
+	open := b.accounts.shut()
+	defer open()
+	answers := askAll([]*worker{w}, 1)
+	<-b.accounts.entered
+	w.put(w.sealed(5, 0, time.Hour)) // in the place of the claim
+	open()
+	allGot(t, answers, 5)
+	w.until(func(st *state) bool { return st.record.Generation == 5 })
+	if counted := counts(t, registry); counted[resultLost] != 1 {
+		t.Errorf("counted %v", counted)
+	}
+}
+
+// TestServerRestartsMeanwhile: the token comes back while NATS is away.
+func TestServerRestartsMeanwhile(t *testing.T) {
+	t.Parallel()
+	b := newBox(t)
+	workers := b.workers(2)
+	b.connect(workers...)
+	open := b.accounts.shut()
+	defer open()
+	answers := askAll(workers[:1], 3)
+	<-b.accounts.entered
+	b.nats.Stop()
+	open()
+	b.nats.Restart()
+	allGot(t, answers, 1)
+	workers[1].until(func(st *state) bool { return st.record.Generation == 1 })
+	if token := workers[1].must(); token.Generation != 1 || b.accounts.count() != 1 {
+		t.Errorf("%+v, %d refreshes", token, b.accounts.count())
+	}
+}
+
+func TestStreamLost(t *testing.T) {
+	t.Parallel()
+	b, w := one(t)
+	for range 2 {
+		token := w.must()
+		if _, err := w.Renew(t.Context(), w.acme(), token); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := w.js.DeleteStream(t.Context(), StreamName); err != nil {
+		t.Fatal(err)
+	}
+	b.nats.Create(w.js, StreamConfig(1))
+	w.until(func(st *state) bool { return st.record.Generation == 0 })
+	if token := w.must(); token.Generation != 1 {
+		t.Errorf("%+v", token)
 	}
 }

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
+	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/goleak"
 
 	"zoho-worker/internal/connection"
@@ -307,4 +308,32 @@ func nowhere(t *testing.T) string {
 	}
 	defer l.Close()
 	return "redis://" + l.Addr().String()
+}
+
+func one(t *testing.T, changes ...func(*Options)) (*box, *worker) {
+	t.Helper()
+	b := newBox(t)
+	w := b.worker(changes...)
+	b.connect(w)
+	return b, w
+}
+
+// counts are the counters by what their label says; "unavailable" of the locks
+// has none of the refreshes beside it.
+func counts(t *testing.T, registry *prometheus.Registry) map[string]float64 {
+	t.Helper()
+	families, err := registry.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	counted := map[string]float64{}
+	for _, family := range families {
+		for _, metric := range family.GetMetric() {
+			if len(metric.GetLabel()) == 0 {
+				continue // a gauge or a histogram
+			}
+			counted[metric.GetLabel()[0].GetValue()] = metric.GetCounter().GetValue()
+		}
+	}
+	return counted
 }
