@@ -19,7 +19,7 @@ var arrows = map[string][]string{
 	"internal/failpoint":           {},
 	"internal/register":            {},
 	"internal/lock":                {},
-	"internal/connection/follow":   {},
+	"internal/connection/follow":   {"internal/register"},
 	"internal/envelope":            {"schemas"},
 	"internal/zoho":                {"internal/envelope", "internal/secret"},
 	"internal/zoho/zohotest":       {"internal/envelope"},

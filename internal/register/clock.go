@@ -22,12 +22,15 @@ func (c *Clock) Observe(server, asked, heard time.Time) {
 }
 
 // Now is the server's time.
-func (c *Clock) Now() time.Time {
+func (c *Clock) Now() time.Time { return c.At(time.Now()) }
+
+// At is the server's time at the local instant.
+func (c *Clock) At(local time.Time) time.Time {
 	seen := c.seen.Load()
 	if seen == nil {
-		return time.Now()
+		return local
 	}
-	return seen.server.Add(time.Since(seen.local))
+	return seen.server.Add(local.Sub(seen.local))
 }
 
 // Left is for how long a lease still lasts that its holder began itself, and that

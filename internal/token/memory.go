@@ -151,26 +151,15 @@ func (e *entry) leaseLeft(c *claim) time.Duration {
 	return c.lease() - time.Since(e.seen)
 }
 
-// instant is one instant by the server's clock and by this machine's. From there on
-// time is counted by the monotonic clock: that of the wall may step.
-type instant struct{ server, local time.Time }
-
 // measure takes in what must be added to this machine's clock to get the server's.
 func (s *Source) measure(offset time.Duration) {
 	now := s.options.Now()
-	s.measured.Store(&instant{server: now.Add(offset).Round(0), local: now})
+	s.clock.Observe(now.Add(offset).Round(0), now, now)
 }
 
 // skew is what must be added to this machine's clock to get the server's, if it says now.
-func (s *Source) skew(now time.Time) time.Duration {
-	at := s.measured.Load()
-	if at == nil {
-		return 0
-	}
-	return at.server.Add(now.Sub(at.local)).Sub(now)
-}
+func (s *Source) skew(now time.Time) time.Duration { return s.clock.At(now).Sub(now) }
 
 func (s *Source) serverNow() time.Time {
-	now := s.options.Now()
-	return now.Add(s.skew(now)).UTC().Truncate(time.Millisecond)
+	return s.clock.At(s.options.Now()).UTC().Truncate(time.Millisecond)
 }

@@ -27,7 +27,6 @@ import (
 	"log/slog"
 	"os"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
@@ -145,7 +144,7 @@ type Source struct {
 	entries   sync.Map // connection name to *entry
 	flights   singleflight.Group
 	metrics   *metrics
-	measured  atomic.Pointer[instant]
+	clock     register.Clock // the server's, by what options.Now says
 
 	ctx  context.Context // ends when Close is called
 	stop context.CancelFunc

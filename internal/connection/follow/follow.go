@@ -22,6 +22,8 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
+
+	"zoho-worker/internal/register"
 )
 
 // Position orders the values of one subject: by epoch, then by revision.
@@ -75,8 +77,7 @@ type Follower struct {
 	mu      sync.Mutex
 	known   map[string]uint64 // subject to the epoch it was last seen in
 	reached uint64            // highest sequence applied in this epoch
-	server  time.Time         // the server's time, or a little less, at the instant heard
-	heard   time.Time         // by the monotonic clock
+	clock   register.Clock    // the server's, or a little less
 }
 
 // timeout bounds a single exchange with the server.
@@ -258,9 +259,8 @@ func (f *Follower) info(ctx context.Context) (*jetstream.StreamInfo, error) {
 	}
 	heard := f.options.Now()
 	info := stream.CachedInfo()
-	f.mu.Lock()
-	f.server, f.heard = info.TimeStamp, time.Now()
-	f.mu.Unlock()
+	now := time.Now()
+	f.clock.Observe(info.TimeStamp, now, now) // it was so when the server answered
 	if f.options.Measured != nil && !info.TimeStamp.IsZero() {
 		f.options.Measured(info.TimeStamp.Sub(asked.Add(heard.Sub(asked) / 2)))
 	}
@@ -275,7 +275,7 @@ func (f *Follower) apply(msg jetstream.Msg, meta *jetstream.MsgMetadata) {
 	f.reached = max(f.reached, revision)
 	f.options.Apply(Change{
 		Subject: msg.Subject(), Position: Position{Epoch: epoch, Revision: revision}, Data: msg.Data(),
-		Age: max(0, f.server.Add(time.Since(f.heard)).Sub(meta.Timestamp)),
+		Age: max(0, f.clock.Now().Sub(meta.Timestamp)),
 	})
 }
 
