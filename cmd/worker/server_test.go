@@ -5,10 +5,10 @@ package main
 import (
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/nats-io/nats-server/v2/server"
 
+	"zoho-worker/internal/connection/natstest"
 	"zoho-worker/internal/inspect"
 	"zoho-worker/internal/secret"
 )
@@ -16,19 +16,7 @@ import (
 // bare is a shell on a nats-server that no worker has run against.
 func bare(t *testing.T, options server.Options) *shell {
 	t.Helper()
-	options.Host, options.Port, options.NoLog, options.NoSigs, options.StoreDir = "127.0.0.1", server.RANDOM_PORT, true, true, t.TempDir()
-	ns, err := server.NewServer(&options)
-	if err != nil {
-		t.Fatal(err)
-	}
-	ns.Start()
-	t.Cleanup(func() {
-		ns.Shutdown()
-		ns.WaitForShutdown()
-	})
-	if !ns.ReadyForConnections(10 * time.Second) {
-		t.Fatal("nats-server is not ready after 10 s")
-	}
+	ns := natstest.Run(t, &options)
 	s := newShell(t)
 	s.box.NATSURL = ns.ClientURL()
 	return s

@@ -6,33 +6,15 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/nats-io/jwt/v2"
 	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nkeys"
 
+	"zoho-worker/internal/connection/natstest"
 	"zoho-worker/internal/secret"
 )
-
-func natsServer(t *testing.T, options *server.Options) string {
-	t.Helper()
-	options.Host, options.Port, options.NoSigs, options.NoLog = "127.0.0.1", -1, true, true
-	ns, err := server.NewServer(options)
-	if err != nil {
-		t.Fatal(err)
-	}
-	ns.Start()
-	t.Cleanup(func() {
-		ns.Shutdown()
-		ns.WaitForShutdown()
-	})
-	if !ns.ReadyForConnections(10 * time.Second) {
-		t.Fatal("nats-server is not ready")
-	}
-	return ns.ClientURL()
-}
 
 func reaches(t *testing.T, c Config) error {
 	t.Helper()
@@ -60,7 +42,7 @@ func TestNATSNKey(t *testing.T) {
 	}
 	public, _ := user.PublicKey()
 	seed, _ := user.Seed()
-	url := natsServer(t, &server.Options{Nkeys: []*server.NkeyUser{{Nkey: public}}})
+	url := natstest.Run(t, &server.Options{Nkeys: []*server.NkeyUser{{Nkey: public}}}).ClientURL()
 	dir := t.TempDir()
 	if err := reaches(t, Config{NATSURL: url, NATSNKey: mustWrite(t, dir, "seed", seed)}); err != nil {
 		t.Error(err)
@@ -108,7 +90,7 @@ func TestNATSCreds(t *testing.T) {
 	if err := resolver.Store(id(account), accountJWT); err != nil {
 		t.Fatal(err)
 	}
-	url := natsServer(t, &server.Options{TrustedKeys: []string{id(operator)}, AccountResolver: resolver})
+	url := natstest.Run(t, &server.Options{TrustedKeys: []string{id(operator)}, AccountResolver: resolver}).ClientURL()
 	if err := reaches(t, Config{NATSURL: url, NATSCreds: mustWrite(t, t.TempDir(), "worker.creds", creds)}); err != nil {
 		t.Error(err)
 	}
@@ -155,9 +137,9 @@ func jetStreamOf(t *testing.T, c Config) (found []Finding) {
 // What a user may not do is in the finding.
 func TestCheckSaysWhatIsDenied(t *testing.T) {
 	t.Parallel()
-	url := natsServer(t, &server.Options{JetStream: true, StoreDir: t.TempDir(), Users: []*server.User{{
+	url := natstest.Run(t, &server.Options{JetStream: true, Users: []*server.User{{
 		Username: "worker", Password: "p", Permissions: &server.Permissions{Publish: &server.SubjectPermission{Deny: []string{"$JS.API.>"}}},
-	}}})
+	}}}).ClientURL()
 	c := Defaults()
 	c.NATSURL = strings.Replace(url, "nats://", "nats://worker:p@", 1)
 	found := jetStreamOf(t, c)
@@ -198,9 +180,9 @@ func TestCheckTieredLimits(t *testing.T) {
 		t.Fatal(err)
 	}
 	c := Defaults()
-	c.NATSURL = natsServer(t, &server.Options{
+	c.NATSURL = natstest.Run(t, &server.Options{
 		TrustedKeys: []string{id(operator)}, AccountResolver: resolver, SystemAccount: id(system), JetStream: true, StoreDir: t.TempDir(),
-	})
+	}).ClientURL()
 	c.NATSCreds = mustWrite(t, t.TempDir(), "worker.creds", creds)
 	for _, f := range jetStreamOf(t, c) {
 		if f.State == FindingFault {

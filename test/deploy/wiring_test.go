@@ -20,6 +20,8 @@ import (
 	"github.com/compose-spec/compose-go/v2/types"
 	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go"
+
+	"zoho-worker/internal/connection/natstest"
 )
 
 // There is no Docker here, so what docker-compose.yml says is done by hand: the
@@ -285,17 +287,7 @@ func startNATS(t *testing.T, secrets string) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	options.NoSigs, options.NoLog, options.Host = true, true, "127.0.0.1"
-	ns, err := server.NewServer(options)
-	if err != nil {
-		t.Fatal(err)
-	}
-	ns.Start()
-	t.Cleanup(func() { ns.Shutdown(); ns.WaitForShutdown() })
-	if !ns.ReadyForConnections(15 * time.Second) {
-		t.Fatal("nats-server is not ready")
-	}
-	return ns.Addr().String()
+	return natstest.Run(t, options).Addr().String()
 }
 
 // environment is what a service's process gets: what the file says, and nothing of this one's.

@@ -14,31 +14,9 @@ import (
 	"github.com/nats-io/nkeys"
 
 	"zoho-worker/internal/app"
+	"zoho-worker/internal/connection/natstest"
 	"zoho-worker/internal/zoho/zohotest"
 )
-
-// serveNATS starts a nats-server with these options, on a free port.
-func serveNATS(t testing.TB, options *server.Options) *server.Server {
-	t.Helper()
-	options.Host, options.Port, options.NoSigs, options.NoLog = "127.0.0.1", -1, true, true
-	options.JetStream = true
-	if options.StoreDir == "" {
-		options.StoreDir = t.TempDir()
-	}
-	ns, err := server.NewServer(options)
-	if err != nil {
-		t.Fatal(err)
-	}
-	ns.Start()
-	t.Cleanup(func() {
-		ns.Shutdown()
-		ns.WaitForShutdown()
-	})
-	if !ns.ReadyForConnections(patience) {
-		t.Fatal("nats-server is not ready")
-	}
-	return ns
-}
 
 // F22: a permission is taken away from a worker while it runs, by a
 // configuration that the server reads again. The worker is not ready and says
@@ -66,8 +44,8 @@ func TestPermissionTakenAway(t *testing.T) {
 			with := func(p *server.Permissions) []*server.User {
 				return []*server.User{{Username: "test", Password: "x"}, {Username: "worker", Password: "x", Permissions: p}}
 			}
-			options := &server.Options{Users: with(nil)}
-			ns := serveNATS(t, options)
+			options := &server.Options{JetStream: true, Users: with(nil)}
+			ns := natstest.Run(t, options)
 			r.moveTo(ns.ClientURL(), nats.UserInfo("test", "x"))
 			r.demo(5)
 			w := r.worker(func(c *app.Config) {
@@ -192,7 +170,7 @@ func TestCredentialsRenewed(t *testing.T) {
 		}
 		return path
 	}
-	ns := serveNATS(t, &server.Options{TrustedKeys: []string{id(operator)}, AccountResolver: resolver, SystemAccount: id(system)})
+	ns := natstest.Run(t, &server.Options{JetStream: true, TrustedKeys: []string{id(operator)}, AccountResolver: resolver, SystemAccount: id(system)})
 	r := newRig(t, zohotest.Options{})
 	r.moveTo(ns.ClientURL(), nats.UserCredentials(write("test.creds", creds(0))))
 	r.demo(5)

@@ -17,6 +17,7 @@ import (
 	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go/jetstream"
 
+	"zoho-worker/internal/connection/natstest"
 	"zoho-worker/internal/consumer"
 	"zoho-worker/internal/zoho/zohotest"
 )
@@ -164,8 +165,8 @@ func TestStartBeforeLeader(t *testing.T) {
 	start := func(i int) *server.Server {
 		_ = held[i].Close()
 		name := fmt.Sprintf("node-%d", i)
-		return serveNATS(t, &server.Options{
-			ServerName: name, StoreDir: filepath.Join(dir, name), Routes: routes,
+		return natstest.Run(t, &server.Options{
+			JetStream: true, ServerName: name, StoreDir: filepath.Join(dir, name), Routes: routes,
 			Cluster: server.ClusterOpts{Name: "three", Host: "127.0.0.1", Port: held[i].Addr().(*net.TCPAddr).Port},
 		})
 	}
@@ -238,21 +239,9 @@ func TestStartThatWaitingDoesNotHelp(t *testing.T) {
 // withUser starts a server with one user, and returns its address for as.
 func withUser(t *testing.T, user, password string, permissions *server.Permissions, as string) string {
 	t.Helper()
-	ns, err := server.NewServer(&server.Options{
-		Host: "127.0.0.1", Port: -1, NoSigs: true, NoLog: true, JetStream: true, StoreDir: t.TempDir(),
-		Users: []*server.User{{Username: user, Password: password, Permissions: permissions}},
+	ns := natstest.Run(t, &server.Options{
+		JetStream: true, Users: []*server.User{{Username: user, Password: password, Permissions: permissions}},
 	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	ns.Start()
-	t.Cleanup(func() {
-		ns.Shutdown()
-		ns.WaitForShutdown()
-	})
-	if !ns.ReadyForConnections(patience) {
-		t.Fatal("nats-server is not ready")
-	}
 	return strings.Replace(ns.ClientURL(), "nats://", "nats://"+as+"@", 1)
 }
 

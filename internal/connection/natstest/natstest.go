@@ -1,5 +1,5 @@
-// Package natstest gives tests of the record stores a real nats-server in the
-// process, with JetStream on disk in a directory of the test.
+// Package natstest gives tests a real nats-server in the process, with JetStream on
+// disk in a directory of the test.
 //
 // It is not for production: package devbox is the box for development.
 package natstest
@@ -21,30 +21,45 @@ type Server struct {
 	server  *server.Server
 }
 
-// Start returns a running server that ends with the test.
+// Run starts a nats-server with these options, on loopback, that ends with the test:
+// on a free port and with a store of its own where they name none.
+func Run(tb testing.TB, options *server.Options) *server.Server {
+	tb.Helper()
+	options.Host, options.NoLog, options.NoSigs = "127.0.0.1", true, true
+	if options.Port == 0 {
+		options.Port = server.RANDOM_PORT
+	}
+	if options.JetStream && options.StoreDir == "" {
+		options.StoreDir = tb.TempDir()
+	}
+	running, err := server.NewServer(options)
+	if err != nil {
+		tb.Fatalf("natstest: %v", err)
+	}
+	running.Start()
+	tb.Cleanup(func() {
+		running.Shutdown()
+		running.WaitForShutdown()
+	})
+	if !running.ReadyForConnections(15 * time.Second) {
+		tb.Fatal("natstest: not ready after 15 s")
+	}
+	return running
+}
+
+// Start returns a running server with JetStream that ends with the test.
 func Start(tb testing.TB) *Server {
 	tb.Helper()
-	s := &Server{tb: tb, options: server.Options{
-		Host: "127.0.0.1", Port: server.RANDOM_PORT, JetStream: true, StoreDir: tb.TempDir(), NoLog: true, NoSigs: true,
-	}}
+	s := &Server{tb: tb, options: server.Options{JetStream: true, StoreDir: tb.TempDir()}}
 	s.start()
-	tb.Cleanup(s.Stop)
 	return s
 }
 
 func (s *Server) start() {
 	s.tb.Helper()
 	options := s.options
-	running, err := server.NewServer(&options)
-	if err != nil {
-		s.tb.Fatalf("natstest: %v", err)
-	}
-	running.Start()
-	if !running.ReadyForConnections(10 * time.Second) {
-		s.tb.Fatal("natstest: not ready after 10 s")
-	}
+	s.server = Run(s.tb, &options)
 	s.options.Port = options.Port
-	s.server = running
 }
 
 // Stop ends the server; what it stored stays.
