@@ -57,27 +57,12 @@ var errNoneYet = errors.New("this NATS server has no connections yet: see `worke
 // withRecords opens the connections and closes them after work. It makes nothing:
 // where there is no stream of them the error is errNoneYet.
 func withRecords(cmd *cobra.Command, config *app.Config, work func(context.Context, *records) error) error {
-	return withThere(cmd, config, true, work)
+	return openRecords(cmd, config, true, there, work)
 }
 
 // withLook is withRecords for who looks: without keys, refresh tokens stay sealed.
 func withLook(cmd *cobra.Command, config *app.Config, work func(context.Context, *records) error) error {
-	return withThere(cmd, config, false, work)
-}
-
-func withThere(cmd *cobra.Command, config *app.Config, keys bool, work func(context.Context, *records) error) error {
-	return openRecords(cmd, config, keys, func(ctx context.Context, js jetstream.JetStream) error {
-		ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
-		defer cancel()
-		_, err := js.Stream(ctx, connection.StreamName)
-		switch {
-		case errors.Is(err, jetstream.ErrStreamNotFound):
-			return errNoneYet
-		case err != nil:
-			return fmt.Errorf("look at stream %s: %w", connection.StreamName, err)
-		}
-		return nil
-	}, work)
+	return openRecords(cmd, config, false, there, work)
 }
 
 // withNewRecords is withRecords for what adds to them. The streams are made where
@@ -95,6 +80,20 @@ func withNewRecords(cmd *cobra.Command, config *app.Config, work func(context.Co
 		}
 		return nil
 	}, work)
+}
+
+// there looks whether there are connections.
+func there(ctx context.Context, js jetstream.JetStream) error {
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	_, err := js.Stream(ctx, connection.StreamName)
+	switch {
+	case errors.Is(err, jetstream.ErrStreamNotFound):
+		return errNoneYet
+	case err != nil:
+		return fmt.Errorf("look at stream %s: %w", connection.StreamName, err)
+	}
+	return nil
 }
 
 func openRecords(cmd *cobra.Command, config *app.Config, keys bool, prepare func(context.Context, jetstream.JetStream) error, work func(context.Context, *records) error) error {

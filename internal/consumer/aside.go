@@ -77,7 +77,7 @@ func (o *org) moved(e *entry) bool {
 	}
 	stored := e.stored.UTC().Format(time.RFC3339Nano)
 	msg.Header.Set(dead.StoredHeader, stored)
-	if msg.Size()-len(msg.Subject)-len(msg.Data) > register.MaxHeader-roomForID {
+	if register.HeaderSize(msg.Header) > register.MaxHeader-roomForID {
 		msg.Header = nats.Header{dead.StoredHeader: {stored}} // its own are for its trace
 	}
 	ctx, cancel := context.WithTimeout(o.calling, 5*time.Second)

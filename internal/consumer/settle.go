@@ -307,7 +307,7 @@ func (s *settlement) keep(e *envelope.Error) bool {
 		jetstream.MsgIDHeader: {RequestStream + "." + strconv.FormatUint(s.sequence, 10)},
 	}
 	maps.Copy(msg.Header, ours)
-	if size := msg.Size(); size > int(s.Conn.MaxPayload()) || size-len(msg.Subject)-len(msg.Data) > register.MaxHeader {
+	if msg.Size() > int(s.Conn.MaxPayload()) || register.HeaderSize(msg.Header) > register.MaxHeader {
 		// The stream of requests takes no message that doesn't leave room for these.
 		ours.Add(dead.LifeHeader, dead.Event{At: s.Clock.Now(), What: "its own headers did not fit into the dead letter"}.String())
 		msg.Header = ours

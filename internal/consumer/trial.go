@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
@@ -35,9 +36,7 @@ type trials struct {
 // newTrials begins with what the org's record says; died says that its owner did.
 func newTrials(st state, died bool) trials {
 	t := trials{died: st.Deaths, deaths: map[string]uint64{}, accused: map[uint64]bool{}}
-	for lane, sequence := range st.Deaths {
-		t.deaths[lane] = sequence
-	}
+	maps.Copy(t.deaths, st.Deaths)
 	for _, sequence := range st.Accused {
 		t.accused[sequence] = true
 	}
@@ -94,7 +93,7 @@ func (o *org) try(e *entry) *relay.Wait {
 	o.mu.Unlock()
 	defer func() {
 		o.mu.Lock()
-		o.trials.busy = false
+		o.trials.busy, o.trials.on = false, 0
 		o.mu.Unlock()
 	}()
 	if accused {
@@ -105,17 +104,17 @@ func (o *org) try(e *entry) *relay.Wait {
 			return &relay.Wait{Reason: relay.WaitStopping}
 		}
 	}
-	o.onTrial(e.sequence)
+	o.noteTrial(e.sequence)
 	wait := o.work(o.name, e)
 	if wait != nil {
-		o.onTrial(0) // its worker lives, and it stays in hand
+		o.noteTrial(0) // its worker lives, and it stays in hand
 	}
 	return wait
 }
 
-// onTrial writes into the org's record which request is tried. If that can't be
+// noteTrial writes into the org's record which request is tried. If that can't be
 // written, the request is tried all the same: it may not be the one.
-func (o *org) onTrial(sequence uint64) {
+func (o *org) noteTrial(sequence uint64) {
 	ctx, cancel := context.WithTimeout(o.calling, 5*time.Second)
 	defer cancel()
 	o.mu.Lock()

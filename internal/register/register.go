@@ -138,8 +138,11 @@ func (s *Stream) Put(ctx context.Context, subject string, data []byte, expected 
 	return entry.Revision, nil
 }
 
-// MaxHeader is how many bytes of headers JetStream stores with a message.
+// MaxHeader is how many bytes of headers, see HeaderSize, JetStream stores with a message.
 const MaxHeader = 1<<16 - 1
+
+// HeaderSize is how many bytes the headers take on the wire.
+func HeaderSize(header nats.Header) int { return (&nats.Msg{Header: header}).Size() }
 
 // IsTooLarge reports whether a message was not stored because it is larger than
 // a message may be, or than its stream takes (error 10054), or has more than

@@ -261,10 +261,9 @@ func TestLargestDeadLetter(t *testing.T) {
 	for i := range 2000 { // each grows by what says that it is the request's own
 		header.Set(fmt.Sprintf("Nats-X%d", i), "y")
 	}
-	size := func(h nats.Header) int { return (&nats.Msg{Header: h}).Size() }
 	room := int(stream.CachedInfo().Config.MaxMsgSize)
 	bare := bytes.Repeat([]byte("x"), room)
-	laden := bytes.Repeat([]byte("y"), room-size(header))
+	laden := bytes.Repeat([]byte("y"), room-register.HeaderSize(header))
 	crowded := nats.Header{"Nats-X0": {strings.Repeat("z", register.MaxHeader-50)}} // as many as a stream takes
 	for _, m := range []*nats.Msg{{Data: bare}, {Data: laden, Header: header}, {Data: []byte("no JSON"), Header: crowded}} {
 		m.Subject = "zoho.requests.demo"

@@ -87,7 +87,7 @@ func TestMovedRequests(t *testing.T) {
 	t.Parallel()
 	const heavy = 100
 	crowded := nats.Header{"X": {""}}
-	crowded.Set("X", strings.Repeat("x", register.MaxHeader-(&nats.Msg{Header: crowded}).Size()))
+	crowded.Set("X", strings.Repeat("x", register.MaxHeader-register.HeaderSize(crowded)))
 	for name, c := range map[string]struct {
 		expected bool
 		header   nats.Header
