@@ -152,6 +152,7 @@ type scenario struct {
 	delay       time.Duration
 	window      int // requests unanswered at a time
 	rate        int // requests a second, if not as many as can be
+	active      int // connections that are; 0: all
 	messages    int
 	run         func(*cell, context.Context, *load, *process) error
 }
@@ -163,11 +164,14 @@ var scenarios = []scenario{
 	{name: "flight", method: "GET", peers: true, connections: 40, places: 25, flight: 1000, delay: 100 * time.Millisecond, window: 2000, messages: 60_000, run: (*cell).throughput},
 	// Half of the rate, for a machine on which processors and not the worker end the one above.
 	{name: "flight-200ms", method: "GET", connections: 40, places: 25, flight: 1000, delay: 200 * time.Millisecond, window: 2000, messages: 60_000, run: (*cell).throughput},
+	{name: "flight-300ms", method: "GET", connections: 40, places: 25, flight: 1000, delay: 300 * time.Millisecond, window: 2000, messages: 30_000, run: (*cell).throughput},
 	{name: "flight-tls", method: "GET", secure: true, connections: 40, places: 25, flight: 1000, delay: 100 * time.Millisecond, window: 2000, messages: 30_000, run: (*cell).throughput},
 	{name: "steady", method: "GET", peers: true, connections: 1, places: 64, flight: 64, messages: 1000, run: (*cell).steady},
 	{name: "turns-10", method: "GET", connections: 10, places: 64, flight: 64, window: 64, messages: 20_000, run: (*cell).turns},
 	{name: "turns-100", method: "GET", connections: 100, places: 64, flight: 64, window: 64, messages: 20_000, run: (*cell).turns},
 	{name: "turns-1000", method: "GET", connections: 1000, places: 64, flight: 64, window: 64, messages: 20_000, run: (*cell).turns},
+	// Ten of a thousand: what the others cost by being there.
+	{name: "turns-10-of-1000", method: "GET", connections: 1000, active: 10, places: 64, flight: 64, window: 64, messages: 20_000, run: (*cell).turns},
 	{name: "paced-10", method: "GET", connections: 10, places: 64, flight: 64, window: 64, rate: 2000, messages: 20_000, run: (*cell).turns},
 	{name: "paced-100", method: "GET", connections: 100, places: 64, flight: 64, window: 64, rate: 2000, messages: 20_000, run: (*cell).turns},
 	{name: "paced-1000", method: "GET", connections: 1000, places: 64, flight: 64, window: 64, rate: 2000, messages: 20_000, run: (*cell).turns},
@@ -329,13 +333,22 @@ func (c *cell) steady(_ context.Context, l *load, p *process) error {
 // turns has one connection active after the other, for a burst each; what is in
 // flight and the size of a burst are the same for any number of connections.
 func (c *cell) turns(_ context.Context, l *load, p *process) error {
+	connections := l.w.connectionIDs
 	bursts := func(n, size int) error {
-		return l.bursts(n, size, c.scenario.window, c.scenario.rate, l.w.connectionIDs...)
+		return l.bursts(n, size, c.scenario.window, c.scenario.rate, connections...)
 	}
-	if err := bursts(len(l.w.connectionIDs), 1); err != nil { // every connection has its token
+	if err := bursts(len(connections), 1); err != nil { // every connection has its token
 		return err
 	}
+	if c.scenario.active > 0 {
+		connections = connections[:c.scenario.active]
+	}
 	n := c.scaled(c.scenario.messages)
+	// Once without a clock, so that what the first request of a connection leaves to be
+	// done isn't in the measure.
+	if err := bursts(min(n, 20*len(connections)), 20); err != nil {
+		return err
+	}
 	return c.timed(p, l.w.nats, n, func() error { return bursts(n, 20) })
 }
 
