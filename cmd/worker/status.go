@@ -249,7 +249,7 @@ func notesOf(q inspect.Queue) (notes []string) {
 		pause("heavy calls paused", time.Until(p.Until), p.Until, p.Cause, p.For)
 	}
 	switch q.Blocked {
-	case inspect.WaitWorker:
+	case consumer.WaitWorker:
 		notes = append(notes, q.Name+": its worker has as many requests under way as it may (--max-in-flight)")
 	case flow.CreditsOut:
 		notes = append(notes, q.Name+": its credits are used up")

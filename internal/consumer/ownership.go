@@ -199,7 +199,7 @@ func (c *Consumer) wanting() (n int) {
 // wanting is how many of the org's requests only a place of this worker is
 // missing for. The lock is held.
 func (o *org) wanting() int {
-	if o.blocked != waitWorker {
+	if o.blocked != WaitWorker {
 		return 0
 	}
 	light, heavy := 0, 0

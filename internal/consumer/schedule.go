@@ -132,8 +132,8 @@ func (o *org) advance() (last *entry) {
 			e.idle = why != ""
 		}
 		if !e.idle && !o.gate.enter(o) {
-			o.holdBack(waitWorker, time.Time{})
-			o.arm(now, waitWorker, time.Time{})
+			o.holdBack(WaitWorker, time.Time{})
+			o.arm(now, WaitWorker, time.Time{})
 			return last
 		}
 		o.start(e, now)
@@ -161,10 +161,6 @@ func (o *org) holdBack(reason flow.Reason, until time.Time) {
 		o.Logger.Info("org waits for credits", "queue", o.name, "for", reason, "until", until, "used", forecast.Used, "per_hour", forecast.PerHour)
 	}
 }
-
-// waitWorker is the reason of an org whose next request waits for a place of
-// this worker.
-const waitWorker flow.Reason = "worker"
 
 // yield passes a place on that was kept for this org and isn't used.
 func (o *org) yield() {
@@ -465,7 +461,7 @@ func (o *org) firstDeadline() (first time.Time) {
 // moves reports whether what is held back for the reason goes on when a call ends.
 func moves(reason flow.Reason) bool {
 	switch reason {
-	case "", waitWorker, flow.Full, flow.HeavyFull:
+	case "", WaitWorker, flow.Full, flow.HeavyFull:
 		return true
 	}
 	return false
