@@ -74,7 +74,11 @@ func Check(ctx context.Context, c Config, logger *slog.Logger) []Finding {
 			f.fault("configuration", "worker config print shows where each value came from", "%v", fault)
 		}
 	} else {
-		f.ok("configuration", "valid%s", cmp.Or(map[bool]string{true: ", file " + c.File}[c.File != ""], ""))
+		detail := "valid"
+		if c.File != "" {
+			detail += ", file " + c.File
+		}
+		f.ok("configuration", "%s", detail)
 	}
 	connections := checkNATS(ctx, f, c, logger)
 	checkRedis(ctx, f, c, logger)
