@@ -315,7 +315,7 @@ Requests for it are answered unknown_connection from now on. Who and when is kep
 				var err error
 				var revoked bool
 				if keep || r.config.ZohoClientID == "" || r.config.ZohoClientSecret.IsZero() {
-					if err = r.store.RemoveBy(ctx, name, actor()); err == nil {
+					if err = r.store.Remove(ctx, name, actor()); err == nil {
 						r.events.Publish(name, consent.EventDisconnected)
 					}
 				} else {

@@ -510,7 +510,7 @@ func (f *Flow) Disconnect(ctx context.Context, name, by string, force bool) (rev
 	}
 	revoked = err == nil
 	f.quiet("revoke "+name, err)
-	if err := f.options.Connections.RemoveBy(ctx, name, by); err != nil {
+	if err := f.options.Connections.Remove(ctx, name, by); err != nil {
 		return revoked, err
 	}
 	f.options.Event(name, EventDisconnected)

@@ -124,7 +124,7 @@ func TestRefusedTogether(t *testing.T) {
 		if again {
 			t.Fatal("the first is no repetition")
 		}
-		limit := []int{g.limit(), g.heavyLimit()}
+		limit := []int{g.Limit(), g.heavyLimit()}
 		for i := range 9 {
 			now = now.Add(time.Duration(i) * 100 * time.Millisecond) // past the pause's end, too
 			_, p, again := g.Refused(now, a, refusal(message))
@@ -132,7 +132,7 @@ func TestRefusedTogether(t *testing.T) {
 				t.Fatalf("refused together: %v, %v", p, again)
 			}
 		}
-		if got := []int{g.limit(), g.heavyLimit()}; !reflect.DeepEqual(got, limit) {
+		if got := []int{g.Limit(), g.heavyLimit()}; !reflect.DeepEqual(got, limit) {
 			t.Errorf("limits %v, were %v: lowered more than once", got, limit)
 		}
 		// One of them says when to come back.
@@ -157,8 +157,8 @@ func TestLimitFallsByHalf(t *testing.T) {
 		g := New(Limits{Places: c.limit}, State{})
 		run(g, c.running, light)
 		g.Refused(start, light, refusal("concurrency"))
-		if g.limit() != c.want {
-			t.Errorf("%d of %d in flight: the limit is %d, want %d", c.running, c.limit, g.limit(), c.want)
+		if g.Limit() != c.want {
+			t.Errorf("%d of %d in flight: the limit is %d, want %d", c.running, c.limit, g.Limit(), c.want)
 		}
 	}
 }
@@ -178,14 +178,14 @@ func TestLimitClimbs(t *testing.T) {
 		}
 		now = now.Add(2 * pauseLongest)
 	}
-	fill := func() { run(g, g.limit()-g.running, light) }
+	fill := func() { run(g, g.Limit()-g.running, light) }
 	fill()
 	for _, want := range []int{15, 11, 8, 6, 4, 3, 2, 1, 1} {
-		for g.running > g.limit() {
+		for g.running > g.Limit() {
 			g.End(light)
 		}
-		if refuse(); g.limit() != want {
-			t.Fatalf("limit %d, want %d", g.limit(), want)
+		if refuse(); g.Limit() != want {
+			t.Fatalf("limit %d, want %d", g.Limit(), want)
 		}
 	}
 	climb := func(answers int, each time.Duration) {
@@ -195,20 +195,20 @@ func TestLimitClimbs(t *testing.T) {
 		}
 	}
 	climb(climbAnswers, 0)
-	if g.limit() != 2 {
-		t.Fatalf("limit %d after %d answers", g.limit(), climbAnswers)
+	if g.Limit() != 2 {
+		t.Fatalf("limit %d after %d answers", g.Limit(), climbAnswers)
 	}
-	if climb(1000, 0); g.limit() != 2 {
-		t.Fatalf("limit %d: raised again at once", g.limit())
+	if climb(1000, 0); g.Limit() != 2 {
+		t.Fatalf("limit %d: raised again at once", g.Limit())
 	}
 	now = now.Add(climbFirst)
-	if climb(1, 0); g.limit() != 3 {
-		t.Fatalf("limit %d, want 3", g.limit())
+	if climb(1, 0); g.Limit() != 3 {
+		t.Fatalf("limit %d, want 3", g.Limit())
 	}
 	// One too far: back by that step, and the next one waits twice as long.
 	now = now.Add(time.Second)
-	if refuse(); g.limit() != 2 {
-		t.Fatalf("limit %d, want 2", g.limit())
+	if refuse(); g.Limit() != 2 {
+		t.Fatalf("limit %d, want 2", g.Limit())
 	}
 	if g.lowered.wait != 2*climbFirst {
 		t.Errorf("waits %s", g.lowered.wait)
@@ -216,12 +216,12 @@ func TestLimitClimbs(t *testing.T) {
 	for range 1000 {
 		climb(climbAnswers, 0)
 		now = now.Add(climbLongest)
-		if g.limit() > 20 {
-			t.Fatalf("limit %d", g.limit())
+		if g.Limit() > 20 {
+			t.Fatalf("limit %d", g.Limit())
 		}
 	}
-	if g.limit() != 20 || g.State().Limit != 0 {
-		t.Errorf("limit %d, state %+v", g.limit(), g.State())
+	if g.Limit() != 20 || g.State().Limit != 0 {
+		t.Errorf("limit %d, state %+v", g.Limit(), g.State())
 	}
 	g.Configure(Limits{Places: 3})
 	if g.Limit() != 3 || g.Places() != 3 {
@@ -436,7 +436,7 @@ func TestOddStates(t *testing.T) {
 		if done < 50 {
 			t.Errorf("%s: %d calls in a day", data, done)
 		}
-		if g.pending != 0 || g.running != 0 || len(g.spending) != 0 || g.limit() > 5 {
+		if g.pending != 0 || g.running != 0 || len(g.spending) != 0 || g.Limit() > 5 {
 			t.Errorf("%s: %+v", data, g)
 		}
 		if left, known := g.Remaining(now); known && left < 0 {
