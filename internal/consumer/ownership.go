@@ -8,10 +8,10 @@ import (
 	"math/rand/v2"
 	"os"
 	"slices"
-	"sync"
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
+	"golang.org/x/sync/errgroup"
 
 	"zoho-worker/internal/lease"
 )
@@ -348,25 +348,20 @@ func (c *Consumer) handOver(ctx context.Context, orgs []*org) {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
 	others := c.takers()
-	next := make(chan *org, len(orgs))
-	for _, o := range orgs {
-		next <- o
-	}
-	close(next)
 	ids := slices.SortedFunc(maps.Keys(others), func(a, b string) int { return others[b].Free - others[a].Free })
-	var giving sync.WaitGroup
-	for i := range min(askAtOnce, len(orgs)) {
-		giving.Go(func() {
-			for o := range next {
-				to := ""
-				if len(ids) > 0 {
-					to = ids[i%len(ids)]
-				}
-				c.giveUp(ctx, o, to)
-			}
+	var giving errgroup.Group
+	giving.SetLimit(askAtOnce)
+	for i, o := range orgs {
+		to := ""
+		if len(ids) > 0 {
+			to = ids[i%len(ids)]
+		}
+		giving.Go(func() error {
+			c.giveUp(ctx, o, to)
+			return nil
 		})
 	}
-	giving.Wait()
+	_ = giving.Wait()
 }
 
 // quietFor is after what time without a request an org is given up, so that

@@ -1,6 +1,7 @@
 package consumer
 
 import (
+	"cmp"
 	"slices"
 	"time"
 
@@ -84,12 +85,7 @@ func (l *lane) line(e *entry, front bool) {
 // settle lets the ordered requests in that waited for the worker before; the
 // lock is held.
 func (l *lane) settle() {
-	slices.SortFunc(l.behind, func(a, b *entry) int {
-		if a.sequence < b.sequence {
-			return -1
-		}
-		return 1
-	})
+	slices.SortFunc(l.behind, func(a, b *entry) int { return cmp.Compare(a.sequence, b.sequence) })
 	behind := l.behind
 	l.behind = nil
 	for _, e := range behind {

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
+	"golang.org/x/sync/errgroup"
 
 	"zoho-worker/internal/connection"
 	"zoho-worker/internal/consumer"
@@ -331,20 +332,15 @@ func (r *Reader) rest(ctx context.Context, there *stored, known map[string]*Queu
 
 // each works on the items, a few at a time.
 func each[T any](items []T, work func(T)) {
-	next := make(chan T, len(items))
+	var working errgroup.Group
+	working.SetLimit(recordsWays)
 	for _, item := range items {
-		next <- item
-	}
-	close(next)
-	var working sync.WaitGroup
-	for range min(recordsWays, len(items)) {
-		working.Go(func() {
-			for item := range next {
-				work(item)
-			}
+		working.Go(func() error {
+			work(item)
+			return nil
 		})
 	}
-	working.Wait()
+	_ = working.Wait()
 }
 
 // connections reads the records of connections, the first recordsMost; nil for
