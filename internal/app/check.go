@@ -60,9 +60,9 @@ func (f *findings) fault(what, mend, detail string, args ...any) {
 	f.all = append(f.all, Finding{What: what, State: FindingFault, Detail: fmt.Sprintf(detail, args...), Mend: mend})
 }
 
-// MinNATS is the oldest nats-server that a worker takes. Everything is tried with
+// minNATS is the oldest nats-server that a worker takes. Everything is tried with
 // 2.14 and newer; older ones are not.
-const MinNATS = "2.14.0"
+const minNATS = "2.14.0"
 
 // Check validates the configuration and reaches every server that it names. It
 // writes nothing but a lock in Redis, which it gives back. All faults are found
@@ -118,8 +118,8 @@ func checkNATS(ctx context.Context, f *findings, c Config, logger *slog.Logger) 
 	}
 	rtt, _ := nc.RTT()
 	detail := fmt.Sprintf("%s %s at %s, %s, round trip %s", nc.ConnectedServerName(), version, secret.RedactURLs(nc.ConnectedUrl()), tls, rtt.Round(10*time.Microsecond))
-	if older(version, MinNATS) {
-		f.fault("NATS", "upgrade nats-server to "+MinNATS+" or newer: older ones are not tried", "%s", detail)
+	if older(version, minNATS) {
+		f.fault("NATS", "upgrade nats-server to "+minNATS+" or newer: older ones are not tried", "%s", detail)
 	} else {
 		f.ok("NATS", "%s", detail)
 	}
@@ -332,7 +332,7 @@ func checkRedis(ctx context.Context, f *findings, c Config, logger *slog.Logger)
 		f.warn("Redis", "mend the configuration first", "not tried: --redis-url can't be read")
 		return
 	}
-	client, err := OpenRedis(c, logger)
+	client, err := openRedis(c, logger)
 	if err != nil {
 		f.fault("Redis", "", "%v", err)
 		return

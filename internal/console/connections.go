@@ -76,8 +76,8 @@ func (c *Console) connectForm(w http.ResponseWriter, r *http.Request) {
 
 var notName = regexp.MustCompile(`[^a-z0-9]+`)
 
-// NameOf derives a connection's name from what people call it.
-func NameOf(nickname string) string {
+// nameOf derives a connection's name from what people call it.
+func nameOf(nickname string) string {
 	name := strings.Trim(notName.ReplaceAllString(strings.ToLower(nickname), "-"), "-")
 	return strings.TrimRight(name[:min(len(name), 63)], "-")
 }
@@ -90,7 +90,7 @@ func (c *Console) pending(r *http.Request) (consent.Pending, connectData) {
 		Location: form.Get("location"), Environment: cmp.Or(form.Get("environment"), connection.Production),
 		Scopes: form.Get("scopes"), Faults: map[string]string{}, Places: zoho.DataCenters(),
 	}
-	data.Name = cmp.Or(data.Name, NameOf(data.Nickname))
+	data.Name = cmp.Or(data.Name, nameOf(data.Nickname))
 	scopes := strings.FieldsFunc(data.Scopes, func(r rune) bool { return r == ',' || r <= ' ' })
 	if data.Nickname == "" {
 		data.Faults["nickname"] = "Say what people call this connection, like “Acme sales”."
