@@ -358,7 +358,7 @@ func checkRedis(ctx context.Context, f *findings, c Config, logger *slog.Logger)
 	} else {
 		f.ok("Redis", "%s", detail)
 	}
-	if err := lock.New(client, lock.Options{Prefix: "zoho:lock:", TTL: 2 * time.Second, Logger: logger}).Try(bounded, "check"); err != nil {
+	if err := lock.New(client, lock.Options{Prefix: "zoho:lock:", TTL: 2 * time.Second, Logger: logger}).Check(bounded, "check"); err != nil {
 		f.fault("Redis lock", "the ACL user needs the commands, keys and channels of docs/configuration.md", "%v", err)
 	} else {
 		f.ok("Redis lock", "taken, waited for, renewed, given back and heard of")

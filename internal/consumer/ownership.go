@@ -245,7 +245,7 @@ func (c *Consumer) passOn(queue string) {
 	}
 	c.leaving[queue] = true
 	go func() {
-		defer c.left(queue)
+		defer c.departed(queue)
 		ctx, cancel := context.WithTimeout(c.calling, 10*time.Second)
 		defer cancel()
 		hold, err := c.leases.Take(ctx, queue)
@@ -299,8 +299,8 @@ func (c *Consumer) finished(queue string) {
 	o.dispatch()
 }
 
-// left notes that an org that was to be handed over is.
-func (c *Consumer) left(queue string) {
+// departed notes that an org that was to be handed over is.
+func (c *Consumer) departed(queue string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	delete(c.leaving, queue)
@@ -320,7 +320,7 @@ func (c *Consumer) giveUp(ctx context.Context, o *org, to string) {
 	}
 	switch err := o.hold.Release(ctx, to, o.merge); {
 	case err == nil:
-		c.left(o.name)
+		c.departed(o.name)
 	case c.calling.Err() == nil && !errors.Is(err, lease.ErrLost):
 		c.Logger.Warn("org not handed over: another worker takes it over when this one's session ends", "queue", o.name, "err", err)
 	}
