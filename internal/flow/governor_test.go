@@ -420,7 +420,9 @@ func TestOddStates(t *testing.T) {
 		if err := json.Unmarshal([]byte(data), &s); err != nil {
 			t.Fatalf("%s: %v", data, err)
 		}
-		s.Forecast(start)
+		if f := s.Forecast(start); f.Used < 0 || f.PerHour < 0 {
+			t.Errorf("%s: %+v", data, f)
+		}
 		g := New(Limits{Places: 5, Reserve: 0.1, Budgets: map[string]int{"demo": 100}}, s)
 		now, done := start, 0
 		for ; done < 50 && now.Before(start.Add(26*time.Hour)); now = now.Add(time.Minute) {
