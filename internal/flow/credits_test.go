@@ -193,6 +193,14 @@ func TestExhausted(t *testing.T) {
 	if left, known := g.Remaining(start.Add(2 * time.Second)); !known || left != 0 {
 		t.Errorf("%d left, known %v", left, known)
 	}
+	// A header ends the doubts of a call that brought no answer.
+	later := start.Add(time.Minute)
+	g.Spent(later, later, "demo", 1, -1)
+	g.Spent(later, later, "demo", 1, 7)
+	g.Answered(later, light)
+	if left, known := g.Remaining(later); !known || left != 7 {
+		t.Errorf("%d left, known %v, want 7", left, known)
+	}
 }
 
 // A connection uses no more than its share, calls in flight included.
