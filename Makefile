@@ -51,6 +51,10 @@ lint: $(GOLANGCI) ## golangci-lint with .golangci.yml
 race: ## all tests of the main module, with the race detector
 	$(GO) test -race -timeout 20m ./...
 
+.PHONY: compile
+compile: $(GOLANGCI) build ## what make check needs compiled: the linter, the tests with the race detector, the worker
+	$(GO) test -race -run '^$$' ./...
+
 .PHONY: failpoints
 failpoints: ## the tests that stop a worker at each step of the path
 	$(GO) test -tags failpoint ./internal/failpoint

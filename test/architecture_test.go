@@ -10,9 +10,9 @@ import (
 	"testing"
 )
 
-// arrows has a row for every package: what of ours it may import. The arrows of
-// docs/design.md, section 4, point to the right; a package without a row, or an
-// arrow that isn't here, is a decision that somebody has to make.
+// arrows has a row for every package: what of ours it may import. The arrows point
+// down the list of docs/design.md, "Packages"; a package without a row, or an arrow
+// that isn't here, is a decision that somebody has to make.
 var arrows = map[string][]string{
 	"schemas":                      {},
 	"internal/secret":              {},

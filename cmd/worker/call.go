@@ -28,8 +28,6 @@ type callFlags struct {
 }
 
 func callCommand() *cobra.Command {
-	config := app.Defaults()
-	config.LogLevel = "error"
 	var flags callFlags
 	cmd := &cobra.Command{
 		Use:   "call CONNECTION METHOD URL",
@@ -43,18 +41,15 @@ Exit status: 0 for 2xx and 3xx, 1 for 4xx and 5xx, 2 for an error of the worker.
   worker call demo PUT /v8/Leads/5725767000000524157 --body @lead.json
   worker call demo POST /v8/Leads --body @leads.json --probe-field External_Ref --retry-failed-records --bulk`,
 		Args: cobra.ExactArgs(3),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			if err := config.Load(cmd.Flags(), os.LookupEnv); err != nil {
-				return err
-			}
-			request, err := flags.request(args[1], args[2], cmd.InOrStdin())
-			if err != nil {
-				return err
-			}
-			return call(cmd, config, args[0], request, flags.bulk)
-		},
 	}
-	config.BindClient(cmd.Flags())
+	config := clientConfig(cmd.Flags())
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		request, err := flags.request(args[1], args[2], cmd.InOrStdin())
+		if err != nil {
+			return err
+		}
+		return call(cmd, config, args[0], request, flags.bulk)
+	}
 	f := cmd.Flags()
 	f.StringArrayVarP(&flags.query, "query", "q", nil, "query parameter, k=v; may be given again")
 	f.StringArrayVarP(&flags.header, "header", "H", nil, "header, k:v; may be given again")
@@ -72,9 +67,6 @@ Exit status: 0 for 2xx and 3xx, 1 for 4xx and 5xx, 2 for an error of the worker.
 	f.BoolVar(&flags.bulk, "bulk", false, "publish to the bulk lane: interactive requests go first")
 	cmd.MarkFlagsMutuallyExclusive("body", "body-object")
 	cmd.MarkFlagsMutuallyExclusive("probe-field", "probe-coql", "probe-url", "unique-field")
-	for _, hidden := range []string{"encryption-keys", "replicas", "retention", "log-format"} {
-		_ = f.MarkHidden(hidden)
-	}
 	return cmd
 }
 
@@ -184,25 +176,25 @@ func readBody(arg string, stdin io.Reader) ([]byte, error) {
 	return []byte(arg), nil
 }
 
-func call(cmd *cobra.Command, config app.Config, connection string, request *envelope.Request, bulk bool) error {
+func call(cmd *cobra.Command, config *app.Config, connection string, request *envelope.Request, bulk bool) error {
 	if !envelope.ValidConnection(connection) {
 		return fmt.Errorf("connection %q: lower-case letters, digits, - and _, like acme-sales", connection)
 	}
-	c, err := newClient(config, config.LogLevel)
-	if err != nil {
-		return err
-	}
-	defer c.close()
-	show, done := progressLine(cmd.ErrOrStderr())
-	begun := time.Now()
 	lane := connection
 	if bulk {
 		lane += ".bulk"
 	}
-	_, response, err := c.call(cmd.Context(), lane, request, show)
-	done()
+	var begun time.Time
+	var response *envelope.Response
+	err := withClient(cmd, config, func(c *client) (err error) {
+		show, done := progressLine(cmd.ErrOrStderr())
+		defer done()
+		begun = time.Now()
+		_, response, err = c.call(cmd.Context(), lane, request, show)
+		return err
+	})
 	if err != nil {
-		return explained(c.nc, err)
+		return err
 	}
 	if err := writeBody(cmd.OutOrStdout(), response.Body); err != nil {
 		return err

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"encoding/json"
 	"fmt"
 	"os"
 	"slices"
@@ -31,9 +30,7 @@ without, or what is configured and doesn't work.`,
 			failed := slices.ContainsFunc(findings, func(f app.Finding) bool { return f.State == app.FindingFault })
 			out := cmd.OutOrStdout()
 			if asJSON {
-				encoder := json.NewEncoder(out)
-				encoder.SetIndent("", "  ")
-				if err := encoder.Encode(map[string]any{"ok": !failed, "findings": findings}); err != nil {
+				if err := writeJSON(out, map[string]any{"ok": !failed, "findings": findings}); err != nil {
 					return err
 				}
 			} else {

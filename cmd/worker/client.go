@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -11,6 +12,8 @@ import (
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 	"golang.org/x/term"
 
 	"zoho-worker/internal/app"
@@ -43,6 +46,42 @@ func newClient(config app.Config, logLevel string) (*client, error) {
 }
 
 func (c *client) close() { c.nc.Close() }
+
+// clientConfig are the settings of a command that reaches NATS and nothing else.
+func clientConfig(flags *pflag.FlagSet) *app.Config {
+	config := app.Defaults()
+	config.LogLevel = "error"
+	config.BindClient(flags)
+	hide(flags, "encryption-keys", "replicas", "retention", "log-format")
+	return &config
+}
+
+// hide leaves flags out of the help that few have a use for.
+func hide(flags *pflag.FlagSet, names ...string) {
+	for _, name := range names {
+		_ = flags.MarkHidden(name)
+	}
+}
+
+// withClient connects for as long as work takes.
+func withClient(cmd *cobra.Command, config *app.Config, work func(*client) error) error {
+	if err := config.Load(cmd.Flags(), os.LookupEnv); err != nil {
+		return err
+	}
+	c, err := newClient(*config, config.LogLevel)
+	if err != nil {
+		return err
+	}
+	defer c.close()
+	return explained(c.nc, work(c))
+}
+
+// writeJSON writes a document that a person can read as well.
+func writeJSON(w io.Writer, v any) error {
+	encoder := json.NewEncoder(w)
+	encoder.SetIndent("", "  ")
+	return encoder.Encode(v)
+}
 
 // explained is err with what to do where it says less than it could: JetStream that
 // is off has nobody who answers, and what NATS refuses ends as a wait that is over.

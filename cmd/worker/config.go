@@ -1,7 +1,6 @@
 package main
 
 import (
-	"encoding/json"
 	"fmt"
 	"os"
 	"text/tabwriter"
@@ -31,9 +30,7 @@ with exit status 1.`,
 			_ = config.Load(cmd.Flags(), os.LookupEnv) // Validate reports it, after the list
 			out := cmd.OutOrStdout()
 			if asJSON {
-				encoder := json.NewEncoder(out)
-				encoder.SetIndent("", "  ")
-				if err := encoder.Encode(config.Effective()); err != nil {
+				if err := writeJSON(out, config.Effective()); err != nil {
 					return err
 				}
 			} else {

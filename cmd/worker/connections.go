@@ -4,7 +4,6 @@ import (
 	"bufio"
 	"cmp"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -33,9 +32,7 @@ func connectionsCommand() *cobra.Command {
 	config.LogLevel = "error"
 	cmd := &cobra.Command{Use: "connections", Short: "Manage the connections to Zoho accounts", Aliases: []string{"connection"}}
 	config.BindConnections(cmd.PersistentFlags())
-	for _, hidden := range []string{"replicas", "retention", "log-format", "zoho-client-secrets", "zoho-api-url", "zoho-accounts-url", "redis-url"} {
-		_ = cmd.PersistentFlags().MarkHidden(hidden)
-	}
+	hide(cmd.PersistentFlags(), "replicas", "retention", "log-format", "zoho-client-secrets", "zoho-api-url", "zoho-accounts-url", "redis-url")
 	cmd.AddCommand(addCommand(&config), listCommand(&config), showCommand(&config), reauthorizeCommand(&config),
 		testCommand(&config), limitCommand(&config), removeCommand(&config), resealCommand(&config))
 	return cmd
@@ -280,9 +277,7 @@ func listCommand(config *app.Config) *cobra.Command {
 				return err
 			}
 			if asJSON {
-				encoder := json.NewEncoder(cmd.OutOrStdout())
-				encoder.SetIndent("", "  ")
-				return encoder.Encode(all)
+				return writeJSON(cmd.OutOrStdout(), all)
 			}
 			if len(all) == 0 {
 				fmt.Fprintln(cmd.ErrOrStderr(), "no connections yet: see `worker connections add --help`")
@@ -320,7 +315,7 @@ Requests for it are answered unknown_connection from now on. Who and when is kep
 				var err error
 				var revoked bool
 				if keep || r.config.ZohoClientID == "" || r.config.ZohoClientSecret.IsZero() {
-					if err = r.store.RemoveBy(ctx, name, actor()); err == nil {
+					if err = r.store.Remove(ctx, name, actor()); err == nil {
 						r.events.Publish(name, consent.EventDisconnected)
 					}
 				} else {

@@ -4,7 +4,6 @@ import (
 	"bufio"
 	"cmp"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"html"
@@ -358,9 +357,7 @@ func showCommand(config *app.Config) *cobra.Command {
 					return err
 				}
 				if asJSON {
-					encoder := json.NewEncoder(cmd.OutOrStdout())
-					encoder.SetIndent("", "  ")
-					return encoder.Encode(c)
+					return writeJSON(cmd.OutOrStdout(), c)
 				}
 				grants := ""
 				if identity, ok := c.Identity(); ok {

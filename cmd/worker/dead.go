@@ -49,8 +49,6 @@ func (f *deadFlags) filtered() bool {
 }
 
 func deadCommand() *cobra.Command {
-	config := app.Defaults()
-	config.LogLevel = "error"
 	cmd := &cobra.Command{
 		Use: "dead", Short: "List, replay or drop the dead letters",
 		Long: `Dead letters are requests that nobody could be answered for: no id could be read,
@@ -58,11 +56,8 @@ or their id belongs to another request and they name no reply_to; and requests
 that a worker itself failed on, which were answered internal. They are kept whole
 for 30 days, with what happened to them.`,
 	}
-	config.BindClient(cmd.PersistentFlags())
-	for _, hidden := range []string{"encryption-keys", "replicas", "retention", "log-format"} {
-		_ = cmd.PersistentFlags().MarkHidden(hidden)
-	}
-	cmd.AddCommand(deadList(&config), deadShow(&config), deadReplay(&config), deadDrop(&config))
+	config := clientConfig(cmd.PersistentFlags())
+	cmd.AddCommand(deadList(config), deadShow(config), deadReplay(config), deadDrop(config))
 	return cmd
 }
 

@@ -34,7 +34,7 @@ with work or without. Calls in flight end as they do; deadlines go on. It needs 
 restart, and survives one.`,
 		Example: `  worker queues pause acme 30m --reason "migration at Zoho"`,
 	}
-	config := clientConfig(cmd)
+	config := clientConfig(cmd.Flags())
 	cmd.Flags().StringVar(&reason, "reason", "", "why, for those who ask what their requests wait for")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		d, err := time.ParseDuration(args[1])
@@ -66,7 +66,7 @@ func resumeCommand() *cobra.Command {
 		Long: `End the pause of the org that a connection belongs to, also one that is there
 because Zoho refused calls: it will be paused again if Zoho still does.`,
 	}
-	config := clientConfig(cmd)
+	config := clientConfig(cmd.Flags())
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		return withQueue(cmd, config, args[0], func(ctx context.Context, r *inspect.Reader, q *inspect.Queue) error {
 			if q.Paused == 0 && q.HeavyPause == nil {

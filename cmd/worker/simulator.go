@@ -143,8 +143,6 @@ func simulatorConnectCommand() *cobra.Command {
 	}
 	cmd.Flags().StringVar(&refresh, "refresh-token", sandboxRefreshToken, "refresh token of the demo user, as the simulator was given it")
 	config.BindClient(cmd.Flags())
-	for _, hidden := range []string{"replicas", "retention", "log-format"} {
-		_ = cmd.Flags().MarkHidden(hidden)
-	}
+	hide(cmd.Flags(), "replicas", "retention", "log-format")
 	return cmd
 }

@@ -31,7 +31,7 @@ func statusCommand() *cobra.Command {
 only: see the user "observer" in deploy/nats/accounts.conf.`,
 		Example: `  worker status --watch`,
 	}
-	config := clientConfig(cmd)
+	config := clientConfig(cmd.Flags())
 	f := cmd.Flags()
 	f.BoolVar(&asJSON, "json", false, "as JSON; with --watch a document a line")
 	f.BoolVarP(&watch, "watch", "w", false, "go on, until Ctrl-C")
@@ -68,12 +68,11 @@ func showStatus(ctx context.Context, r *inspect.Reader, out io.Writer, asJSON, w
 		}
 		return err
 	}
-	if asJSON {
-		encoder := json.NewEncoder(out)
-		if !watch {
-			encoder.SetIndent("", "  ")
-		}
-		return encoder.Encode(overview)
+	switch {
+	case asJSON && watch:
+		return json.NewEncoder(out).Encode(overview)
+	case asJSON:
+		return writeJSON(out, overview)
 	}
 	screen := render(overview)
 	if err != nil {
@@ -249,7 +248,7 @@ func notesOf(q inspect.Queue) (notes []string) {
 		pause("heavy calls paused", time.Until(p.Until), p.Until, p.Cause, p.For)
 	}
 	switch q.Blocked {
-	case inspect.WaitWorker:
+	case consumer.WaitWorker:
 		notes = append(notes, q.Name+": its worker has as many requests under way as it may (--max-in-flight)")
 	case flow.CreditsOut:
 		notes = append(notes, q.Name+": its credits are used up")

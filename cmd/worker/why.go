@@ -2,10 +2,8 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"os"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -14,33 +12,9 @@ import (
 	"zoho-worker/internal/inspect"
 )
 
-// clientConfig are the settings of a command that only looks.
-func clientConfig(cmd *cobra.Command) *app.Config {
-	config := app.Defaults()
-	config.LogLevel = "error"
-	config.BindClient(cmd.Flags())
-	for _, hidden := range []string{"encryption-keys", "replicas", "retention", "log-format"} {
-		_ = cmd.Flags().MarkHidden(hidden)
-	}
-	return &config
-}
-
 // withReader connects, to look.
 func withReader(cmd *cobra.Command, config *app.Config, look func(*inspect.Reader) error) error {
 	return withClient(cmd, config, func(c *client) error { return look(&inspect.Reader{NC: c.nc, JS: c.js}) })
-}
-
-// withClient connects for as long as work takes.
-func withClient(cmd *cobra.Command, config *app.Config, work func(*client) error) error {
-	if err := config.Load(cmd.Flags(), os.LookupEnv); err != nil {
-		return err
-	}
-	c, err := newClient(*config, config.LogLevel)
-	if err != nil {
-		return err
-	}
-	defer c.close()
-	return explained(c.nc, work(c))
 }
 
 func whyCommand() *cobra.Command {
@@ -55,7 +29,7 @@ re-authorization, or a call that is going on; or how and when it was answered.
 Exit status: 0 if it is answered, 1 if it waits, 2 if it is not known.`,
 		Example: `  worker why acme job-4711`,
 	}
-	config := clientConfig(cmd)
+	config := clientConfig(cmd.Flags())
 	cmd.Flags().BoolVar(&asJSON, "json", false, "as JSON")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		var why *inspect.Why
@@ -74,9 +48,7 @@ Exit status: 0 if it is answered, 1 if it waits, 2 if it is not known.`,
 			return err
 		}
 		if asJSON {
-			encoder := json.NewEncoder(cmd.OutOrStdout())
-			encoder.SetIndent("", "  ")
-			if err := encoder.Encode(why); err != nil {
+			if err := writeJSON(cmd.OutOrStdout(), why); err != nil {
 				return err
 			}
 		} else {

@@ -227,7 +227,7 @@ func (w *Worker) onStop(f func(context.Context)) { w.stop = append(w.stop, f) }
 
 // openTokens builds the token source; without Redis it goes without the lock.
 func (w *Worker) openTokens(ctx context.Context, c Config, options token.Options) (*token.Source, error) {
-	client, err := OpenRedis(c, options.Logger)
+	client, err := openRedis(c, options.Logger)
 	if err != nil {
 		return nil, err
 	}
@@ -268,9 +268,9 @@ func (w *Worker) connect(ctx context.Context, c Config, logger *slog.Logger) err
 		return err
 	}
 	w.onStop(func(context.Context) { w.nc.Close() })
-	if version := w.nc.ConnectedServerVersion(); older(version, MinNATS) {
+	if version := w.nc.ConnectedServerVersion(); older(version, minNATS) {
 		return fmt.Errorf("nats-server at %s is %s: a worker needs %s or newer, because org queues are paused and reset",
-			secret.RedactURLs(w.nc.ConnectedUrl()), version, MinNATS)
+			secret.RedactURLs(w.nc.ConnectedUrl()), version, minNATS)
 	}
 	return nil
 }

@@ -60,9 +60,9 @@ func (f *findings) fault(what, mend, detail string, args ...any) {
 	f.all = append(f.all, Finding{What: what, State: FindingFault, Detail: fmt.Sprintf(detail, args...), Mend: mend})
 }
 
-// MinNATS is the oldest nats-server that a worker takes. Everything is tried with
+// minNATS is the oldest nats-server that a worker takes. Everything is tried with
 // 2.14 and newer; older ones are not.
-const MinNATS = "2.14.0"
+const minNATS = "2.14.0"
 
 // Check validates the configuration and reaches every server that it names. It
 // writes nothing but a lock in Redis, which it gives back. All faults are found
@@ -74,7 +74,11 @@ func Check(ctx context.Context, c Config, logger *slog.Logger) []Finding {
 			f.fault("configuration", "worker config print shows where each value came from", "%v", fault)
 		}
 	} else {
-		f.ok("configuration", "valid%s", cmp.Or(map[bool]string{true: ", file " + c.File}[c.File != ""], ""))
+		detail := "valid"
+		if c.File != "" {
+			detail += ", file " + c.File
+		}
+		f.ok("configuration", "%s", detail)
 	}
 	connections := checkNATS(ctx, f, c, logger)
 	checkRedis(ctx, f, c, logger)
@@ -114,8 +118,8 @@ func checkNATS(ctx context.Context, f *findings, c Config, logger *slog.Logger) 
 	}
 	rtt, _ := nc.RTT()
 	detail := fmt.Sprintf("%s %s at %s, %s, round trip %s", nc.ConnectedServerName(), version, secret.RedactURLs(nc.ConnectedUrl()), tls, rtt.Round(10*time.Microsecond))
-	if older(version, MinNATS) {
-		f.fault("NATS", "upgrade nats-server to "+MinNATS+" or newer: older ones are not tried", "%s", detail)
+	if older(version, minNATS) {
+		f.fault("NATS", "upgrade nats-server to "+minNATS+" or newer: older ones are not tried", "%s", detail)
 	} else {
 		f.ok("NATS", "%s", detail)
 	}
@@ -328,7 +332,7 @@ func checkRedis(ctx context.Context, f *findings, c Config, logger *slog.Logger)
 		f.warn("Redis", "mend the configuration first", "not tried: --redis-url can't be read")
 		return
 	}
-	client, err := OpenRedis(c, logger)
+	client, err := openRedis(c, logger)
 	if err != nil {
 		f.fault("Redis", "", "%v", err)
 		return
@@ -354,7 +358,7 @@ func checkRedis(ctx context.Context, f *findings, c Config, logger *slog.Logger)
 	} else {
 		f.ok("Redis", "%s", detail)
 	}
-	if err := lock.New(client, lock.Options{Prefix: "zoho:lock:", TTL: 2 * time.Second, Logger: logger}).Try(bounded, "check"); err != nil {
+	if err := lock.New(client, lock.Options{Prefix: "zoho:lock:", TTL: 2 * time.Second, Logger: logger}).Check(bounded, "check"); err != nil {
 		f.fault("Redis lock", "the ACL user needs the commands, keys and channels of docs/configuration.md", "%v", err)
 	} else {
 		f.ok("Redis lock", "taken, waited for, renewed, given back and heard of")

@@ -16,8 +16,8 @@ func TestOlder(t *testing.T) {
 	for version, want := range map[string]bool{
 		"2.13.9": true, "2.14.0": false, "2.14.0-RC.1": false, "2.15.2": false, "2.9.25": true, "3.0.0": false, "1.99.99": true, "dev": false,
 	} {
-		if got := older(version, MinNATS); got != want {
-			t.Errorf("%s older than %s: %v", version, MinNATS, got)
+		if got := older(version, minNATS); got != want {
+			t.Errorf("%s older than %s: %v", version, minNATS, got)
 		}
 	}
 }

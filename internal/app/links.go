@@ -106,9 +106,9 @@ func Refused(nc *nats.Conn) string {
 	return "publish to " + m[2]
 }
 
-// OpenRedis returns the Redis client that the configuration asks for, nil where
+// openRedis returns the Redis client that the configuration asks for, nil where
 // it asks for none. It connects when it is first used.
-func OpenRedis(c Config, logger *slog.Logger) (redis.UniversalClient, error) {
+func openRedis(c Config, logger *slog.Logger) (redis.UniversalClient, error) {
 	address := c.RedisURL.Reveal()
 	if address == "" {
 		return nil, nil

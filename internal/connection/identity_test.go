@@ -66,7 +66,7 @@ func TestGrantsAreCounted(t *testing.T) {
 	if err := s.ForgetGrant(t.Context(), id, secret.New("r23")); err != nil {
 		t.Fatal(err)
 	}
-	if err := s.Remove(t.Context(), "acme"); err != nil {
+	if err := s.Remove(t.Context(), "acme", "test"); err != nil {
 		t.Fatal(err)
 	}
 	name, grants, err = s.Holder(t.Context(), id)

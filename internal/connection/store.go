@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -223,7 +224,8 @@ func (s *Store) apply(position follow.Position, c *Connection) bool {
 // Subscribe has watch called with every change, after the store has taken it
 // in: in order, one at a time, from one goroutine. A removed connection comes
 // with the Status Removed. What was there before is not told: subscribe first,
-// then read All. After cancel returns no new call begins.
+// then read All. A call that is about to begin when cancel is called still does;
+// after Close none does.
 func (s *Store) Subscribe(watch func(*Connection)) (cancel func()) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -260,14 +262,5 @@ func (s *Store) notify() {
 func (s *Store) watchers() []func(*Connection) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	ids := make([]int, 0, len(s.watches))
-	for id := range s.watches {
-		ids = append(ids, id)
-	}
-	slices.Sort(ids)
-	watches := make([]func(*Connection), len(ids))
-	for i, id := range ids {
-		watches[i] = s.watches[id]
-	}
-	return watches
+	return slices.Collect(maps.Values(s.watches))
 }

@@ -134,14 +134,14 @@ func TestLifeOfAConnection(t *testing.T) {
 		t.Errorf("revoke an old grant: %v, %v", changed, err)
 	}
 
-	if err := s.Remove(t.Context(), "acme"); err != nil {
+	if err := s.Remove(t.Context(), "acme", "test"); err != nil {
 		t.Fatal(err)
 	}
 	await(t, other, "acme", func(_ *connection.Connection, ok bool) bool { return !ok })
 	if _, err := s.Fetch(t.Context(), "acme"); !errors.Is(err, connection.ErrNotFound) || len(s.All()) != 0 {
 		t.Errorf("after remove: %v, %v", err, s.All())
 	}
-	if err := s.Remove(t.Context(), "acme"); !errors.Is(err, connection.ErrNotFound) {
+	if err := s.Remove(t.Context(), "acme", "test"); !errors.Is(err, connection.ErrNotFound) {
 		t.Errorf("remove twice: %v", err)
 	}
 	if c := add(t, s, acme(), "r3"); c.Grant != 3 {
@@ -174,7 +174,7 @@ func TestNoSecretLeaves(t *testing.T) {
 	if strings.Contains(string(shown), "sealed") {
 		t.Errorf("shows the sealed token: %s", shown)
 	}
-	if err := s.Remove(t.Context(), "acme"); err != nil {
+	if err := s.Remove(t.Context(), "acme", "test"); err != nil {
 		t.Fatal(err)
 	}
 	if msg, _ = stream.GetLastMsgForSubject(t.Context(), "zoho.connections.acme"); strings.Contains(string(msg.Data), "sealed") {
@@ -322,7 +322,7 @@ func TestBrokenRecords(t *testing.T) {
 	if _, err := s.Update(t.Context(), "junk", func(*connection.Connection) error { return nil }); err == nil {
 		t.Error("updated what can't be read")
 	}
-	if err := s.Remove(t.Context(), "junk"); err != nil {
+	if err := s.Remove(t.Context(), "junk", "test"); err != nil {
 		t.Error(err)
 	}
 	if c, err := s.Reauthorize(t.Context(), "acme", secret.New("ra2"), nil); err != nil || c.Err() != nil || refreshToken(t, c, k) != "ra2" {
@@ -377,7 +377,7 @@ func TestSubscribeInOrder(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if err := s.Remove(t.Context(), "acme"); err != nil {
+	if err := s.Remove(t.Context(), "acme", "test"); err != nil {
 		t.Fatal(err)
 	}
 	var last uint64

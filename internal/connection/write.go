@@ -104,14 +104,10 @@ func (s *Store) MarkRevoked(ctx context.Context, name string, grant uint64, reas
 	return false, fmt.Errorf("mark connection %s revoked: %w", name, err)
 }
 
-// Remove replaces the connection by a tombstone without the secret. The error
-// is ErrNotFound where there is none. A record that can't be read is removed too.
-func (s *Store) Remove(ctx context.Context, name string) error {
-	return s.RemoveBy(ctx, name, "")
-}
-
-// RemoveBy is Remove with who did it, which the tombstone keeps.
-func (s *Store) RemoveBy(ctx context.Context, name, by string) error {
+// Remove replaces the connection by a tombstone without the secret, which keeps who
+// did it. The error is ErrNotFound where there is none. A record that can't be read
+// is removed too.
+func (s *Store) Remove(ctx context.Context, name, by string) error {
 	for {
 		c, err := s.Fetch(ctx, name)
 		if err != nil {
@@ -122,9 +118,7 @@ func (s *Store) RemoveBy(ctx context.Context, name, by string) error {
 			tombstone.Location, tombstone.Environment, tombstone.CreatedAt = "us", Production, s.now()
 		}
 		tombstone.Status, tombstone.StatusReason = Removed, ""
-		if by != "" {
-			tombstone.UpdatedBy = by
-		}
+		tombstone.UpdatedBy = by
 		tombstone.sealed, tombstone.renewed, tombstone.fault = nil, secret.Text{}, nil
 		_, err = s.put(ctx, tombstone)
 		if errors.Is(err, register.ErrConflict) {

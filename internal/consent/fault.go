@@ -60,6 +60,14 @@ func (f *Fault) Error() string {
 // Unwrap returns what is behind it.
 func (f *Fault) Unwrap() error { return f.Err }
 
+// AsFault is the *Fault that an error is, or one for what a person can't mend.
+func AsFault(err error) *Fault {
+	if fault, ok := errors.AsType[*Fault](err); ok {
+		return fault
+	}
+	return internal(err)
+}
+
 func internal(err error) *Fault {
 	return &Fault{
 		Code: Internal, Title: "That did not work", Err: err,

@@ -82,7 +82,7 @@ func withNeeded(scopes []string) []string {
 	if len(all) == 0 {
 		all = slices.Clone(DefaultScopes)
 	}
-	for _, scope := range NeededScopes {
+	for _, scope := range neededScopes {
 		broader := scope[:len(scope)-len("READ")] + "ALL"
 		if !slices.Contains(all, scope) && !slices.Contains(all, broader) {
 			all = append(all, scope)
@@ -205,7 +205,7 @@ func (f *Flow) redeem(ctx context.Context, p Pending, code string, subject strin
 	}
 	h := held{Pending: p, Refresh: grant.RefreshToken.Reveal(), Granted: grant.Scopes}
 	h.Verifier = ""
-	if h.Who, err = AskWho(ctx, f.options.Zoho, p.Location, p.Environment, grant.AccessToken); err != nil {
+	if h.Who, err = askWho(ctx, f.options.Zoho, p.Location, p.Environment, grant.AccessToken); err != nil {
 		f.giveBack(ctx, h)
 		return nil, err
 	}
@@ -479,12 +479,6 @@ func (f *Flow) Sweep(ctx context.Context) error {
 	})
 }
 
-// ClaimDay reports whether this process is the one to do the connection's daily
-// check on that day (2006-01-02).
-func (f *Flow) ClaimDay(ctx context.Context, name, day string) (bool, error) {
-	return f.store.claimDay(ctx, name, day)
-}
-
 // Disconnect revokes the connection's grant at Zoho and removes it, keeping the
 // record of who and when. Where Zoho can't be asked it removes nothing, unless
 // forced: then the grant lives on at Zoho, and revoked is false.
@@ -510,7 +504,7 @@ func (f *Flow) Disconnect(ctx context.Context, name, by string, force bool) (rev
 	}
 	revoked = err == nil
 	f.quiet("revoke "+name, err)
-	if err := f.options.Connections.RemoveBy(ctx, name, by); err != nil {
+	if err := f.options.Connections.Remove(ctx, name, by); err != nil {
 		return revoked, err
 	}
 	f.options.Event(name, EventDisconnected)

@@ -73,7 +73,7 @@ func (i *Idle) check(ctx context.Context, done map[string]string) {
 			now.Sub(c.UpdatedAt) < idleAfter || now.Sub(i.Tokens.Look(c.Name).MintedAt) < idleAfter {
 			continue
 		}
-		mine, err := i.Flow.ClaimDay(ctx, c.Name, today)
+		mine, err := i.Flow.store.claimDay(ctx, c.Name, today)
 		if err != nil {
 			return // storage is away: the next look
 		}

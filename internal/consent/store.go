@@ -263,7 +263,7 @@ func (s *store) releaseShare(ctx context.Context, id string) error {
 }
 
 // claimDay reports whether this process is the one to do a connection's daily
-// check on that day.
+// check on that day (2006-01-02).
 func (s *store) claimDay(ctx context.Context, name, day string) (bool, error) {
 	subject := subjectPrefix + "check." + name
 	revision := uint64(0)

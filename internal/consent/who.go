@@ -14,8 +14,8 @@ import (
 	"zoho-worker/internal/zoho"
 )
 
-// NeededScopes are what it takes to ask Zoho who consented; every consent has them.
-var NeededScopes = []string{"ZohoCRM.users.READ", "ZohoCRM.org.READ"}
+// neededScopes are what it takes to ask Zoho who consented; every consent has them.
+var neededScopes = []string{"ZohoCRM.users.READ", "ZohoCRM.org.READ"}
 
 // DefaultScopes let callers do what the CRM API offers with records and metadata.
 var DefaultScopes = []string{
@@ -50,8 +50,8 @@ type Caller interface {
 	Do(ctx context.Context, call *zoho.Call) *zoho.Answer
 }
 
-// AskWho asks Zoho whose token it is. The error is a *Fault.
-func AskWho(ctx context.Context, caller Caller, location, environment string, token secret.Text) (Who, error) {
+// askWho asks Zoho whose token it is. The error is a *Fault.
+func askWho(ctx context.Context, caller Caller, location, environment string, token secret.Text) (Who, error) {
 	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
 	defer cancel()
 	var users struct {
@@ -68,7 +68,6 @@ func AskWho(ctx context.Context, caller Caller, location, environment string, to
 			Name    string `json:"company_name"`
 			License struct {
 				PaidType string `json:"paid_type"`
-				Paid     bool   `json:"paid"`
 			} `json:"license_details"`
 		} `json:"org"`
 	}
@@ -143,7 +142,7 @@ func ask(ctx context.Context, caller Caller, location, environment string, token
 		case answer.Code == "OAUTH_SCOPE_MISMATCH":
 			return &Fault{
 				Code: ScopesMissing, Title: "The access is too narrow", Err: fmt.Errorf("%s: %s", path, answer.Code),
-				Text: "The worker has to read the user and the org (" + strings.Join(NeededScopes, ", ") + ") and may not.",
+				Text: "The worker has to read the user and the org (" + strings.Join(neededScopes, ", ") + ") and may not.",
 				Todo: "Begin again with these scopes added.",
 			}
 		case answer.Status == http.StatusUnauthorized:

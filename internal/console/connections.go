@@ -74,13 +74,10 @@ func (c *Console) connectForm(w http.ResponseWriter, r *http.Request) {
 	c.render(w, r, http.StatusOK, "connect", page{Title: "Connect a Zoho account", Nav: "connect", Data: data})
 }
 
-var (
-	notName    = regexp.MustCompile(`[^a-z0-9]+`)
-	validScope = regexp.MustCompile(`^[A-Za-z0-9._:/-]{1,128}$`)
-)
+var notName = regexp.MustCompile(`[^a-z0-9]+`)
 
-// NameOf derives a connection's name from what people call it.
-func NameOf(nickname string) string {
+// nameOf derives a connection's name from what people call it.
+func nameOf(nickname string) string {
 	name := strings.Trim(notName.ReplaceAllString(strings.ToLower(nickname), "-"), "-")
 	return strings.TrimRight(name[:min(len(name), 63)], "-")
 }
@@ -93,7 +90,7 @@ func (c *Console) pending(r *http.Request) (consent.Pending, connectData) {
 		Location: form.Get("location"), Environment: cmp.Or(form.Get("environment"), connection.Production),
 		Scopes: form.Get("scopes"), Faults: map[string]string{}, Places: zoho.DataCenters(),
 	}
-	data.Name = cmp.Or(data.Name, NameOf(data.Nickname))
+	data.Name = cmp.Or(data.Name, nameOf(data.Nickname))
 	scopes := strings.FieldsFunc(data.Scopes, func(r rune) bool { return r == ',' || r <= ' ' })
 	if data.Nickname == "" {
 		data.Faults["nickname"] = "Say what people call this connection, like “Acme sales”."
@@ -115,7 +112,7 @@ func (c *Console) pending(r *http.Request) (consent.Pending, connectData) {
 		data.Faults["environment"] = "Choose production, sandbox or developer."
 	}
 	for _, scope := range scopes {
-		if !validScope.MatchString(scope) {
+		if !connection.ValidScope(scope) {
 			data.Faults["scopes"] = "Scopes look like ZohoCRM.modules.ALL, one per line."
 		}
 	}
@@ -145,22 +142,11 @@ func (c *Console) connect(w http.ResponseWriter, r *http.Request) {
 func (c *Console) begin(w http.ResponseWriter, r *http.Request, pending consent.Pending) {
 	begun, err := c.Consents.Begin(r.Context(), pending)
 	if err != nil {
-		c.fail(w, r, http.StatusBadGateway, asFault(err))
+		c.fail(w, r, http.StatusBadGateway, consent.AsFault(err))
 		return
 	}
 	c.Logger.Info("consent begun", "kind", pending.Kind, "connection", pending.Name, "by", pending.Actor)
 	c.leave(w, r, begun)
-}
-
-func asFault(err error) *consent.Fault {
-	if fault, ok := errors.AsType[*consent.Fault](err); ok {
-		return fault
-	}
-	return &consent.Fault{
-		Code: consent.Internal, Title: "That did not work", Err: err,
-		Text: "The worker could not reach its storage, or something unexpected happened.",
-		Todo: "Try again in a minute. The details are in the worker's log.",
-	}
 }
 
 // named returns the connection of the path, or answers that there is none.
@@ -258,7 +244,7 @@ func (c *Console) share(w http.ResponseWriter, r *http.Request, pending consent.
 	pending.Actor = "link of " + cmp.Or(person(r), "the console")
 	word, link, err := c.Consents.CreateShare(r.Context(), pending, shareLife)
 	if err != nil {
-		c.fail(w, r, http.StatusBadGateway, asFault(err))
+		c.fail(w, r, http.StatusBadGateway, consent.AsFault(err))
 		return
 	}
 	c.Logger.Info("one-time link made", "kind", pending.Kind, "connection", pending.Name, "by", person(r))
@@ -331,7 +317,7 @@ func (c *Console) disconnect(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	if err != nil && !errors.Is(err, connection.ErrNotFound) {
-		c.fail(w, r, http.StatusBadGateway, asFault(err))
+		c.fail(w, r, http.StatusBadGateway, consent.AsFault(err))
 		return
 	}
 	text := "Its access was revoked at Zoho."

@@ -14,11 +14,10 @@ func (c *Console) callback(w http.ResponseWriter, r *http.Request) {
 	state := query.Get("state")
 	outcome, err := c.Consents.Callback(r.Context(), query, c.bound(r, state))
 	if err != nil {
-		fault := asFault(err)
-		if fault.Code != consent.StateInvalid {
+		if consent.AsFault(err).Code != consent.StateInvalid {
 			c.dropCookie(w, stateCookie(state))
 		}
-		c.fail(w, r, statusOf(fault), fault)
+		c.refuse(w, r, err)
 		return
 	}
 	if outcome.Choice != nil {
@@ -28,6 +27,12 @@ func (c *Console) callback(w http.ResponseWriter, r *http.Request) {
 	}
 	c.dropCookie(w, stateCookie(state))
 	c.arrive(w, r, outcome)
+}
+
+// refuse says why a consent came to nothing.
+func (c *Console) refuse(w http.ResponseWriter, r *http.Request, err error) {
+	fault := consent.AsFault(err)
+	c.fail(w, r, statusOf(fault), fault)
 }
 
 func statusOf(fault *consent.Fault) int {
@@ -86,8 +91,7 @@ func (c *Console) decision(w http.ResponseWriter, r *http.Request, name string) 
 	}
 	choice, err := c.Consents.Held(r.Context(), state)
 	if err != nil {
-		fault := asFault(err)
-		c.fail(w, r, statusOf(fault), fault)
+		c.refuse(w, r, err)
 		return "", nil, false
 	}
 	return state, choice, true
@@ -119,8 +123,7 @@ func (c *Console) decide(w http.ResponseWriter, r *http.Request) {
 	c.dropCookie(w, name)
 	outcome, err := c.Consents.Decide(r.Context(), state, r.PostForm.Get("do") == "reauthorize", "")
 	if err != nil {
-		fault := asFault(err)
-		c.fail(w, r, statusOf(fault), fault)
+		c.refuse(w, r, err)
 		return
 	}
 	c.arrive(w, r, outcome)
@@ -145,8 +148,7 @@ func (c *Console) link(w http.ResponseWriter, r *http.Request) {
 	}
 	share, err := c.Consents.Share(r.Context(), r.PathValue("word"))
 	if err != nil {
-		fault := asFault(err)
-		c.fail(w, r, statusOf(fault), fault)
+		c.refuse(w, r, err)
 		return
 	}
 	c.render(w, r, http.StatusOK, "link", page{Title: "Connect your Zoho account", Open: true, Data: struct {
@@ -164,8 +166,7 @@ func (c *Console) beginLink(w http.ResponseWriter, r *http.Request) {
 	}
 	begun, err := c.Consents.BeginShared(r.Context(), r.PathValue("word"))
 	if err != nil {
-		fault := asFault(err)
-		c.fail(w, r, statusOf(fault), fault)
+		c.refuse(w, r, err)
 		return
 	}
 	c.leave(w, r, begun)

@@ -21,12 +21,12 @@ func TestNameOf(t *testing.T) {
 	for nickname, want := range map[string]string{
 		"Acme Sales (EMEA)": "acme-sales-emea", "  Ünïcode & Söhne ": "n-code-s-hne", "7-Eleven": "7-eleven", "---": "", "日本": "",
 	} {
-		if got := NameOf(nickname); got != want {
+		if got := nameOf(nickname); got != want {
 			t.Errorf("%q: %q, want %q", nickname, got, want)
 		}
 	}
 	rapid.Check(t, func(t *rapid.T) {
-		if name := NameOf(rapid.String().Draw(t, "nickname")); name != "" && !envelope.ValidConnection(name) {
+		if name := nameOf(rapid.String().Draw(t, "nickname")); name != "" && !envelope.ValidConnection(name) {
 			t.Fatalf("%q is no name", name)
 		}
 	})

@@ -92,7 +92,7 @@ func (c *Console) letterOf(l *dead.Letter) letter {
 func (c *Console) letters(w http.ResponseWriter, r *http.Request) (*dead.Letters, bool) {
 	letters, err := dead.Open(r.Context(), c.JS)
 	if err != nil {
-		c.fail(w, r, http.StatusBadGateway, asFault(err))
+		c.fail(w, r, http.StatusBadGateway, consent.AsFault(err))
 		return nil, false
 	}
 	return letters, true
@@ -122,7 +122,7 @@ func (c *Console) deadList(w http.ResponseWriter, r *http.Request) {
 	if possible {
 		picked, more, err := letters.Pick(ctx, filter, lettersShown)
 		if err != nil {
-			c.fail(w, r, http.StatusBadGateway, asFault(err))
+			c.fail(w, r, http.StatusBadGateway, consent.AsFault(err))
 			return
 		}
 		for _, l := range picked {
@@ -230,7 +230,7 @@ func (c *Console) numbered(w http.ResponseWriter, r *http.Request, letters *dead
 			return l, true
 		}
 		if !errors.Is(err, jetstream.ErrMsgNotFound) {
-			c.fail(w, r, http.StatusBadGateway, asFault(err))
+			c.fail(w, r, http.StatusBadGateway, consent.AsFault(err))
 			return nil, false
 		}
 	}
@@ -290,7 +290,7 @@ func (c *Console) chosen(ctx context.Context, w http.ResponseWriter, r *http.Req
 	}
 	picked, more, err := letters.Pick(ctx, filter, mostCounted)
 	if err != nil {
-		c.fail(w, r, http.StatusBadGateway, asFault(err))
+		c.fail(w, r, http.StatusBadGateway, consent.AsFault(err))
 		return nil, nil, false
 	}
 	data.Count, data.More = len(picked), more
@@ -343,7 +343,7 @@ func (c *Console) deadDo(t task) http.HandlerFunc {
 		c.Logger.Info("dead letters "+t.Done, "letters", done, "of", len(picked), "connection", data.Filter.Connection, "code", data.Filter.Code, "by", person(r))
 		if err != nil && !errors.Is(err, context.DeadlineExceeded) {
 			c.Logger.Error("console: dead letters are not "+t.Done, "err", err)
-			fault := asFault(err)
+			fault := consent.AsFault(err)
 			fault.Title = fmt.Sprintf("%d of %s %s", done, lettersWord(len(picked)), t.Done)
 			fault.Text = cmp.Or(reasonOf(err), fault.Text)
 			c.fail(w, r, http.StatusBadGateway, fault)

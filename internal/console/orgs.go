@@ -110,7 +110,9 @@ func (c *Console) orgRow(q inspect.Queue, members []*connection.Connection, stat
 		row.Places, row.HeavyPlaces = places, min(q.HeavyPlaces, places)
 	}
 	wait := func(word, why string) {
-		row.State, row.Word = "wait", cmp.Or(map[bool]string{true: row.Word}[row.State == "wait"], word)
+		if row.State != "wait" {
+			row.State, row.Word = "wait", word
+		}
 		row.Why = append(row.Why, why)
 	}
 	switch {

@@ -3,12 +3,11 @@ package consumer
 import (
 	"context"
 	"strings"
-	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
+	"golang.org/x/sync/errgroup"
 
 	"zoho-worker/internal/dead"
 	"zoho-worker/internal/register"
@@ -41,24 +40,12 @@ func (l *lane) setAside() []*entry {
 // there first, then taken off here. What dies in between is there twice, and its
 // id makes it one request.
 func (o *org) moveAside(aside []*entry) {
-	next := make(chan *entry, len(aside))
+	var moving errgroup.Group
+	moving.SetLimit(askAtOnce)
 	for _, e := range aside {
-		next <- e
+		moving.Go(func() error { return o.move(e) })
 	}
-	close(next)
-	var failed atomic.Bool
-	var moving sync.WaitGroup
-	for range min(askAtOnce, len(aside)) {
-		moving.Go(func() {
-			for e := range next {
-				if !o.moved(e) {
-					failed.Store(true)
-				}
-			}
-		})
-	}
-	moving.Wait()
-	if failed.Load() {
+	if moving.Wait() != nil {
 		o.sleep(time.Second) // the stream is full, or the server away
 	}
 }
@@ -66,8 +53,8 @@ func (o *org) moveAside(aside []*entry) {
 // roomForID is what the header takes that the client library adds.
 const roomForID = 256
 
-// moved moves one heavy request, or puts it back into its line.
-func (o *org) moved(e *entry) bool {
+// move moves one heavy request, or puts it back into its line.
+func (o *org) move(e *entry) error {
 	to, _ := e.lane.lane.aside()
 	msg := &nats.Msg{Subject: laneKey{e.connection, to}.subject(), Data: e.data, Header: nats.Header{}}
 	for name, values := range e.header {
@@ -97,7 +84,6 @@ func (o *org) moved(e *entry) bool {
 		o.mu.Unlock()
 		o.metrics.moved.Inc()
 		o.wake(laneKey{e.connection, to})
-		return true
 	case e.lane.closed:
 		o.left(e)
 		o.mu.Unlock()
@@ -107,5 +93,5 @@ func (o *org) moved(e *entry) bool {
 		e.lane.line(e, false)
 		o.dispatch()
 	}
-	return false
+	return err
 }

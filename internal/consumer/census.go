@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
+	"golang.org/x/sync/errgroup"
 
 	"zoho-worker/internal/flow"
 )
@@ -108,20 +109,15 @@ func (c *Consumer) takeCensus(ctx context.Context, info *jetstream.StreamInfo) {
 		stored[c.queueOr(subject)] += int(n)
 	}
 	names, now := c.census.due(stored, info, c.Look/2)
-	next := make(chan string, len(names))
+	var asking errgroup.Group
+	asking.SetLimit(askAtOnce)
 	for _, name := range names {
-		next <- name
-	}
-	close(next)
-	var asking sync.WaitGroup
-	for range min(askAtOnce, len(names)) {
-		asking.Go(func() {
-			for name := range next {
-				c.ask(ctx, name, stored[name], now)
-			}
+		asking.Go(func() error {
+			c.ask(ctx, name, stored[name], now)
+			return nil
 		})
 	}
-	asking.Wait()
+	_ = asking.Wait()
 }
 
 // due forgets the queues without work and returns those that it is the turn of.

@@ -166,6 +166,9 @@ func (k laneKey) rest() string {
 	return k.connection + "." + string(k.lane)
 }
 
+// Durable is the name of the JetStream consumer of a connection's lane.
+func Durable(connection string, lane Lane) string { return laneKey{connection, lane}.durable() }
+
 // durable is the name of the lane's JetStream consumer, which may hold no dots.
 func (k laneKey) durable() string { return strings.ReplaceAll(k.rest(), ".", "~") }
 

@@ -61,7 +61,7 @@ func (g *gate) unused(o *org) *org {
 	return g.leave()
 }
 
-// taken is how many places are taken; waiting how many orgs stand in line.
+// state is how many places are taken, and how many orgs stand in line.
 func (g *gate) state() (taken, waiting int) {
 	g.mu.Lock()
 	defer g.mu.Unlock()

@@ -222,7 +222,7 @@ func (m blockedMetrics) Collect(to chan<- prometheus.Metric) {
 		o.mu.Unlock()
 	}
 	m.mu.Unlock()
-	for _, reason := range append(flow.Reasons(), waitWorker, "") {
+	for _, reason := range append(flow.Reasons(), WaitWorker, "") {
 		label := string(reason)
 		if label == "" {
 			label = none

@@ -8,10 +8,10 @@ import (
 	"math/rand/v2"
 	"os"
 	"slices"
-	"sync"
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
+	"golang.org/x/sync/errgroup"
 
 	"zoho-worker/internal/lease"
 )
@@ -199,7 +199,7 @@ func (c *Consumer) wanting() (n int) {
 // wanting is how many of the org's requests only a place of this worker is
 // missing for. The lock is held.
 func (o *org) wanting() int {
-	if o.blocked != waitWorker {
+	if o.blocked != WaitWorker {
 		return 0
 	}
 	light, heavy := 0, 0
@@ -245,7 +245,7 @@ func (c *Consumer) passOn(queue string) {
 	}
 	c.leaving[queue] = true
 	go func() {
-		defer c.left(queue)
+		defer c.departed(queue)
 		ctx, cancel := context.WithTimeout(c.calling, 10*time.Second)
 		defer cancel()
 		hold, err := c.leases.Take(ctx, queue)
@@ -299,8 +299,8 @@ func (c *Consumer) finished(queue string) {
 	o.dispatch()
 }
 
-// left notes that an org that was to be handed over is.
-func (c *Consumer) left(queue string) {
+// departed notes that an org that was to be handed over is.
+func (c *Consumer) departed(queue string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	delete(c.leaving, queue)
@@ -320,7 +320,7 @@ func (c *Consumer) giveUp(ctx context.Context, o *org, to string) {
 	}
 	switch err := o.hold.Release(ctx, to, o.merge); {
 	case err == nil:
-		c.left(o.name)
+		c.departed(o.name)
 	case c.calling.Err() == nil && !errors.Is(err, lease.ErrLost):
 		c.Logger.Warn("org not handed over: another worker takes it over when this one's session ends", "queue", o.name, "err", err)
 	}
@@ -348,25 +348,20 @@ func (c *Consumer) handOver(ctx context.Context, orgs []*org) {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
 	others := c.takers()
-	next := make(chan *org, len(orgs))
-	for _, o := range orgs {
-		next <- o
-	}
-	close(next)
 	ids := slices.SortedFunc(maps.Keys(others), func(a, b string) int { return others[b].Free - others[a].Free })
-	var giving sync.WaitGroup
-	for i := range min(askAtOnce, len(orgs)) {
-		giving.Go(func() {
-			for o := range next {
-				to := ""
-				if len(ids) > 0 {
-					to = ids[i%len(ids)]
-				}
-				c.giveUp(ctx, o, to)
-			}
+	var giving errgroup.Group
+	giving.SetLimit(askAtOnce)
+	for i, o := range orgs {
+		to := ""
+		if len(ids) > 0 {
+			to = ids[i%len(ids)]
+		}
+		giving.Go(func() error {
+			c.giveUp(ctx, o, to)
+			return nil
 		})
 	}
-	giving.Wait()
+	_ = giving.Wait()
 }
 
 // quietFor is after what time without a request an org is given up, so that

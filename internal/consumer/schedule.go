@@ -1,6 +1,7 @@
 package consumer
 
 import (
+	"cmp"
 	"slices"
 	"time"
 
@@ -84,12 +85,7 @@ func (l *lane) line(e *entry, front bool) {
 // settle lets the ordered requests in that waited for the worker before; the
 // lock is held.
 func (l *lane) settle() {
-	slices.SortFunc(l.behind, func(a, b *entry) int {
-		if a.sequence < b.sequence {
-			return -1
-		}
-		return 1
-	})
+	slices.SortFunc(l.behind, func(a, b *entry) int { return cmp.Compare(a.sequence, b.sequence) })
 	behind := l.behind
 	l.behind = nil
 	for _, e := range behind {
@@ -132,8 +128,8 @@ func (o *org) advance() (last *entry) {
 			e.idle = why != ""
 		}
 		if !e.idle && !o.gate.enter(o) {
-			o.holdBack(waitWorker, time.Time{})
-			o.arm(now, waitWorker, time.Time{})
+			o.holdBack(WaitWorker, time.Time{})
+			o.arm(now, WaitWorker, time.Time{})
 			return last
 		}
 		o.start(e, now)
@@ -161,10 +157,6 @@ func (o *org) holdBack(reason flow.Reason, until time.Time) {
 		o.Logger.Info("org waits for credits", "queue", o.name, "for", reason, "until", until, "used", forecast.Used, "per_hour", forecast.PerHour)
 	}
 }
-
-// waitWorker is the reason of an org whose next request waits for a place of
-// this worker.
-const waitWorker flow.Reason = "worker"
 
 // yield passes a place on that was kept for this org and isn't used.
 func (o *org) yield() {
@@ -465,7 +457,7 @@ func (o *org) firstDeadline() (first time.Time) {
 // moves reports whether what is held back for the reason goes on when a call ends.
 func moves(reason flow.Reason) bool {
 	switch reason {
-	case "", waitWorker, flow.Full, flow.HeavyFull:
+	case "", WaitWorker, flow.Full, flow.HeavyFull:
 		return true
 	}
 	return false

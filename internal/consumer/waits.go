@@ -12,9 +12,12 @@ import (
 	"zoho-worker/internal/relay"
 )
 
-// The reasons to wait that are neither a limit's nor a relay's.
+// The reasons to wait that are neither a limit's nor a relay's. A Sight may have the
+// first, an InHand the second.
 const (
-	waitOrder         = "order"         // for the one before it
+	WaitWorker flow.Reason = "worker" // the org's next request, for a place of its worker
+
+	WaitOrder         = "order"         // for the one before it
 	waitTurn          = "turn"          // others of its lane are before it
 	waitAuthorization = "authorization" // for a person
 )
@@ -27,7 +30,7 @@ func (e *entry) waitsFor(now time.Time) (reason string, until time.Time) {
 		return string(e.waits), e.until
 	}
 	if c := o.chains[e.key]; e.key != "" && (c != nil && slices.Contains(c.waiting, e) || slices.Contains(e.lane.behind, e)) {
-		return waitOrder, time.Time{}
+		return WaitOrder, time.Time{}
 	}
 	limit, until := o.flow.May(now, e.ask)
 	return string(limit), until
@@ -40,7 +43,7 @@ func (e *entry) inWords(now time.Time) (reason, why string) {
 	switch {
 	case e.timer != nil:
 		why = cmp.Or(e.why, relayWords[e.waits], "it is tried again")
-	case reason == waitOrder:
+	case reason == WaitOrder:
 		why = "it starts when the one before it is answered"
 	case reason == string(flow.Full):
 		why = fmt.Sprintf("all %d places of the org are taken by its calls under way", o.flow.Limit())
@@ -48,8 +51,8 @@ func (e *entry) inWords(now time.Time) (reason, why string) {
 		why = "it is heavy, and as many heavy calls of the org are under way as may be"
 	case reason != "":
 		why = o.held(e, now)
-	case o.blocked == waitWorker:
-		reason, why = string(waitWorker), "this worker has as many requests under way as it may (--max-in-flight)"
+	case o.blocked == WaitWorker:
+		reason, why = string(WaitWorker), "this worker has as many requests under way as it may (--max-in-flight)"
 	default:
 		reason, why = waitTurn, "others of its lane are before it"
 	}

@@ -44,10 +44,8 @@ type Box struct {
 	RedisURL string
 	ZohoURL  string
 	DataDir  string
-	// RedisInProcess says that RedisURL is the imitation.
-	RedisInProcess bool
-	Zoho           *zohotest.Server
-	NATS           *server.Server
+	Zoho     *zohotest.Server
+	NATS     *server.Server
 
 	nats    server.Options
 	closers []func()
@@ -234,7 +232,7 @@ func (b *Box) startRedis() error {
 		ticking.Wait()
 		redis.Close()
 	})
-	b.RedisURL, b.RedisInProcess = "redis://"+redis.Addr(), true
+	b.RedisURL = "redis://" + redis.Addr()
 	return nil
 }
 

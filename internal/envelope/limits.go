@@ -29,10 +29,8 @@ const (
 // to answer. It is encoding/json's own bound.
 const salvageDepth = 10_000
 
-// ValidID reports whether id can name a request: 1 to 128 of A-Z a-z 0-9 _ -.
+// validID reports whether id can name a request: 1 to 128 of A-Z a-z 0-9 _ -.
 // Such an id is also a token of a NATS subject.
-func ValidID(id string) bool { return validID(id) }
-
 func validID[T string | []byte](id T) bool {
 	if len(id) == 0 || len(id) > maxID {
 		return false

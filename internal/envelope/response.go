@@ -91,7 +91,7 @@ func responseField(s *scanner, r *Response, field int) {
 	switch field {
 	case answerID:
 		if text, ok := s.text(); ok {
-			if r.ID = string(text); !ValidID(r.ID) {
+			if r.ID = string(text); !validID(r.ID) {
 				s.refuse(inSchema, "must be 1 to 128 of A-Z a-z 0-9 _ -")
 			}
 		}

@@ -238,7 +238,7 @@ func FuzzDecodeAgreesWithSchema(f *testing.F) {
 		if req == nil || (err == nil) != (fault == nil) {
 			t.Fatalf("request %v, error %v, fault %v", req, err, fault)
 		}
-		if req.ID != "" && !ValidID(req.ID) {
+		if req.ID != "" && !validID(req.ID) {
 			t.Errorf("id %q", req.ID)
 		}
 		if _, why := testDecoder.checkReplyTo([]byte(req.ReplyTo)); req.ReplyTo != "" && why != "" {

@@ -34,6 +34,10 @@ func TestWindow(t *testing.T) {
 			t.Errorf("%d are free at %s", n, at)
 		}
 	}
+	// Of what was known a day later, the first slice was out already.
+	if at, ok := u.freed(number(start)+slices, 1); !ok || at.Sub(start) != 24*time.Hour+23*time.Minute {
+		t.Errorf("a day later the next is free at %s", at)
+	}
 	if _, ok := u.freed(0, 9); ok {
 		t.Error("more are freed than were used")
 	}
@@ -180,6 +184,23 @@ func TestExhausted(t *testing.T) {
 	r.Remaining = 5
 	_, p, _ := g.Refused(start, Ask{Credits: 10}, r)
 	may(t, g, p.Until, Ask{Credits: 5}, "")
+	// What was under way then says nothing of what is left now.
+	g = New(Limits{Places: 20}, State{})
+	run(g, 2, light)
+	g.Refused(start, light, refusal("24 hours"))
+	g.Spent(start.Add(time.Second), start.Add(-time.Second), "demo", 1, -1)
+	g.Answered(start.Add(time.Second), light)
+	if left, known := g.Remaining(start.Add(2 * time.Second)); !known || left != 0 {
+		t.Errorf("%d left, known %v", left, known)
+	}
+	// A header ends the doubts of a call that brought no answer.
+	later := start.Add(time.Minute)
+	g.Spent(later, later, "demo", 1, -1)
+	g.Spent(later, later, "demo", 1, 7)
+	g.Answered(later, light)
+	if left, known := g.Remaining(later); !known || left != 7 {
+		t.Errorf("%d left, known %v, want 7", left, known)
+	}
 }
 
 // A connection uses no more than its share, calls in flight included.
@@ -300,4 +321,8 @@ func TestAsksAgainAfterAnotherRefusal(t *testing.T) {
 		may(t, g, p.Until.Add(-1), light, Paused)
 	}
 	may(t, g, p.Until, light, "")
+	// Nor when a pause is over that a clock made which was years ahead.
+	g = New(Limits{Places: 20}, State{Known: start, Pause: &Pause{Until: start.AddDate(10, 0, 0), Cause: "429"}})
+	may(t, g, start.Add(creditLongest-1), light, CreditsOut)
+	may(t, g, start.Add(creditLongest), light, "")
 }

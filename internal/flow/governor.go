@@ -109,7 +109,7 @@ func (g *Governor) Configure(limits Limits) { g.limits = limits }
 // Places is how many calls may be in flight now, those of another worker that
 // may still run taken off.
 func (g *Governor) Places() int {
-	n := g.limit()
+	n := g.Limit()
 	if g.ramp > 0 {
 		n = min(n, g.ramp)
 	}
@@ -117,9 +117,7 @@ func (g *Governor) Places() int {
 }
 
 // Limit is the configured limit, or less where Zoho allowed less.
-func (g *Governor) Limit() int { return g.limit() }
-
-func (g *Governor) limit() int {
+func (g *Governor) Limit() int {
 	n := max(1, g.limits.Places)
 	if g.state.Limit > 0 {
 		n = min(n, g.state.Limit)
@@ -132,7 +130,7 @@ func (g *Governor) heavyLimit() int {
 	if g.state.HeavyLimit > 0 {
 		n = min(n, g.state.HeavyLimit)
 	}
-	return min(n, g.limit())
+	return min(n, g.Limit())
 }
 
 // heavyPlaces is how many heavy calls may be in flight now. Those of another
@@ -222,7 +220,7 @@ func (g *Governor) Answered(now time.Time, a Ask) {
 	}
 	if !g.state.Pause.holds(now) {
 		if g.ramp > 0 {
-			if g.ramp *= 2; g.ramp >= g.limit() {
+			if g.ramp *= 2; g.ramp >= g.Limit() {
 				g.ramp = 0
 			}
 		}
@@ -339,7 +337,7 @@ func (g *Governor) diagnose(now time.Time, a Ask, r Refusal) Cause {
 		return Credits
 	case g.unanswered >= escalate:
 		return Credits
-	case a.Heavy && g.heavy > 1 && g.heavyLimit()-g.heavy < g.limit()-g.running:
+	case a.Heavy && g.heavy > 1 && g.heavyLimit()-g.heavy < g.Limit()-g.running:
 		return SubConcurrency // nearer to its limit than the org is to its own
 	}
 	return Concurrency
@@ -393,7 +391,7 @@ func (g *Governor) Refused(now time.Time, a Ask, r Refusal) (cause Cause, p Paus
 		g.remember(now, min(left, max(0, r.Remaining)))
 		d = g.untilCredits(now, a, r)
 	} else {
-		g.state.Limit = g.lowered.fall(now, g.limit(), g.running+g.foreign)
+		g.state.Limit = g.lowered.fall(now, g.Limit(), g.running+g.foreign)
 		d = brief(g.strikes, r)
 	}
 	g.ramp = 1

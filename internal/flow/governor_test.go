@@ -65,6 +65,7 @@ func TestCause(t *testing.T) {
 		{name: "bare, no credits known", ask: light, remaining: -1, known: 0, light: 1, want: Credits},
 		{name: "bare, too few credits for it", ask: Ask{Credits: 50}, remaining: 49, known: 1000, want: Credits},
 		{name: "bare, the header is newer", ask: light, remaining: 7, known: 0, want: Concurrency},
+		{name: "bare, credits in the header", ask: light, remaining: 7, known: -1, want: Concurrency},
 		{name: "bare, many heavy in flight", ask: heavy, remaining: -1, known: -1, light: 4, heavy: 9, want: SubConcurrency},
 		{name: "bare, light, many heavy in flight", ask: light, remaining: -1, known: -1, light: 4, heavy: 9, want: Concurrency},
 		{name: "bare, many light in flight", ask: heavy, remaining: -1, known: -1, light: 17, heavy: 3, want: Concurrency},
@@ -96,6 +97,9 @@ func TestCause(t *testing.T) {
 			if cause != row.want || again || pause.Cause != "429 TOO_MANY_REQUESTS" || !pause.Until.After(now) {
 				t.Fatalf("%s, pause %v, again %v; want %s", cause, pause, again, row.want)
 			}
+			if left, known := g.Remaining(now); row.want != Credits && row.remaining > row.known && row.known < 0 && (!known || left != row.remaining) {
+				t.Errorf("%d credits left, known %v: the header says %d", left, known, row.remaining)
+			}
 			if row.pausing == "" {
 				row.pausing = row.want
 			}
@@ -104,9 +108,7 @@ func TestCause(t *testing.T) {
 				t.Errorf("until %s, the pause is %s", until, pause)
 			}
 			if row.pausing == SubConcurrency {
-				if reason, _ := g.May(now, light); reason == Paused {
-					t.Error("light calls are paused, too")
-				}
+				may(t, g, now, light, "")
 			}
 		})
 	}
@@ -124,7 +126,7 @@ func TestRefusedTogether(t *testing.T) {
 		if again {
 			t.Fatal("the first is no repetition")
 		}
-		limit := []int{g.limit(), g.heavyLimit()}
+		limit := []int{g.Limit(), g.heavyLimit()}
 		for i := range 9 {
 			now = now.Add(time.Duration(i) * 100 * time.Millisecond) // past the pause's end, too
 			_, p, again := g.Refused(now, a, refusal(message))
@@ -132,7 +134,7 @@ func TestRefusedTogether(t *testing.T) {
 				t.Fatalf("refused together: %v, %v", p, again)
 			}
 		}
-		if got := []int{g.limit(), g.heavyLimit()}; !reflect.DeepEqual(got, limit) {
+		if got := []int{g.Limit(), g.heavyLimit()}; !reflect.DeepEqual(got, limit) {
 			t.Errorf("limits %v, were %v: lowered more than once", got, limit)
 		}
 		// One of them says when to come back.
@@ -141,10 +143,23 @@ func TestRefusedTogether(t *testing.T) {
 		if _, p, again := g.Refused(now, a, r); !again || !p.Until.Equal(now.Add(time.Minute)) {
 			t.Errorf("Retry-After of a later answer: %v", p)
 		}
+		r.RetryAfter = 24 * time.Hour
+		if _, p, _ := g.Refused(now, a, r); !p.Until.Equal(now.Add(retryLongest)) {
+			t.Errorf("Retry-After of a day: %v", p)
+		}
 		r = refusal(message)
 		r.Began = now
 		if _, _, again := g.Refused(now, a, r); again {
 			t.Error("one that began after the pause is news")
+		}
+	}
+	// That there are no credits is news, whatever the others in flight were refused for.
+	g := New(Limits{Places: 20}, State{})
+	now := start.Add(time.Second)
+	g.Refused(now, light, refusal("concurrency"))
+	for i, want := range []bool{false, true} {
+		if cause, p, again := g.Refused(now, light, refusal("24 hours")); cause != Credits || again != want || !p.Until.Equal(now.Add(creditFirst)) {
+			t.Errorf("credits, %d: %s, %v, again %v", i, cause, p, again)
 		}
 	}
 }
@@ -157,9 +172,140 @@ func TestLimitFallsByHalf(t *testing.T) {
 		g := New(Limits{Places: c.limit}, State{})
 		run(g, c.running, light)
 		g.Refused(start, light, refusal("concurrency"))
-		if g.limit() != c.want {
-			t.Errorf("%d of %d in flight: the limit is %d, want %d", c.running, c.limit, g.limit(), c.want)
+		if g.Limit() != c.want {
+			t.Errorf("%d of %d in flight: the limit is %d, want %d", c.running, c.limit, g.Limit(), c.want)
 		}
+	}
+	// What the owner before has in flight counts; so does the next refusal, however soon.
+	g := New(Limits{Places: 20}, State{})
+	g.Foreign(8)
+	run(g, 8, light)
+	for i, want := range []int{12, 9} {
+		now := start.Add(time.Duration(i) * time.Second)
+		r := refusal("concurrency")
+		r.Began = now
+		if g.Refused(now, light, r); g.Limit() != want {
+			t.Errorf("refused %d times: the limit is %d, want %d", i+1, g.Limit(), want)
+		}
+	}
+}
+
+// An answer begins anew: pauses are short again, and a 429 without words is for what is
+// in flight. So does a person who ends all pauses.
+func TestAnswerBeginsAnew(t *testing.T) {
+	t.Parallel()
+	for message, a := range map[string]Ask{"concurrency": light, "sub-concurrency": heavy, "24 hours": light} {
+		for what, end := range map[string]func(*Governor, time.Time){
+			"an answer": func(g *Governor, now time.Time) { g.Answered(now, a) },
+			"a person":  func(g *Governor, _ time.Time) { g.Resume() },
+		} {
+			g := New(Limits{Places: 20}, State{})
+			now := start
+			refused := func(message string) (Cause, time.Duration) {
+				cause, p, _ := g.Refused(now, a, Refusal{Began: now, Message: message, Remaining: -1})
+				d := p.Until.Sub(now)
+				now = p.Until
+				return cause, d
+			}
+			first := pauseFirst
+			if message == "24 hours" {
+				first = creditFirst
+			}
+			for i := range 100 {
+				if _, d := refused(message); d > first || d < pauseShortest {
+					t.Fatalf("%s after %s, %d: a pause of %s", message, what, i, d)
+				}
+				for range 10 {
+					refused(message)
+				}
+				if cause, _ := refused(""); cause != Credits {
+					t.Fatalf("%s, again and again: taken for %s", message, cause)
+				}
+				end(g, now)
+				g.forget() // else it would be for credits that are known to be none
+				if cause, _ := refused(""); cause != Concurrency {
+					t.Fatalf("%s after %s: taken for %s", message, what, cause)
+				}
+				end(g, now)
+			}
+		}
+	}
+}
+
+// A step up waits for answers and for time, of its own kind of calls; a step that was one
+// too far is taken back alone, and the next one waits for twice as long, up to a bound.
+func TestSteps(t *testing.T) {
+	t.Parallel()
+	for _, a := range []Ask{light, heavy} {
+		g := New(Limits{Places: 100}, State{Limit: 5, HeavyLimit: 5})
+		limit, climb, message := g.Limit, &g.lowered, "concurrency"
+		if a.Heavy {
+			limit, climb, message = g.heavyLimit, &g.heavyLowered, "sub-concurrency"
+		}
+		now := start
+		refuse := func() {
+			g.Refused(now, a, Refusal{Began: now, Message: message, Remaining: -1})
+		}
+		if refuse(); limit() != 2 {
+			t.Fatalf("limit %d", limit())
+		}
+		wait := climbFirst
+		for i := range 10 {
+			now = now.Add(climbLongest)
+			for range climbAnswers - 1 {
+				g.Answered(now, a)
+			}
+			if limit() != 2 {
+				t.Fatalf("%d: raised to %d before there were enough answers", i, limit())
+			}
+			if g.Answered(now, a); limit() != 3 {
+				t.Fatalf("%d: not raised: %d", i, limit())
+			}
+			now = now.Add(2*wait - 1)
+			if refuse(); limit() != 2 {
+				t.Fatalf("%d: one too far, and then %d", i, limit())
+			}
+			if wait = min(2*wait, climbLongest); climb.wait != wait {
+				t.Fatalf("%d: the next one waits %s, want %s", i, climb.wait, wait)
+			}
+		}
+		now = now.Add(climbLongest)
+		for range climbAnswers {
+			g.Answered(now, a)
+		}
+		now = now.Add(2 * wait) // it went well
+		if refuse(); climb.wait != climbFirst {
+			t.Errorf("the next one waits %s", climb.wait)
+		}
+	}
+	g := New(Limits{Places: 20}, State{HeavyLimit: 5})
+	for range climbAnswers + 1 {
+		g.Answered(start, light)
+	}
+	if g.heavyLimit() != 5 {
+		t.Error("heavy calls have one more place for light calls' answers")
+	}
+}
+
+// A pause that a clock made which was years ahead gives way to one that is true; and
+// credits of an hour ago, which come back in a day, are asked for before.
+func TestPausesAreTrue(t *testing.T) {
+	t.Parallel()
+	far := &Pause{Until: start.AddDate(10, 0, 0), Cause: "429"}
+	g := New(Limits{Places: 20}, State{Pause: far, HeavyPause: far})
+	g.Spent(start.Add(-time.Hour), start, "demo", 100, -1)
+	for message, a := range map[string]Ask{"24 hours": light, "sub-concurrency": heavy} {
+		if _, p, _ := g.Refused(start, a, refusal(message)); p.Until.After(start.Add(creditFirst)) {
+			t.Errorf("%s: %v", message, p)
+		}
+	}
+	// Less than the refused call costs is left, whatever a header says.
+	g = New(Limits{Places: 20}, State{})
+	r := refusal("24 hours")
+	r.Remaining = 50
+	g.Refused(start, Ask{Credits: 10}, r)
+	if left, _ := g.Remaining(start); left != 9 {
+		t.Errorf("%d left, want 9", left)
 	}
 }
 
@@ -178,14 +324,14 @@ func TestLimitClimbs(t *testing.T) {
 		}
 		now = now.Add(2 * pauseLongest)
 	}
-	fill := func() { run(g, g.limit()-g.running, light) }
+	fill := func() { run(g, g.Limit()-g.running, light) }
 	fill()
 	for _, want := range []int{15, 11, 8, 6, 4, 3, 2, 1, 1} {
-		for g.running > g.limit() {
+		for g.running > g.Limit() {
 			g.End(light)
 		}
-		if refuse(); g.limit() != want {
-			t.Fatalf("limit %d, want %d", g.limit(), want)
+		if refuse(); g.Limit() != want {
+			t.Fatalf("limit %d, want %d", g.Limit(), want)
 		}
 	}
 	climb := func(answers int, each time.Duration) {
@@ -195,20 +341,20 @@ func TestLimitClimbs(t *testing.T) {
 		}
 	}
 	climb(climbAnswers, 0)
-	if g.limit() != 2 {
-		t.Fatalf("limit %d after %d answers", g.limit(), climbAnswers)
+	if g.Limit() != 2 {
+		t.Fatalf("limit %d after %d answers", g.Limit(), climbAnswers)
 	}
-	if climb(1000, 0); g.limit() != 2 {
-		t.Fatalf("limit %d: raised again at once", g.limit())
+	if climb(1000, 0); g.Limit() != 2 {
+		t.Fatalf("limit %d: raised again at once", g.Limit())
 	}
 	now = now.Add(climbFirst)
-	if climb(1, 0); g.limit() != 3 {
-		t.Fatalf("limit %d, want 3", g.limit())
+	if climb(1, 0); g.Limit() != 3 {
+		t.Fatalf("limit %d, want 3", g.Limit())
 	}
 	// One too far: back by that step, and the next one waits twice as long.
 	now = now.Add(time.Second)
-	if refuse(); g.limit() != 2 {
-		t.Fatalf("limit %d, want 2", g.limit())
+	if refuse(); g.Limit() != 2 {
+		t.Fatalf("limit %d, want 2", g.Limit())
 	}
 	if g.lowered.wait != 2*climbFirst {
 		t.Errorf("waits %s", g.lowered.wait)
@@ -216,12 +362,12 @@ func TestLimitClimbs(t *testing.T) {
 	for range 1000 {
 		climb(climbAnswers, 0)
 		now = now.Add(climbLongest)
-		if g.limit() > 20 {
-			t.Fatalf("limit %d", g.limit())
+		if g.Limit() > 20 {
+			t.Fatalf("limit %d", g.Limit())
 		}
 	}
-	if g.limit() != 20 || g.State().Limit != 0 {
-		t.Errorf("limit %d, state %+v", g.limit(), g.State())
+	if g.Limit() != 20 || g.State().Limit != 0 {
+		t.Errorf("limit %d, state %+v", g.Limit(), g.State())
 	}
 	g.Configure(Limits{Places: 3})
 	if g.Limit() != 3 || g.Places() != 3 {
@@ -420,7 +566,9 @@ func TestOddStates(t *testing.T) {
 		if err := json.Unmarshal([]byte(data), &s); err != nil {
 			t.Fatalf("%s: %v", data, err)
 		}
-		s.Forecast(start)
+		if f := s.Forecast(start); f.Used < 0 || f.PerHour < 0 {
+			t.Errorf("%s: %+v", data, f)
+		}
 		g := New(Limits{Places: 5, Reserve: 0.1, Budgets: map[string]int{"demo": 100}}, s)
 		now, done := start, 0
 		for ; done < 50 && now.Before(start.Add(26*time.Hour)); now = now.Add(time.Minute) {
@@ -436,7 +584,7 @@ func TestOddStates(t *testing.T) {
 		if done < 50 {
 			t.Errorf("%s: %d calls in a day", data, done)
 		}
-		if g.pending != 0 || g.running != 0 || len(g.spending) != 0 || g.limit() > 5 {
+		if g.pending != 0 || g.running != 0 || len(g.spending) != 0 || g.Limit() > 5 {
 			t.Errorf("%s: %+v", data, g)
 		}
 		if left, known := g.Remaining(now); known && left < 0 {

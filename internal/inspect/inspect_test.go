@@ -277,3 +277,17 @@ func TestWhyInStream(t *testing.T) {
 		t.Errorf("%+v, %v", w, err)
 	}
 }
+
+// What is left until a deadline goes by the server's clock: this machine's may be wrong.
+func TestDeadlineByServersClock(t *testing.T) {
+	t.Parallel()
+	deadline := time.Now().Add(time.Hour)
+	for now, says := range map[time.Time]string{
+		deadline.Add(-time.Minute): "(in 1m0s)",
+		deadline.Add(time.Minute):  "its deadline is over",
+	} {
+		if w := (&Why{Deadline: deadline, now: now}); !strings.Contains(w.until(), says) {
+			t.Errorf("%q does not say %q", w.until(), says)
+		}
+	}
+}

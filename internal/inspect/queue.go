@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
+	"golang.org/x/sync/errgroup"
 
 	"zoho-worker/internal/connection"
 	"zoho-worker/internal/consumer"
@@ -74,8 +75,6 @@ type Waiting struct {
 
 const (
 	requestPrefix    = "zoho.requests."
-	workerPrefix     = "zoho.workers."
-	recordPrefix     = "zoho.queues."
 	connectionPrefix = "zoho.connections."
 )
 
@@ -88,9 +87,6 @@ const (
 	// blindFor is for how long nobody asks again who may not read the records.
 	blindFor = time.Minute
 )
-
-// WaitWorker is what a worker says of an org that waits for a place of its own.
-const WaitWorker flow.Reason = "worker"
 
 // ErrNoConnection says that there is no connection of that name.
 var ErrNoConnection = errors.New("there is no such connection")
@@ -336,20 +332,15 @@ func (r *Reader) rest(ctx context.Context, there *stored, known map[string]*Queu
 
 // each works on the items, a few at a time.
 func each[T any](items []T, work func(T)) {
-	next := make(chan T, len(items))
+	var working errgroup.Group
+	working.SetLimit(recordsWays)
 	for _, item := range items {
-		next <- item
-	}
-	close(next)
-	var working sync.WaitGroup
-	for range min(recordsWays, len(items)) {
-		working.Go(func() {
-			for item := range next {
-				work(item)
-			}
+		working.Go(func() error {
+			work(item)
+			return nil
 		})
 	}
-	working.Wait()
+	_ = working.Wait()
 }
 
 // connections reads the records of connections, the first recordsMost; nil for
@@ -432,7 +423,9 @@ func (r *Reader) connection(ctx context.Context, records *register.Stream, name 
 // recorded takes in what the org's record says: of the worker that serves it,
 // which did not tell of it itself, and of its limits.
 func (r *Reader) recorded(ctx context.Context, q *Queue, now time.Time) error {
-	entry, err := register.New(r.JS, lease.QueueStream, recordTime).Get(ctx, recordPrefix+q.Name)
+	ctx, cancel := context.WithTimeout(ctx, 2*recordTime)
+	defer cancel()
+	record, err := lease.Read(ctx, r.JS, q.Name)
 	if errors.Is(err, register.ErrNotFound) || errors.Is(err, jetstream.ErrStreamNotFound) {
 		q.state(flow.State{}, now)
 		return nil
@@ -440,30 +433,14 @@ func (r *Reader) recorded(ctx context.Context, q *Queue, now time.Time) error {
 	if err != nil {
 		return err
 	}
-	var record lease.Record
-	if err := json.Unmarshal(entry.Data, &record); err != nil {
-		return fmt.Errorf("record of %s: %w", q.Name, err)
-	}
 	state := consumer.DecodeState(record.State)
 	if state.Limit > 0 && state.Limit < q.Places {
 		q.Places, q.lowered = state.Limit, true
 	}
 	q.state(state, now)
 	if record.Owner != "" {
-		q.Owner = r.owner(ctx, record.Owner, now)
+		session, _ := lease.ReadSession(ctx, r.JS, record.Owner, now)
+		q.Owner = session.Host
 	}
 	return nil
-}
-
-// owner is the worker of a session that lasts, else "".
-func (r *Reader) owner(ctx context.Context, id string, now time.Time) string {
-	entry, err := register.New(r.JS, lease.WorkerStream, recordTime).Get(ctx, workerPrefix+id)
-	var session struct {
-		lease.Session
-		Ended bool `json:"ended"`
-	}
-	if err != nil || json.Unmarshal(entry.Data, &session) != nil || session.Ended || now.Sub(entry.Time) > 2*lease.DefaultTerm {
-		return ""
-	}
-	return session.Host
 }

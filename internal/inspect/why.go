@@ -68,6 +68,8 @@ type Why struct {
 	PlaceAtLeast bool           `json:"place_at_least,omitempty"`
 	Estimate     *time.Duration `json:"estimate_ns,omitempty"`
 
+	subject string
+	now     time.Time         // of the server, when it was looked
 	request *envelope.Request // nil where it can't be decoded
 	weight  zoho.Weight
 	rate    float64 // requests of its lane that are settled a second; 0: not known
@@ -236,7 +238,7 @@ func idOf(data []byte) string {
 
 // explain says why a request that is in the stream is not answered.
 func (r *Reader) explain(ctx context.Context, w *Why, msg *jetstream.RawStreamMsg, measure bool) error {
-	w.Sequence, w.StoredAt = msg.Sequence, consumer.StoredAt(msg.Subject, msg.Header, msg.Time)
+	w.Sequence, w.subject, w.StoredAt = msg.Sequence, msg.Subject, consumer.StoredAt(msg.Subject, msg.Header, msg.Time)
 	_, w.Lane = laneOf(msg.Subject)
 	request, err := (&envelope.Decoder{MaxBytes: 64 << 20, ReplyPrefixes: []string{""}}).Decode(msg.Data, w.StoredAt)
 	if err == nil {
@@ -252,9 +254,11 @@ func (r *Reader) explain(ctx context.Context, w *Why, msg *jetstream.RawStreamMs
 	asking.Go(func() { record, rerr = r.connection(ctx, nil, w.Connection) })
 	asking.Go(func() { there, serr = r.stored(ctx) })
 	asking.Wait()
-	switch {
-	case serr != nil:
+	if serr != nil {
 		return serr
+	}
+	w.now = there.now
+	switch {
 	case hand != nil && hand.Fault == "":
 		q := &Queue{Name: hand.Org.Queue}
 		q.see(hand.Org, there)
@@ -263,7 +267,7 @@ func (r *Reader) explain(ctx context.Context, w *Why, msg *jetstream.RawStreamMs
 		if measure && !hand.Running && q.Paused == 0 {
 			w.rate = r.rate(ctx, there.stream, w)
 		}
-		w.inHand(hand, record, r.claim(ctx, w), there.now)
+		w.inHand(hand, record, r.claim(ctx, w))
 		return nil
 	case errors.Is(rerr, ErrNoConnection) && len(r.Workers(ctx)) == 0:
 		w.say(NoWorker, "there is no connection %s, and no worker that would answer so: start one (worker run)", w.Connection)
@@ -290,7 +294,7 @@ func (r *Reader) explain(ctx context.Context, w *Why, msg *jetstream.RawStreamMs
 		w.say(NoWorker, "no worker has taken up the queue %s of %s (is one running?)%s%s", w.Queue.Name, w.Connection, w.Queue.pause("; it is"), w.until())
 		return nil
 	}
-	return r.inStream(ctx, there.stream, w, measure)
+	return r.inStream(ctx, there, w, measure)
 }
 
 // hand asks the workers which of them has the request in hand. Where none has, the
@@ -322,10 +326,10 @@ func (w *Why) revoked(record *connection.Connection) {
 }
 
 // inHand is for a request that its org's worker has in hand.
-func (w *Why) inHand(h *consumer.InHand, record *connection.Connection, claim string, now time.Time) {
+func (w *Why) inHand(h *consumer.InHand, record *connection.Connection, claim string) {
 	worker := fmt.Sprintf("in hand of worker %s (pid %d) since %s", h.Host, h.PID, clock(h.Since))
 	again := ""
-	if left := h.Until.Sub(now); left > 0 {
+	if left := h.Until.Sub(w.now); left > 0 {
 		again = fmt.Sprintf(", looked at again in %s, at %s", ago(left), clock(h.Until))
 	}
 	waits := func(state State, format string, args ...any) {
@@ -336,13 +340,13 @@ func (w *Why) inHand(h *consumer.InHand, record *connection.Connection, claim st
 		return
 	}
 	if h.Running {
-		w.say(InCall, "under way: %s, for %s%s", worker, ago(now.Sub(h.Since)), claim)
+		w.say(InCall, "under way: %s, for %s%s", worker, ago(w.now.Sub(h.Since)), claim)
 		return
 	}
 	switch h.Waits {
 	case string(flow.Paused), string(flow.HeavyPaused), string(flow.HeavyFull), string(flow.CreditsOut), string(flow.Reserved), string(flow.BudgetSpent):
-		w.held(flow.Reason(h.Waits), h.Until, now)
-	case "order":
+		w.held(flow.Reason(h.Waits), h.Until)
+	case consumer.WaitOrder:
 		what := "its connection is ordered"
 		if w.request != nil && w.request.OrderKey != "" {
 			what = fmt.Sprintf("its order key is %q", w.request.OrderKey)
@@ -364,22 +368,22 @@ func (w *Why) inHand(h *consumer.InHand, record *connection.Connection, claim st
 }
 
 // inStream is for a request that no worker has in hand, of an org that is served.
-func (r *Reader) inStream(ctx context.Context, stream jetstream.Stream, w *Why, measure bool) error {
+func (r *Reader) inStream(ctx context.Context, there *stored, w *Why, measure bool) error {
 	q := w.Queue
-	there, err := stream.Consumer(ctx, w.durable())
+	lane, err := there.stream.Consumer(ctx, w.durable())
 	var last uint64
 	switch {
 	case errors.Is(err, jetstream.ErrConsumerNotFound):
 	case err != nil:
 		return err
 	default:
-		last = there.CachedInfo().Delivered.Stream
+		last = lane.CachedInfo().Delivered.Stream
 	}
 	if last >= w.Sequence && q.PausedUntil.IsZero() {
 		w.say(Returned, "was handed to a worker, and comes again by itself%s: its worker gave it back, or died%s", r.claim(ctx, w), w.until())
 		return nil
 	}
-	w.Place, w.PlaceAtLeast = before(ctx, stream, requestPrefix+w.rest(), last, w.Sequence)
+	w.Place, w.PlaceAtLeast = before(ctx, there.stream, w.subject, last, w.Sequence)
 	for _, l := range q.Lanes {
 		if l.Connection == w.Connection && l.Lane == w.Lane {
 			w.Place += l.Held
@@ -387,54 +391,41 @@ func (r *Reader) inStream(ctx context.Context, stream jetstream.Stream, w *Why, 
 	}
 	switch {
 	case q.Paused > 0:
-		w.held(flow.Paused, q.PausedUntil, time.Now())
+		w.held(flow.Paused, q.PausedUntil)
 		return nil
 	case w.weight.Heavy && q.HeavyPause != nil:
-		w.held(flow.HeavyPaused, q.HeavyPause.Until, time.Now())
+		w.held(flow.HeavyPaused, q.HeavyPause.Until)
 		return nil
 	case q.Blocked == flow.CreditsOut, q.Blocked == flow.Reserved && w.bulk():
-		w.held(q.Blocked, time.Time{}, time.Now())
+		w.held(q.Blocked, time.Time{})
 		return nil
 	}
 	if measure {
-		w.rate = r.rate(ctx, stream, w)
+		w.rate = r.rate(ctx, there.stream, w)
 	}
 	w.queued()
 	return nil
 }
 
-// rest is what follows the prefix in the request's subject.
-func (w *Why) rest() string {
-	if w.Lane == "" {
-		return w.Connection
-	}
-	return w.Connection + "." + w.Lane
-}
-
 // durable is the name of the lane's JetStream consumer.
-func (w *Why) durable() string { return strings.ReplaceAll(w.rest(), ".", "~") }
+func (w *Why) durable() string { return consumer.Durable(w.Connection, consumer.Lane(w.Lane)) }
 
 func (w *Why) bulk() bool { return strings.HasPrefix(w.Lane, string(consumer.Bulk)) }
 
 // claim says how the claim of a request stands that is sent once.
 func (r *Reader) claim(ctx context.Context, w *Why) string {
-	id := w.ID
-	if id == "" {
+	if w.ID == "" {
 		return ""
 	}
-	entry, err := register.New(r.JS, ledger.StreamName, 2*time.Second).Get(ctx, "zoho.claims."+w.Connection+"."+id)
-	var record struct {
-		State   string `json:"state"`
-		LeaseMS int64  `json:"lease_ms"`
-	}
-	if err != nil || json.Unmarshal(entry.Data, &record) != nil || record.State != "claimed" {
+	since, lease, claimed := ledger.Standing(ctx, r.JS, w.Connection, w.ID)
+	if !claimed {
 		return ""
 	}
-	left := time.Until(entry.Time.Add(time.Duration(record.LeaseMS) * time.Millisecond))
+	left := since.Add(lease).Sub(w.now)
 	if left <= 0 {
-		return fmt.Sprintf(" (claimed at %s, and the claim is over: it will be answered outcome_unknown)", clock(entry.Time))
+		return fmt.Sprintf(" (claimed at %s, and the claim is over: it will be answered outcome_unknown)", clock(since))
 	}
-	return fmt.Sprintf(" (claimed by a worker at %s, for another %s at most)", clock(entry.Time), ago(left))
+	return fmt.Sprintf(" (claimed by a worker at %s, for another %s at most)", clock(since), ago(left))
 }
 
 // before counts the requests of the lane that are handed out before the one at
@@ -526,7 +517,7 @@ func (w *Why) queued() {
 		d := time.Duration(float64(w.Place+1) / w.rate * float64(time.Second))
 		w.estimate(d)
 		turn += fmt.Sprintf("; at %.3g a second its turn comes in about %s", w.rate, ago(d))
-	case w.Queue.Blocked == WaitWorker:
+	case w.Queue.Blocked == consumer.WaitWorker:
 		turn += "; its worker has as many requests under way as it may (--max-in-flight)"
 	case w.Queue.InFlight > 0 && w.Queue.InFlight >= w.Queue.Places:
 		turn += "; it starts when a call ends"
@@ -536,10 +527,10 @@ func (w *Why) queued() {
 
 // held is for a request whose org may not start it now, until then where that is
 // known.
-func (w *Why) held(reason flow.Reason, until, now time.Time) {
+func (w *Why) held(reason flow.Reason, until time.Time) {
 	q := w.Queue
 	again := ""
-	if left := until.Sub(now); left > 0 {
+	if left := until.Sub(w.now); left > 0 {
 		again = fmt.Sprintf("; looked at again in %s, at %s", ago(left), clock(until))
 		w.estimate(left)
 	}
@@ -549,7 +540,7 @@ func (w *Why) held(reason flow.Reason, until, now time.Time) {
 	case flow.HeavyPaused:
 		said := ""
 		if p := q.HeavyPause; p != nil {
-			said = paused(p.Until.Sub(now), p.Until, p.Cause, p.For)
+			said = paused(p.Until.Sub(w.now), p.Until, p.Cause, p.For)
 		}
 		w.say(Paused, "in queue %s, whose heavy calls are%s; then %s%s", q.Name, said, w.place(), w.until())
 	case flow.HeavyFull:
@@ -617,7 +608,7 @@ func (w *Why) until() string {
 	if w.Deadline.IsZero() {
 		return ""
 	}
-	if left := time.Until(w.Deadline); left > 0 {
+	if left := w.Deadline.Sub(w.now); left > 0 {
 		return fmt.Sprintf(", until its deadline at %s (in %s)", clock(w.Deadline), ago(left))
 	}
 	return ", and its deadline is over: the next worker that looks answers so"

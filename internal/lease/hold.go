@@ -128,6 +128,7 @@ func (h *Hold) put(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	epoch := h.book.epoch() // before the write: a later one is another stream's, which may have smaller numbers
 	revision, err := h.book.queues.Put(ctx, queuePrefix+h.queue, data, h.revision)
 	if err != nil {
 		return err
@@ -135,7 +136,7 @@ func (h *Hold) put(ctx context.Context) error {
 	h.revision = revision
 	h.book.mu.Lock()
 	defer h.book.mu.Unlock()
-	h.book.note(h.queue, follow.Position{Epoch: h.book.epoch(), Revision: revision}, data, false)
+	h.book.note(h.queue, follow.Position{Epoch: epoch, Revision: revision}, data, false)
 	return nil
 }
 

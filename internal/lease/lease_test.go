@@ -475,6 +475,39 @@ func TestStreamsWiped(t *testing.T) {
 	}
 }
 
+// The stream is made anew right after it stored what this worker wrote, and that is known
+// before the worker goes on: what it wrote is of the old one, whatever its number.
+func TestRemadeBehindAWrite(t *testing.T) {
+	t.Parallel()
+	s := serve(t)
+	a, b := begin(t, s, long), begin(t, s, long)
+	h := take(t, a, "q")
+	for range 3 { // numbers that the new stream doesn't reach
+		if err := h.Save(t.Context(), set(`{}`)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	remade := sync.OnceFunc(func() {
+		epoch, js := a.epoch(), s.JetStream()
+		if err := js.DeleteStream(context.Background(), QueueStream); err != nil {
+			t.Error(err)
+		}
+		s.Create(js, StreamConfigs(1)[1])
+		eventually(t, "a sees that the stream is another one", func() bool { return a.epoch() > epoch })
+	})
+	a.net.set(func(ctx context.Context, publish func(context.Context) (*jetstream.PubAck, error)) (*jetstream.PubAck, error) {
+		ack, err := publish(ctx)
+		remade()
+		return ack, err
+	})
+	if err := h.Save(t.Context(), set(`{}`)); err != nil {
+		t.Fatal(err)
+	}
+	a.net.set(nil)
+	take(t, b, "q")
+	eventually(t, "a hears who has it", func() bool { return !h.Lasts() })
+}
+
 // The server is away for longer than a session lasts: everybody begins anew.
 func TestServerAway(t *testing.T) {
 	t.Parallel()

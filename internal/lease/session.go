@@ -8,6 +8,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/nats-io/nats.go/jetstream"
 	"github.com/nats-io/nuid"
 
 	"zoho-worker/internal/register"
@@ -202,4 +203,15 @@ func (b *Book) lasts(ctx context.Context, id string) (lasts, ended bool, err err
 		return false, true, nil
 	}
 	return young(entry.Time), false, nil
+}
+
+// ReadSession returns what the worker of a session last said of itself; false where
+// that session is over, or seems to be at now, the server's time.
+func ReadSession(ctx context.Context, js jetstream.JetStream, id string, now time.Time) (Session, bool) {
+	entry, err := register.New(js, WorkerStream, 5*time.Second).Get(ctx, workerPrefix+id)
+	var record sessionRecord
+	if err != nil || json.Unmarshal(entry.Data, &record) != nil || record.Ended || now.Sub(entry.Time) > 2*DefaultTerm {
+		return Session{}, false
+	}
+	return record.Session, true
 }

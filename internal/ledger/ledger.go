@@ -84,6 +84,8 @@ func Open(js jetstream.JetStream, clock *register.Clock, call time.Duration) *Le
 	return &Ledger{registers: register.New(js, StreamName, 5*time.Second), clock: clock, lease: call + margin}
 }
 
+func subjectOf(connection, id string) string { return "zoho.claims." + connection + "." + id }
+
 type state string
 
 const (
@@ -132,7 +134,7 @@ func (l *Ledger) Resume(ctx context.Context, connection, id string, digest [32]b
 }
 
 func (l *Ledger) claim(ctx context.Context, connection, id string, digest [32]byte, lost *LostError) (*Claim, error) {
-	c := &Claim{ledger: l, subject: "zoho.claims." + connection + "." + id, resumed: lost != nil, record: record{
+	c := &Claim{ledger: l, subject: subjectOf(connection, id), resumed: lost != nil, record: record{
 		Nonce: nuid.Next(), Digest: hex.EncodeToString(digest[:]), LeaseMS: l.lease.Milliseconds(), State: claimed,
 	}}
 	var expected uint64
@@ -178,7 +180,7 @@ func (l *Ledger) claim(ctx context.Context, connection, id string, digest [32]by
 // Seal sees to it that nobody resumes a lost request: its requester is about to
 // be told that its outcome is unknown. The errors are those of Claim.
 func (l *Ledger) Seal(ctx context.Context, connection, id string, lost *LostError) error {
-	subject := "zoho.claims." + connection + "." + id
+	subject := subjectOf(connection, id)
 	for expected := lost.revision; ; {
 		there, entry, err := l.read(ctx, subject)
 		switch {
@@ -206,7 +208,7 @@ func (l *Ledger) Seal(ctx context.Context, connection, id string, lost *LostErro
 // Look reports what stands in the ledger without claiming: nil where the
 // request was never claimed, was given up or was refused, else the errors of Claim.
 func (l *Ledger) Look(ctx context.Context, connection, id string, digest [32]byte) error {
-	subject := "zoho.claims." + connection + "." + id
+	subject := subjectOf(connection, id)
 	there, entry, err := l.read(ctx, subject)
 	switch {
 	case errors.Is(err, register.ErrNotFound):
@@ -224,6 +226,18 @@ func (l *Ledger) Look(ctx context.Context, connection, id string, digest [32]byt
 	return l.standing(ctx, subject, there, entry)
 }
 
+// Standing returns when somebody claimed the request, by the server's clock, and for how
+// long that is good; false where nobody holds it, or that can't be seen. It is for people:
+// nothing may be decided by it.
+func Standing(ctx context.Context, js jetstream.JetStream, connection, id string) (since time.Time, lease time.Duration, ok bool) {
+	entry, err := register.New(js, StreamName, 2*time.Second).Get(ctx, subjectOf(connection, id))
+	var r record
+	if err != nil || json.Unmarshal(entry.Data, &r) != nil || r.State != claimed {
+		return time.Time{}, 0, false
+	}
+	return entry.Time, time.Duration(r.LeaseMS) * time.Millisecond, true
+}
+
 // Close sees to it that nobody sends the request any more: its final answer is
 // about to be stored, and it was not sent. Without this a request that was
 // refused before it was claimed would be sent when it is published again,
@@ -232,7 +246,7 @@ func (l *Ledger) Look(ctx context.Context, connection, id string, digest [32]byt
 // sent it and is gone: then the answer must not be that it was not sent. A claim
 // of a request with other content is left alone.
 func (l *Ledger) Close(ctx context.Context, connection, id string, digest [32]byte) error {
-	subject := "zoho.claims." + connection + "." + id
+	subject := subjectOf(connection, id)
 	data, err := json.Marshal(record{Nonce: nuid.Next(), Digest: hex.EncodeToString(digest[:]), State: refused})
 	if err != nil {
 		return err

@@ -159,10 +159,10 @@ func New(client redis.UniversalClient, options Options) *Locker {
 	return l
 }
 
-// Try goes through a lock's life once, with all that a holder and a waiter ask of
+// Check goes through a lock's life once, with all that a holder and a waiter ask of
 // Redis, and returns what it refuses. A worker would not notice some of that: a
 // release that isn't heard of only has others wait longer. It ends with ctx.
-func (l *Locker) Try(ctx context.Context, name string) error {
+func (l *Locker) Check(ctx context.Context, name string) error {
 	held, err := l.Acquire(ctx, name)
 	if err != nil {
 		return err

@@ -22,7 +22,7 @@ func TestProperty(t *testing.T) {
 			t.Parallel()
 			s := start(t)
 			client := s.Client()
-			l := New(client, Options{Logger: slog.New(slog.DiscardHandler)})
+			l := New(client, Options{Timeout: patience, Logger: slog.New(slog.DiscardHandler)})
 			rapid.Check(t, func(t *rapid.T) { property(t, l, client) })
 		})
 	}

@@ -1,6 +1,7 @@
 package secret_test
 
 import (
+	"bytes"
 	"encoding/base64"
 	"errors"
 	"fmt"
@@ -120,6 +121,15 @@ func TestRotation(t *testing.T) {
 	}
 	// The id says old, the key is another one.
 	if _, err := ring(t, "old:"+key('3')).Open(sealed, "x"); !errors.Is(err, secret.ErrTampered) {
+		t.Errorf("got %v", err)
+	}
+	// Nor does a key open what another id says, although it is the same key.
+	twins := ring(t, "old:"+key('1')+",odd:"+key('1'))
+	if _, err := twins.Open(bytes.Replace(sealed, []byte("old"), []byte("odd"), 1), "x"); !errors.Is(err, secret.ErrTampered) {
+		t.Errorf("got %v", err)
+	}
+	// What is no id is shown to nobody.
+	if _, err := old.Open(bytes.Replace(sealed, []byte("old"), []byte("o\nd"), 1), "x"); !errors.Is(err, secret.ErrTampered) {
 		t.Errorf("got %v", err)
 	}
 	sealed[0] = 2

@@ -16,6 +16,7 @@ func TestRedactURLs(t *testing.T) {
 		"redis://:1?PLANTED@a:6379":         "redacted",
 		"redis://:1#PLANTED@a:6379":         "redacted",
 		"redis://a:6379/0?password=PLANTED": "redis://a:6379/0?redacted",
+		"nats://a:4222#PLANTED":             "nats://a:4222",
 		"nats://me:PLANTED%zz@a:1":          "redacted",
 	} {
 		if got := RedactURLs(list); got != want {

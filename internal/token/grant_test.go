@@ -72,7 +72,7 @@ func TestNameUsedAgain(t *testing.T) {
 	t.Parallel()
 	b, w := one(t)
 	w.must()
-	if err := w.connections.Remove(t.Context(), "acme"); err != nil {
+	if err := w.connections.Remove(t.Context(), "acme", "test"); err != nil {
 		t.Fatal(err)
 	}
 	_, err := w.Token(t.Context(), &connection.Connection{Name: "acme"})

@@ -6,6 +6,10 @@ import (
 	"testing"
 
 	"github.com/nats-io/nats.go"
+	"go.opentelemetry.io/otel/codes"
+	sdk "go.opentelemetry.io/otel/sdk/trace"
+	"go.opentelemetry.io/otel/sdk/trace/tracetest"
+	api "go.opentelemetry.io/otel/trace"
 )
 
 // Off, all of a request's spans together allocate nothing.
@@ -62,9 +66,43 @@ func TestWanted(t *testing.T) {
 	if !Wanted() {
 		t.Error("off with an endpoint")
 	}
+	t.Setenv("OTEL_TRACES_EXPORTER", "none")
+	if Wanted() {
+		t.Error("on without an exporter")
+	}
+	t.Setenv("OTEL_TRACES_EXPORTER", "otlp")
 	t.Setenv("OTEL_SDK_DISABLED", "true")
 	if Wanted() {
 		t.Error("on though it is disabled")
+	}
+}
+
+// All spans of a request are of one trace, also those of work that outlives it, and say
+// what they are and what failed.
+func TestSpans(t *testing.T) {
+	t.Parallel()
+	recorder := tracetest.NewSpanRecorder()
+	provider := sdk.NewTracerProvider(sdk.WithSpanProcessor(recorder))
+	tracer := &Tracer{provider: provider, tracer: provider.Tracer(scope)}
+	ctx, request := tracer.Receive(t.Context(), nil, "acme")
+	_, claim := Begin(ctx, "claim")
+	claim.End()
+	_, refresh := BeginCall(Carry(ctx, context.Background()), "refresh")
+	request.End()
+	refresh.Fail("no token")
+	refresh.End()
+	kinds := map[string]api.SpanKind{"receive": api.SpanKindConsumer, "claim": api.SpanKindInternal, "refresh": api.SpanKindClient}
+	ended := recorder.Ended()
+	for _, span := range ended {
+		if span.SpanKind() != kinds[span.Name()] || span.SpanContext().TraceID() != ended[0].SpanContext().TraceID() {
+			t.Errorf("%s is %s of trace %s", span.Name(), span.SpanKind(), span.SpanContext().TraceID())
+		}
+		if failed := span.Status().Code == codes.Error; failed != (span.Name() == "refresh") {
+			t.Errorf("%s: %+v", span.Name(), span.Status())
+		}
+	}
+	if len(ended) != len(kinds) {
+		t.Errorf("%d spans, want %d", len(ended), len(kinds))
 	}
 }
 

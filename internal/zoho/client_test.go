@@ -19,7 +19,7 @@ func TestDataCenters(t *testing.T) {
 	seen := map[string]bool{}
 	for _, d := range DataCenters() {
 		got, ok := LookupDataCenter(d.Location)
-		if by, okBy := DataCenterByAccounts(d.Accounts); !ok || !okBy || got != d || by != d {
+		if by, okBy := dataCenterByAccounts(d.Accounts); !ok || !okBy || got != d || by != d {
 			t.Errorf("%s isn't found again", d.Location)
 		}
 		if d.Accounts == "" || d.API == "" {

@@ -67,11 +67,11 @@ func LookupDataCenter(location string) (DataCenter, bool) {
 	return DataCenter{}, false
 }
 
-// DataCenterByAccounts returns the data centre whose accounts server is exactly
+// dataCenterByAccounts returns the data centre whose accounts server is exactly
 // accountsServer. Anything else, down to a slash at the end, is unknown: the
 // value arrives in a redirect that anybody can forge, and the client secret is
 // posted to it.
-func DataCenterByAccounts(accountsServer string) (DataCenter, bool) {
+func dataCenterByAccounts(accountsServer string) (DataCenter, bool) {
 	for _, d := range dataCenters {
 		if d.Accounts == accountsServer {
 			return d, true
@@ -112,7 +112,7 @@ func (c *Client) CheckCallback(location, accountsServer string) (DataCenter, err
 		}
 		return DataCenter{}, errBadLocation
 	}
-	d, ok := DataCenterByAccounts(accountsServer)
+	d, ok := dataCenterByAccounts(accountsServer)
 	if !ok || location != "" && location != d.Location {
 		return DataCenter{}, errBadLocation
 	}

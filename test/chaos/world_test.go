@@ -179,7 +179,7 @@ func (w *world) startZoho() {
 	}
 	w.apiProxy = w.proxy("zoho", listener.Addr().String())
 	w.zoho = zohotest.New(zohotest.Options{
-		AccountsURL: w.zohoURL(), APIURL: w.zohoURL(), KeepCalls: -1, Key: keyOf,
+		AccountsURL: w.zohoURL(), APIURL: w.zohoURL(), KeepCalls: -1,
 	})
 	web := &http.Server{Handler: w.zoho, ReadHeaderTimeout: 30 * time.Second, ErrorLog: slog.NewLogLogger(slog.DiscardHandler, 0)}
 	go func() { _ = web.Serve(listener) }()

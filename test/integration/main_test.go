@@ -13,8 +13,8 @@ func TestMain(m *testing.M) {
 	asked := false
 	flag.Visit(func(f *flag.Flag) { asked = asked || f.Name == "test.parallel" })
 	if !asked {
-		// Most of a test is waiting, for leases and timeouts as long as in production.
-		_ = flag.Set("test.parallel", "4")
+		// Two thirds of a test are waiting, for leases and timeouts as long as in production.
+		_ = flag.Set("test.parallel", "6")
 	}
 	goleak.VerifyTestMain(m, goleak.Cleanup(func(status int) {
 		if built.dir != "" {

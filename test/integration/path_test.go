@@ -160,7 +160,7 @@ func TestUnknownConnection(t *testing.T) {
 	wantCode(t, r.await("demo", "early"), envelope.UnknownConnection, "demo")
 	r.demo(10)
 	wantStatus(t, r.call("demo", list("later")), 200)
-	if err := r.store.Remove(t.Context(), "demo"); err != nil {
+	if err := r.store.Remove(t.Context(), "demo", "test"); err != nil {
 		t.Fatal(err)
 	}
 	eventually(t, "the removed connection is unknown", func() bool {

@@ -366,10 +366,9 @@ func TestLedgerIsBounded(t *testing.T) {
 	t.Parallel()
 	b := newBox(t, func(o *Options, _ *Org) {
 		o.KeepCalls, o.KeepBodies = 5, 10
-		o.Key = func(c Call) string { return c.Header.Get("X-Id") }
 	})
-	for i := range 12 {
-		b.call("POST", "/crm/v8/Leads", lead, "X-Id", string(rune('a'+i%11)))
+	for range 12 {
+		b.call("POST", "/crm/v8/Leads", lead)
 	}
 	calls := b.Calls()
 	if len(calls) != 5 || calls[0].Seq != 8 || calls[4].Seq != 12 || b.Seen() != 12 || b.Applied("POST") != 12 {
@@ -377,9 +376,6 @@ func TestLedgerIsBounded(t *testing.T) {
 	}
 	if c := calls[0]; string(c.Body) != lead[:10] || c.BodyBytes != int64(len(lead)) || len(c.BodySHA256) != 64 {
 		t.Errorf("%+v", c)
-	}
-	if m := b.Executions(); len(m) != 11 || m["a"] != 2 || m["b"] != 1 {
-		t.Error(m)
 	}
 }
 

@@ -88,25 +88,23 @@ func (m Match) matches(c *Call) bool {
 
 // ledger keeps the calls. Its counters are exact however few calls it keeps.
 type ledger struct {
-	mu         sync.Mutex
-	keep       int // negative: all
-	key        func(Call) string
-	calls      []*Call // in order; a ring that starts at next once it is full
-	next       int
-	seq        uint64
-	attempts   int // refreshes asked for
-	refreshes  int // refreshes granted
-	applied    map[string]int
-	executions map[string]int
-	changed    chan struct{} // closed at the next finished call, if anybody waits
+	mu        sync.Mutex
+	keep      int     // negative: all
+	calls     []*Call // in order; a ring that starts at next once it is full
+	next      int
+	seq       uint64
+	attempts  int // refreshes asked for
+	refreshes int // refreshes granted
+	applied   map[string]int
+	changed   chan struct{} // closed at the next finished call, if anybody waits
 }
 
 func (l *ledger) init(o Options) {
-	l.keep, l.key = o.KeepCalls, o.Key
+	l.keep = o.KeepCalls
 	if o.CountOnly {
 		l.keep = 0
 	}
-	l.applied, l.executions = map[string]int{}, map[string]int{}
+	l.applied = map[string]int{}
 }
 
 func (l *ledger) begin(x *exchange) {
@@ -134,10 +132,6 @@ func (l *ledger) publish(x *exchange) {
 }
 
 func (l *ledger) executed(x *exchange) {
-	var key string
-	if l.key != nil && x.call.Applied {
-		key = l.key(x.call)
-	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	*x.entry = x.call
@@ -146,9 +140,6 @@ func (l *ledger) executed(x *exchange) {
 	}
 	if x.call.Applied {
 		l.applied[x.call.Method]++
-	}
-	if key != "" {
-		l.executions[key]++
 	}
 }
 
@@ -189,11 +180,6 @@ func (s *Server) Find(m Match) []Call {
 		return true
 	})
 	return found
-}
-
-// CallsMatching counts the kept calls for which f is true.
-func (s *Server) CallsMatching(f func(Call) bool) int {
-	return s.Count(Match{Endpoint: Any, Where: f})
 }
 
 // Count counts the kept calls that m matches.
@@ -258,17 +244,6 @@ func (c *Call) has(text string) bool {
 		}
 	}
 	return strings.Contains(c.Path, text) || strings.Contains(c.RawQuery, text) || bytes.Contains(c.Body, []byte(text))
-}
-
-// Executions tells how many writes were carried out for each Options.Key.
-func (s *Server) Executions() map[string]int {
-	s.ledger.mu.Lock()
-	defer s.ledger.mu.Unlock()
-	m := make(map[string]int, len(s.ledger.executions))
-	for k, n := range s.ledger.executions {
-		m[k] = n
-	}
-	return m
 }
 
 // Await waits until at least n finished calls match, or returns the context's cause.

@@ -81,10 +81,6 @@ type Options struct {
 	// CountOnly keeps no calls, no bodies and no digests, for runs of millions: the
 	// counters, Counts and Orders are all that tells what happened.
 	CountOnly bool
-
-	// Key names what a write carries out, such as the request id in its body, so that
-	// Executions counts exactly even when the list of calls is bounded. Nil or "": not counted.
-	Key func(Call) string
 }
 
 // Server is the simulator. Make one with New; it is safe for concurrent use.
