@@ -116,7 +116,7 @@ func (f facts) settled(v verdict) verdict {
 		// Not there to be deleted any more: it was deleted then (zoho-facts 6).
 		return verdict{action: deliver, record: f.deletes, done: "deleted"}
 	case f.method == "DELETE":
-		return f.unsettled("what was to be deleted was not there, or not all of it, and %s may have deleted it: look it up")
+		return f.unsettled("Zoho refused the deletion, or a part of it, and %s may have deleted it: look it up")
 	case f.operation.Name == "records.insert":
 		return f.unsettled("Zoho refused the insert, and %s may have been carried out: look the record up before sending again")
 	case a.Status == 412, says("ALREADY_MODIFIED"):

@@ -85,6 +85,7 @@ func TestJudge(t *testing.T) {
 
 		{"412", zoho.Answer{Status: 412, Code: "ALREADY_MODIFIED"}, nil, same(deliver, "")},
 		{"412 in doubt", zoho.Answer{Status: 412, Code: "ALREADY_MODIFIED"}, doubted, same(deliver, envelope.OutcomeUnknown)},
+		{"412 in doubt, without a code", zoho.Answer{Status: 412}, doubted, same(deliver, envelope.OutcomeUnknown)},
 		{"412 at another worker", zoho.Answer{Status: 412, Code: "ALREADY_MODIFIED"}, elsewhere, same(deliver, envelope.OutcomeUnknown)},
 		{"of two records in doubt, one modified since", zoho.Answer{Status: 207, Body: refusals("ALREADY_MODIFIED", "INVALID_DATA")}, doubted, same(deliver, envelope.OutcomeUnknown)},
 		{"of two records, one modified since", zoho.Answer{Status: 207, Body: refusals("ALREADY_MODIFIED", "INVALID_DATA")}, nil, same(deliver, "")},
@@ -99,7 +100,8 @@ func TestJudge(t *testing.T) {
 		{"an insert in doubt, without permission", zoho.Answer{Status: 403, Code: "NO_PERMISSION"}, insertion, same(deliver, envelope.OutcomeUnknown)},
 		{"an insert in doubt, another of its values is there", zoho.Answer{Status: 400, Body: duplicate("Email")}, insertion, same(deliver, envelope.OutcomeUnknown)},
 		{"an insert in doubt, refused in a 200", zoho.Answer{Status: 200, Body: refusals("DEPENDENT_SERVICE_ERROR")}, insertion, same(deliver, envelope.OutcomeUnknown)},
-		{"an insert in doubt, redirected", zoho.Answer{Status: 302}, insertion, same(deliver, envelope.OutcomeUnknown)},
+		{"an insert in doubt, redirected", zoho.Answer{Status: 300}, insertion, same(deliver, envelope.OutcomeUnknown)},
+		{"an insert, redirected", zoho.Answer{Status: 300}, first, same(deliver, "")},
 		{"an insert, another of its values is there", zoho.Answer{Status: 400, Body: duplicate("Email")}, first, same(deliver, "")},
 		{"an insert, without the scope", zoho.Answer{Status: 401, Code: "OAUTH_SCOPE_MISMATCH"}, first, same(deliver, envelope.ScopeMissing)},
 		{"an insert at another worker, refused", zoho.Answer{Status: 400, Body: refusals("INVALID_DATA")}, func(f *facts) { first(f); elsewhere(f) }, same(deliver, envelope.OutcomeUnknown)},
