@@ -121,7 +121,9 @@ func (f facts) settled(v verdict) verdict {
 		return f.unsettled("Zoho refused the insert, and %s may have been carried out: look the record up before sending again")
 	case a.Status == 412, says("ALREADY_MODIFIED"):
 		return f.unsettled("the record was modified since, and %s may have done that: look the record up")
-	case a.TokenRefused():
+	case v.code == envelope.ScopeMissing:
+		return f.unsettled(v.message + "; and %s may have been carried out: look the record up")
+	case a.Status == 401 && a.TokenRefused():
 		return f.unsettled("Zoho refused the access token, and %s may have been carried out: look the record up")
 	}
 	return v

@@ -91,7 +91,9 @@ func TestJudge(t *testing.T) {
 		{"of two records, one modified since", zoho.Answer{Status: 207, Body: refusals("ALREADY_MODIFIED", "INVALID_DATA")}, nil, same(deliver, "")},
 		{"an update in doubt, refused for itself", zoho.Answer{Status: 400, Code: "INVALID_DATA", Body: refusals("INVALID_DATA")}, again, same(deliver, "")},
 		{"an update in doubt, whose second token is refused", zoho.Answer{Status: 401, Code: "INVALID_TOKEN"}, again, same(deliver, envelope.OutcomeUnknown)},
-		{"an update in doubt, without the scope", zoho.Answer{Status: 401, Code: "OAUTH_SCOPE_MISMATCH"}, again, same(deliver, envelope.ScopeMissing)},
+		{"an update in doubt, without the scope", zoho.Answer{Status: 401, Code: "OAUTH_SCOPE_MISMATCH"}, again, same(deliver, envelope.OutcomeUnknown)},
+		{"an update, without the scope", zoho.Answer{Status: 401, Code: "OAUTH_SCOPE_MISMATCH"}, update, same(deliver, envelope.ScopeMissing)},
+		{"an update in doubt, 401 of a gateway", zoho.Answer{Status: 401}, again, same(deliver, "")},
 		{"an update in doubt, carried out now", zoho.Answer{Status: 200, Body: object}, again, same(deliver, "")},
 
 		{"an insert in doubt, carried out now", zoho.Answer{Status: 201, Body: object}, insertion, same(deliver, "")},
