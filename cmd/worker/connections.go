@@ -188,6 +188,9 @@ Secrets are sealed before they leave this process and never shown.`,
 				if _, there := r.store.Get(c.Name); there {
 					return fmt.Errorf("there is a connection %s already: `worker connections reauthorize %s` signs it in again", c.Name, c.Name)
 				}
+				if err := knownHost(c.Location, c.Environment); err != nil && r.config.ZohoAPIURL == "" {
+					return err
+				}
 				if grant.token != "" {
 					refresh, err := readToken(grant.token, "--refresh-token", cmd.InOrStdin())
 					if err != nil {
@@ -228,6 +231,17 @@ func knownPlace(location string) error {
 		known = append(known, dc.Location)
 	}
 	return fmt.Errorf("--dc %q: Zoho's data centres are %s", location, strings.Join(known, ", "))
+}
+
+// knownHost refuses an environment whose calls have no host to go to: they would wait for
+// one until their deadlines.
+func knownHost(location, environment string) error {
+	if dc, ok := zoho.LookupDataCenter(location); ok {
+		if _, err := dc.Host(zoho.Environment(environment)); err != nil {
+			return fmt.Errorf("--dc %s --environment %s: Zoho has published no host for it; --zoho-api-url names one", location, environment)
+		}
+	}
+	return nil
 }
 
 // knownOrg refuses what Zoho has not: a slip of the finger would give an org limits

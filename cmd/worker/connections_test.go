@@ -15,9 +15,11 @@ import (
 	"time"
 
 	"zoho-worker/internal/app"
+	"zoho-worker/internal/connection"
 	"zoho-worker/internal/consent"
 	"zoho-worker/internal/devbox"
 	"zoho-worker/internal/secret"
+	"zoho-worker/internal/zoho"
 	"zoho-worker/internal/zoho/zohotest"
 )
 
@@ -299,4 +301,20 @@ func TestConnectionsLink(t *testing.T) {
 	}
 	contains(t, run.out.String(), "added acme")
 	contains(t, string(body), "acme is connected")
+}
+
+// An environment without a host at Zoho is refused before it is stored; one that isn't
+// known yet is asked for.
+func TestKnownHost(t *testing.T) {
+	t.Parallel()
+	for _, dc := range zoho.DataCenters() {
+		for environment, host := range map[string]string{connection.Production: dc.API, connection.Sandbox: dc.Sandbox, connection.Developer: dc.Developer} {
+			if err := knownHost(dc.Location, environment); (err == nil) != (host != "") {
+				t.Errorf("%s %s at %q: %v", dc.Location, environment, host, err)
+			}
+		}
+	}
+	if err := knownHost("", connection.Sandbox); err != nil {
+		t.Error(err)
+	}
 }

@@ -336,6 +336,9 @@ func (o *org) carry(e *entry) (next *entry) {
 // The lock is held.
 func (o *org) rest(e *entry, wait *relay.Wait) {
 	e.waits, e.why, e.until = wait.Reason, wait.Why, time.Now().Add(wait.For)
+	if wait.Reason == relay.WaitProbe {
+		e.ask.Heavy = e.ask.Heavy || e.request.Probe.Queries()
+	}
 	if wait.Reason == relay.WaitPause || wait.For <= 0 {
 		e.lane.line(e, true) // what it waits for is the org's to know
 		return

@@ -62,7 +62,7 @@ func (c *Consumer) work(queue string, e *entry) (wait *relay.Wait) {
 	d := &relay.Delivery{
 		Connection: e.connection, Request: e.request, Operation: e.op, Digest: e.digest,
 		ReceivedAt: e.stored, Redelivered: e.again, Stopping: c.pulling.Done(), Observer: e,
-		Waited: e.waited, Sendings: e.sendings, Idle: e.idle || e.lane == nil,
+		Waited: e.waited, Sendings: e.sendings, Idle: e.idle || e.lane == nil, Heavy: e.ask.Heavy,
 	}
 	result := c.Relay.Do(s.ctx, d)
 	e.sendings = d.Sendings

@@ -26,6 +26,9 @@ type Probe struct {
 	Values []string
 }
 
+// Queries reports whether it asks by COQL, which is a heavy call (zoho-facts 3.3).
+func (p *Probe) Queries() bool { return p.Path == "" }
+
 var probeFields = []string{"coql", "url", "headers", "field"}
 
 const (
@@ -150,7 +153,7 @@ func checkCondition(text []byte) (rule, string) {
 	}
 	switch {
 	case quoted:
-		return ruleProbe, "must close its quotes: a quote inside a value is \\'"
+		return ruleProbe, "must close its quotes: a quote inside a value is ''"
 	case depth > 0:
 		return ruleProbe, "must close its parentheses"
 	case blank:
@@ -282,6 +285,16 @@ func CountElements(body []byte, member string) (n int) {
 		}
 	})
 	return n
+}
+
+// IsTrue reports whether a member of the object in body is true.
+func IsTrue(body []byte, member string) (is bool) {
+	s := scanner{data: body, depth: MaxDepth}
+	eachMember(&s, member, func() {
+		is = s.peek() == 't'
+		s.skip()
+	})
+	return is
 }
 
 // EachRecord reads an object with one array of objects, data, and calls do with the

@@ -25,10 +25,15 @@ const HeavyPlaces = 10
 type Ask struct {
 	Connection string
 	Heavy      bool
+	// Places are the calls in flight that it counts for; 0: one.
+	Places int
 	// Bulk work may not touch the reserve of credits.
 	Bulk    bool
 	Credits int
 }
+
+// places are the calls in flight that it counts for.
+func (a Ask) places() int { return max(1, a.Places) }
 
 // Reason is why a call can't be started now. The list is closed: it is a
 // metric's label.
@@ -67,6 +72,10 @@ type Governor struct {
 	changed bool // the state is worth saving
 
 	running, heavy int
+	taken          int            // places that calls in flight count for
+	saving         int            // places that are kept free for a call that counts for several
+	saved          time.Time      // when it was last asked for
+	since          int            // places given to other calls since the last such one
 	pending        int            // credits that calls in flight may use
 	spending       map[string]int // the same by connection
 	slid           int64          // the slice up to which the credits are counted
@@ -142,7 +151,7 @@ func (g *Governor) Running() (all, heavy int) { return g.running, g.heavy }
 
 // Free is how many more calls may be in flight now, and how many more heavy ones.
 func (g *Governor) Free() (all, heavy int) {
-	return max(0, g.Places()-g.running), max(0, g.heavyPlaces()-g.heavy)
+	return max(0, g.Places()-g.taken), max(0, g.heavyPlaces()-g.heavy)
 }
 
 // Foreign says how many calls of another worker may still be in flight.
@@ -157,13 +166,37 @@ func (g *Governor) May(now time.Time, a Ask) (Reason, time.Time) {
 	if reason, until := g.credit(now, a); reason != "" {
 		return reason, until
 	}
-	if g.running >= g.Places() {
+	heavyFull := a.Heavy && g.heavy >= g.heavyPlaces()
+	switch {
+	case g.full(now, a, heavyFull):
 		return Full, time.Time{}
-	}
-	if a.Heavy && g.heavy >= g.heavyPlaces() {
+	case heavyFull:
 		return HeavyFull, time.Time{}
 	}
 	return "", time.Time{}
+}
+
+// saveFor is how long places are kept free for a call that isn't asked for any more.
+const saveFor = time.Second
+
+// full reports whether there are no places for a call. One that needs several would
+// never find them where others take each that falls free: when those have had as many
+// since the last one, places are kept for it. Alone it may have all there are.
+func (g *Governor) full(now time.Time, a Ask, waits bool) bool {
+	places, free := a.places(), g.Places()-g.taken
+	if places == 1 {
+		if age := now.Sub(g.saved); g.running > 0 && age >= 0 && age < saveFor {
+			free -= g.saving
+		}
+		return free < 1
+	}
+	if free >= places || free > 0 && g.running == 0 && g.foreign == 0 {
+		return false
+	}
+	if !waits && g.since >= places {
+		g.saving, g.saved = places, now
+	}
+	return true
 }
 
 // Pauses is May as far as it goes by pauses: for a call whose place is taken
@@ -184,6 +217,10 @@ func (g *Governor) Pauses(now time.Time, a Ask) (Reason, time.Time) {
 // Start counts a call that May allowed.
 func (g *Governor) Start(a Ask) {
 	g.running++
+	g.taken += a.places()
+	if g.since += a.places(); a.places() > 1 {
+		g.saving, g.since = 0, 0
+	}
 	g.pending += a.Credits
 	g.spending[a.Connection] += a.Credits
 	if a.Heavy {
@@ -194,6 +231,7 @@ func (g *Governor) Start(a Ask) {
 // End counts a call that is over.
 func (g *Governor) End(a Ask) {
 	g.running--
+	g.taken -= a.places()
 	g.pending -= a.Credits
 	if g.spending[a.Connection] -= a.Credits; g.spending[a.Connection] <= 0 {
 		delete(g.spending, a.Connection)
@@ -337,7 +375,7 @@ func (g *Governor) diagnose(now time.Time, a Ask, r Refusal) Cause {
 		return Credits
 	case g.unanswered >= escalate:
 		return Credits
-	case a.Heavy && g.heavy > 1 && g.heavyLimit()-g.heavy < g.Limit()-g.running:
+	case a.Heavy && g.heavy > 1 && g.heavyLimit()-g.heavy < g.Limit()-g.taken:
 		return SubConcurrency // nearer to its limit than the org is to its own
 	}
 	return Concurrency
@@ -391,7 +429,7 @@ func (g *Governor) Refused(now time.Time, a Ask, r Refusal) (cause Cause, p Paus
 		g.remember(now, min(left, max(0, r.Remaining)))
 		d = g.untilCredits(now, a, r)
 	} else {
-		g.state.Limit = g.lowered.fall(now, g.Limit(), g.running+g.foreign)
+		g.state.Limit = g.lowered.fall(now, g.Limit(), g.taken+g.foreign)
 		d = brief(g.strikes, r)
 	}
 	g.ramp = 1

@@ -646,3 +646,48 @@ func TestPauseIsNotShortened(t *testing.T) {
 		}
 	}
 }
+
+// A call that counts for five is never one too many, alone has all places there are, and
+// beside those that take each place that falls free, gets as many as they do.
+func TestCallsOfSeveralPlaces(t *testing.T) {
+	t.Parallel()
+	big := Ask{Connection: "demo", Places: 5, Credits: 1}
+	for _, places := range []int{1, 3, 5, 12, 25} {
+		g := New(Limits{Places: places}, State{})
+		now, started := start, map[int]int{}
+		var flying []Ask
+		for turn := range 1000 {
+			now = now.Add(10 * time.Millisecond)
+			for i := range 4 {
+				a := []Ask{big, light, light, light}[(i+turn)%4]
+				if reason, _ := g.May(now, a); reason != "" {
+					continue
+				}
+				g.Start(a)
+				started[a.places()]++
+				flying = append(flying, a)
+			}
+			taken := 0
+			for _, a := range flying {
+				taken += a.places()
+			}
+			if all, _ := g.Running(); all != len(flying) || taken > places && len(flying) > 1 {
+				t.Fatalf("%d places: %d taken by %d calls, %d counted", places, taken, len(flying), all)
+			}
+			g.End(flying[0])
+			flying = flying[1:]
+		}
+		if started[5]*30 < started[1] || started[1]*3 < started[5] {
+			t.Errorf("%d places: %v were started", places, started)
+		}
+	}
+	// Places are kept for one that is asked for, and no longer.
+	g := New(Limits{Places: 6}, State{})
+	run(g, 6, light)
+	may(t, g, start, big, Full)
+	g.End(light)
+	may(t, g, start, light, Full)
+	may(t, g, start.Add(saveFor), light, "")
+	g.Foreign(6)
+	may(t, g, start.Add(saveFor), big, Full)
+}

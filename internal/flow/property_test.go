@@ -36,14 +36,14 @@ func (o *orgAtZoho) arrive(now time.Time, a Ask) (cause Cause, remaining int64) 
 	switch {
 	case left < a.Credits:
 		cause = Credits
-	case o.running >= o.places:
+	case o.running > 0 && o.running+a.places() > o.places || o.running >= o.places:
 		cause = Concurrency
 	case a.Heavy && o.sub >= o.heavy:
 		cause = SubConcurrency
 	default:
 		left -= a.Credits
 		o.spent = append(o.spent, spending{now, a.Credits})
-		o.running++
+		o.running += a.places()
 		if a.Heavy {
 			o.sub++
 		}
@@ -90,6 +90,7 @@ func (c *client) draw() Ask {
 	return Ask{
 		Connection: rapid.SampledFrom([]string{"demo", "bounded"}).Draw(c.rt, "connection"),
 		Heavy:      rapid.Bool().Draw(c.rt, "heavy"),
+		Places:     rapid.SampledFrom([]int{0, 0, 0, 1, 5}).Draw(c.rt, "places of it"),
 		Bulk:       rapid.Bool().Draw(c.rt, "bulk"),
 		Credits:    rapid.SampledFrom([]int{1, 1, 1, 10, 50}).Draw(c.rt, "credits"),
 	}
@@ -113,8 +114,12 @@ func (c *client) try(a Ask) bool {
 		c.rt.Fatalf("%d credits left, %d on the way, and %d more given", remaining, c.g.pending, a.Credits)
 	}
 	c.g.Start(a)
-	if len(c.flying) >= c.g.Places() || len(c.flying) >= c.limits.Places {
-		c.rt.Fatalf("%d in flight, and one more: %d places, %d configured", len(c.flying), c.g.Places(), c.limits.Places)
+	taken := a.places()
+	for _, f := range c.flying {
+		taken += f.places()
+	}
+	if most := min(c.g.Places(), c.limits.Places); taken > most && len(c.flying) > 0 {
+		c.rt.Fatalf("%d in flight, and one more: %d places taken of %d, %d configured", len(c.flying), taken, c.g.Places(), c.limits.Places)
 	}
 	if _, heavies := c.g.Running(); a.Heavy && heavies > min(c.g.heavyLimit(), HeavyPlaces) {
 		c.rt.Fatalf("%d heavy in flight of %d", heavies, c.g.heavyLimit())
@@ -140,7 +145,7 @@ func (c *client) land(i int, bare bool) {
 	f := c.flying[i]
 	c.flying = append(c.flying[:i], c.flying[i+1:]...)
 	if f.cause == "" {
-		c.org.running--
+		c.org.running -= f.places()
 		if f.Heavy {
 			c.org.sub--
 		}
@@ -213,7 +218,7 @@ func TestLimitsHold(t *testing.T) {
 				if n := len(c.flying); n > 0 && c.flying[n-1].cause == "" {
 					f := c.flying[n-1]
 					c.flying = c.flying[:n-1]
-					c.org.running--
+					c.org.running -= f.places()
 					if f.Heavy {
 						c.org.sub--
 					}

@@ -129,7 +129,7 @@ func TestClaimAfterwards(t *testing.T) {
 			told := &observed{}
 			d := &Delivery{
 				Observer: told, Connection: "demo", Request: request, Operation: zoho.OperationOf(request.Method, request.Path),
-				ReceivedAt: time.Now(), Stopping: make(chan struct{}),
+				ReceivedAt: time.Now(), Stopping: make(chan struct{}), Heavy: true,
 			}
 			result := r.Do(t.Context(), d)
 			var reason Reason

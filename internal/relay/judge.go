@@ -21,6 +21,7 @@ const (
 // facts is everything a judgement depends on.
 type facts struct {
 	answer     *zoho.Answer
+	method     string
 	operation  zoho.Operation
 	repeatable bool
 	// uniqueField is set where the request names the field that carries its id.
@@ -73,7 +74,7 @@ func judge(f facts) verdict {
 			action: deliver, code: envelope.RetriesExhausted,
 			message: fmt.Sprintf("Zoho answered 500 to each of %d attempts", f.refusals),
 		}
-	case a.Status == 408, a.Status == 500, a.Status == 502, a.Status == 503, a.Status == 504:
+	case a.Status == 408, a.Status >= 500 && a.Status != 501 && a.Status != 505:
 		return f.ambiguous(fmt.Sprintf("Zoho answered %d", a.Status))
 	case a.TooLarge:
 		return verdict{
@@ -87,19 +88,54 @@ func judge(f facts) verdict {
 			action: lost, code: envelope.OutcomeUnknown,
 			message: fmt.Sprintf("Zoho answered %d, then the connection broke and the body is lost: look the record up before sending again", a.Status),
 		}
-	case (a.Status == 400 || a.Status < 300) && f.uniqueField != "": // zoho-facts 4.1
+	case a.Status < 300 && a.Status != 204 && f.operation.OfRecords() && !zoho.IsObject(a.Body):
+		return f.ambiguous(fmt.Sprintf("Zoho answered %d, but with nothing that its API says", a.Status))
+	case f.uniqueField != "": // with any status: zoho-facts 4.1
 		if id, ok := zoho.DuplicateOf(a.Body, f.uniqueField); ok {
 			return verdict{action: deliver, record: id, done: "added"}
 		}
-	case a.Status == 412 && (f.doubt || f.elsewhere):
-		return verdict{
-			action: deliver, code: envelope.OutcomeUnknown,
-			message: "the record was modified since, and " + f.earlier() + " may have done that: look the record up",
-		}
-	case (f.doubt || f.elsewhere) && f.operation.Name == "records.delete":
-		return f.deleted()
 	}
-	return verdict{action: deliver}
+	return f.settled(verdict{action: deliver})
+}
+
+// settled is for an answer that ends the request. Where an earlier sending may have
+// been carried out, success is the last word on that one, too; a refusal is not,
+// if it may be because of that one, or says nothing of it.
+func (f facts) settled(v verdict) verdict {
+	if !f.doubt && !f.elsewhere {
+		return v
+	}
+	a := f.answer
+	records := zoho.RecordsOf(a.Body)
+	if a.Status < 300 && (records == nil || records.Failed == 0) {
+		return v
+	}
+	says := func(code string) bool { return a.Code == code || records != nil && records.Codes[code] > 0 }
+	switch {
+	case f.method == "DELETE" && f.doubt && f.deletes != "" && says("INVALID_DATA"):
+		// Not there to be deleted any more: it was deleted then (zoho-facts 6).
+		return verdict{action: deliver, record: f.deletes, done: "deleted"}
+	case f.method == "DELETE":
+		return f.unsettled("Zoho refused the deletion, or a part of it, and %s may have deleted it: look it up")
+	case f.operation.Name == "records.insert":
+		return f.unsettled("Zoho refused the insert, and %s may have been carried out: look the record up before sending again")
+	case a.Status == 412, says("ALREADY_MODIFIED"):
+		return f.unsettled("the record was modified since, and %s may have done that: look the record up")
+	case v.code == envelope.ScopeMissing:
+		return f.unsettled(v.message + "; and %s may have been carried out: look the record up")
+	case a.Status == 401 && a.TokenRefused():
+		return f.unsettled("Zoho refused the access token, and %s may have been carried out: look the record up")
+	}
+	return v
+}
+
+// unsettled says in words what an earlier sending may have done.
+func (f facts) unsettled(what string) verdict {
+	earlier := "an earlier sending, by another worker,"
+	if f.doubt {
+		earlier = "an earlier sending of this request, which brought no answer,"
+	}
+	return verdict{action: deliver, code: envelope.OutcomeUnknown, message: fmt.Sprintf(what, earlier)}
 }
 
 // ambiguous is for an attempt that may or may not have been carried out.
@@ -113,39 +149,15 @@ func (f facts) ambiguous(what string) verdict {
 	}
 }
 
-// deleted is for a deletion that was sent before: a record that is not there to
-// be deleted any more was deleted then (zoho-facts 6).
-func (f facts) deleted() verdict {
-	records := zoho.RecordsOf(f.answer.Body)
-	switch {
-	case records == nil || records.Codes["INVALID_DATA"] == 0:
-		return verdict{action: deliver}
-	case f.deletes != "" && f.doubt:
-		return verdict{action: deliver, record: f.deletes, done: "deleted"}
-	}
-	return verdict{
-		action: deliver, code: envelope.OutcomeUnknown,
-		message: "what was to be deleted was not there, or not all of it, and " + f.earlier() + " may have deleted it: look it up",
-	}
-}
-
-// earlier is what the request may have done that it finds done, in words.
-func (f facts) earlier() string {
-	if f.doubt {
-		return "an earlier sending of this request, which brought no answer,"
-	}
-	return "another worker, which had this request before,"
-}
-
 func (f facts) unauthorized() verdict {
 	switch {
 	case f.answer.Code == "OAUTH_SCOPE_MISMATCH":
-		return verdict{
+		return f.settled(verdict{
 			action: deliver, code: envelope.ScopeMissing,
 			message: "the connection was not granted a scope that this call needs: re-authorize it with more scopes",
-		}
+		})
 	case f.answer.TokenRefused() && !f.renewed:
 		return verdict{action: renew}
 	}
-	return verdict{action: deliver}
+	return f.settled(verdict{action: deliver})
 }

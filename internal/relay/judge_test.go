@@ -1,6 +1,7 @@
 package relay
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"strings"
@@ -18,7 +19,23 @@ func TestJudge(t *testing.T) {
 	const notDeleted = `{"data":[{"code":"INVALID_DATA","details":{},"message":"record not deleted","status":"error"}]}`
 	function := func(f *facts) { f.operation = zoho.Operation{Name: "function"} }
 	doubted := func(f *facts) { f.doubt = true }
-	deletion := func(f *facts) { f.doubt, f.operation = true, zoho.Operation{Name: "records.delete"} }
+	deletion := func(f *facts) {
+		f.doubt, f.method, f.operation = true, "DELETE", zoho.Operation{Name: "records.delete"}
+	}
+	elsewhere := func(f *facts) { f.elsewhere = true }
+	insertion := func(f *facts) {
+		f.doubt, f.method, f.operation, f.uniqueField = true, "POST", zoho.Operation{Name: "records.insert"}, "Job_Key"
+	}
+	first := func(f *facts) { insertion(f); f.doubt = false }
+	update := func(f *facts) { f.method, f.operation = "PUT", zoho.Operation{Name: "records.update"} }
+	again := func(f *facts) { update(f); f.doubt, f.renewed = true, true }
+	object := []byte(`{"data":[{"code":"SUCCESS","details":{"id":"1"},"status":"success"}]}`)
+	refusals := func(codes ...string) []byte {
+		for i := range codes {
+			codes[i] = refusedRecord(codes[i])
+		}
+		return []byte(`{"data":[` + strings.Join(codes, ",") + `]}`)
+	}
 	cut := errors.New("connection reset by peer")
 	type want struct {
 		action action
@@ -68,12 +85,45 @@ func TestJudge(t *testing.T) {
 
 		{"412", zoho.Answer{Status: 412, Code: "ALREADY_MODIFIED"}, nil, same(deliver, "")},
 		{"412 in doubt", zoho.Answer{Status: 412, Code: "ALREADY_MODIFIED"}, doubted, same(deliver, envelope.OutcomeUnknown)},
-		{"412 at another worker", zoho.Answer{Status: 412, Code: "ALREADY_MODIFIED"}, func(f *facts) { f.elsewhere = true }, same(deliver, envelope.OutcomeUnknown)},
+		{"412 in doubt, without a code", zoho.Answer{Status: 412}, doubted, same(deliver, envelope.OutcomeUnknown)},
+		{"412 at another worker", zoho.Answer{Status: 412, Code: "ALREADY_MODIFIED"}, elsewhere, same(deliver, envelope.OutcomeUnknown)},
+		{"of two records in doubt, one modified since", zoho.Answer{Status: 207, Body: refusals("ALREADY_MODIFIED", "INVALID_DATA")}, doubted, same(deliver, envelope.OutcomeUnknown)},
+		{"of two records, one modified since", zoho.Answer{Status: 207, Body: refusals("ALREADY_MODIFIED", "INVALID_DATA")}, nil, same(deliver, "")},
+		{"an update in doubt, refused for itself", zoho.Answer{Status: 400, Code: "INVALID_DATA", Body: refusals("INVALID_DATA")}, again, same(deliver, "")},
+		{"an update in doubt, whose second token is refused", zoho.Answer{Status: 401, Code: "INVALID_TOKEN"}, again, same(deliver, envelope.OutcomeUnknown)},
+		{"an update in doubt, without the scope", zoho.Answer{Status: 401, Code: "OAUTH_SCOPE_MISMATCH"}, again, same(deliver, envelope.OutcomeUnknown)},
+		{"an update, without the scope", zoho.Answer{Status: 401, Code: "OAUTH_SCOPE_MISMATCH"}, update, same(deliver, envelope.ScopeMissing)},
+		{"an update in doubt, 401 of a gateway", zoho.Answer{Status: 401}, again, same(deliver, "")},
+		{"an update in doubt, carried out now", zoho.Answer{Status: 200, Body: object}, again, same(deliver, "")},
+
+		{"an insert in doubt, carried out now", zoho.Answer{Status: 201, Body: object}, insertion, same(deliver, "")},
+		{"an insert in doubt, whose second token is refused", zoho.Answer{Status: 401, Code: "INVALID_TOKEN"}, func(f *facts) { insertion(f); renewed(f) }, same(deliver, envelope.OutcomeUnknown)},
+		{"an insert in doubt, without the scope", zoho.Answer{Status: 401, Code: "OAUTH_SCOPE_MISMATCH"}, insertion, same(deliver, envelope.OutcomeUnknown)},
+		{"an insert in doubt, without permission", zoho.Answer{Status: 403, Code: "NO_PERMISSION"}, insertion, same(deliver, envelope.OutcomeUnknown)},
+		{"an insert in doubt, another of its values is there", zoho.Answer{Status: 400, Body: duplicate("Email")}, insertion, same(deliver, envelope.OutcomeUnknown)},
+		{"an insert in doubt, refused in a 200", zoho.Answer{Status: 200, Body: refusals("DEPENDENT_SERVICE_ERROR")}, insertion, same(deliver, envelope.OutcomeUnknown)},
+		{"an insert in doubt, redirected", zoho.Answer{Status: 300}, insertion, same(deliver, envelope.OutcomeUnknown)},
+		{"an insert, redirected", zoho.Answer{Status: 300}, first, same(deliver, "")},
+		{"an insert, another of its values is there", zoho.Answer{Status: 400, Body: duplicate("Email")}, first, same(deliver, "")},
+		{"an insert, without the scope", zoho.Answer{Status: 401, Code: "OAUTH_SCOPE_MISMATCH"}, first, same(deliver, envelope.ScopeMissing)},
+		{"an insert at another worker, refused", zoho.Answer{Status: 400, Body: refusals("INVALID_DATA")}, func(f *facts) { first(f); elsewhere(f) }, same(deliver, envelope.OutcomeUnknown)},
+
+		{"an insert, a page with 200", zoho.Answer{Status: 200, Body: []byte("<html>")}, first, repeatOrLost},
+		{"an insert, half an object with 201", zoho.Answer{Status: 201, Body: object[:40]}, first, repeatOrLost},
+		{"an insert, nothing with 201", zoho.Answer{Status: 201}, first, repeatOrLost},
+		{"an update, a page with 200", zoho.Answer{Status: 200, Body: []byte("<html>")}, update, repeatOrLost},
+		{"an update, 204", zoho.Answer{Status: 204}, update, same(deliver, "")},
+		{"an insert, a page with 400", zoho.Answer{Status: 400, Body: []byte("<html>")}, first, same(deliver, "")},
+
 		{"a deletion at another worker, not there", zoho.Answer{Status: 400, Body: []byte(notDeleted)}, func(f *facts) {
-			f.elsewhere, f.deletes, f.operation = true, "1", zoho.Operation{Name: "records.delete"}
+			f.elsewhere, f.method, f.deletes, f.operation = true, "DELETE", "1", zoho.Operation{Name: "records.delete"}
 		}, same(deliver, envelope.OutcomeUnknown)},
+		{"a deletion of something else in doubt, not there", zoho.Answer{Status: 404}, func(f *facts) {
+			f.doubt, f.method, f.operation = true, "DELETE", zoho.Operation{Name: "other"}
+		}, same(deliver, envelope.OutcomeUnknown)},
+		{"a deletion of something else, not there", zoho.Answer{Status: 404}, func(f *facts) { f.method = "DELETE" }, same(deliver, "")},
 		{"a deletion of several in doubt, one of which isn't there", zoho.Answer{Status: 207, Body: []byte(notDeleted)}, deletion, same(deliver, envelope.OutcomeUnknown)},
-		{"a deletion in doubt, delivered", zoho.Answer{Status: 200, Body: []byte(`{"data":[{"code":"SUCCESS","details":{"id":"1"},"status":"success"}]}`)}, deletion, same(deliver, "")},
+		{"a deletion in doubt, delivered", zoho.Answer{Status: 200, Body: object}, deletion, same(deliver, "")},
 
 		{"401 of a gateway, without a code", zoho.Answer{Status: 401}, nil, same(deliver, "")},
 		{"401 whose body is lost", zoho.Answer{Status: 401, BodyError: cut}, nil, same(repeat, "")},
@@ -95,6 +145,9 @@ func TestJudge(t *testing.T) {
 		{"504", zoho.Answer{Status: 504}, nil, repeatOrLost},
 		{"500 whose body is too large", zoho.Answer{Status: 500, TooLarge: true}, refused(1), repeatOrLost},
 		{"502 whose body is lost", zoho.Answer{Status: 502, BodyError: cut}, nil, repeatOrLost},
+		{"507", zoho.Answer{Status: 507}, nil, repeatOrLost},
+		{"520 of a proxy", zoho.Answer{Status: 520}, nil, repeatOrLost},
+		{"524 of a proxy", zoho.Answer{Status: 524}, nil, repeatOrLost},
 		{"501", zoho.Answer{Status: 501}, nil, same(deliver, "")},
 		{"505", zoho.Answer{Status: 505}, nil, same(deliver, "")},
 
@@ -135,10 +188,43 @@ func duplicate(field string) []byte {
 // A DUPLICATE_DATA is success only for the field that the request named.
 func TestJudgeDuplicate(t *testing.T) {
 	t.Parallel()
-	for field, record := range map[string]string{"Job_Key": "5725767000000100001", "Email": "", "": ""} {
+	for field, record := range map[string]string{"Job_Key": "5725767000000100001", "Company": "", "": ""} {
 		got := judge(facts{answer: &zoho.Answer{Status: 400, Code: "DUPLICATE_DATA", Body: duplicate("Job_Key")}, repeatable: field != "", uniqueField: field})
 		if got.action != deliver || got.code != "" || got.record != record {
 			t.Errorf("unique_field %q: %+v, want the record %q", field, got, record)
+		}
+		both := fmt.Appendf(nil, `{"data":[{"code":"MULTIPLE_OR_MULTI_ERRORS","details":{"errors":[%s,%s]},"message":"multiple errors occurred","status":"error"}]}`,
+			bytes.TrimSuffix(bytes.TrimPrefix(duplicate("Email"), []byte(`{"data":[`)), []byte(`]}`)),
+			bytes.TrimSuffix(bytes.TrimPrefix(duplicate("Job_Key"), []byte(`{"data":[`)), []byte(`]}`)))
+		got = judge(facts{answer: &zoho.Answer{Status: 400, Body: both}, repeatable: field != "", uniqueField: field})
+		if got.action != deliver || got.code != "" || got.record != record {
+			t.Errorf("unique_field %q, one of two: %+v, want the record %q", field, got, record)
+		}
+	}
+}
+
+// One record that is not there to be deleted any more was deleted before, whether Zoho
+// says so of the record or of the call.
+func TestJudgeDeleted(t *testing.T) {
+	t.Parallel()
+	for _, body := range []string{
+		`{"code":"INVALID_DATA","message":"record not deleted","details":{"resource_path_index":1},"status":"error"}`,
+		`{"data":[{"code":"INVALID_DATA","details":{"id":"7"},"message":"record not deleted","status":"error"}]}`,
+	} {
+		f := facts{
+			answer: &zoho.Answer{Status: 400, Code: "INVALID_DATA", Body: []byte(body)}, method: "DELETE",
+			operation: zoho.Operation{Name: "records.delete"}, repeatable: true, deletes: "7",
+		}
+		if v := judge(f); v.action != deliver || v.record != "" || v.code != "" {
+			t.Errorf("without a doubt: %+v", v)
+		}
+		f.doubt = true
+		if v := judge(f); v.action != deliver || v.record != "7" || v.done != "deleted" || v.code != "" {
+			t.Errorf("in doubt: %+v", v)
+		}
+		f.answer.Code, f.answer.Body = "RECORD_LOCKED", []byte(refusedRecord("RECORD_LOCKED"))
+		if v := judge(f); v.record != "" || v.code != envelope.OutcomeUnknown {
+			t.Errorf("locked: %+v", v)
 		}
 	}
 }
@@ -172,7 +258,7 @@ func TestJudgeNeverRepeatsWhatMayHaveHappened(t *testing.T) {
 func TestOwnDuplicateWithAnyStatus(t *testing.T) {
 	t.Parallel()
 	const body = `{"data":[{"code":"DUPLICATE_DATA","details":{"api_name":"External_Id","id":"2008662000006256222","json_path":"$.data[0].External_Id"},"message":"duplicate data","status":"error"}]}`
-	for _, status := range []int{400, 207, 202, 200} {
+	for _, status := range []int{400, 207, 202, 200, 409, 422} {
 		v := judge(facts{answer: &zoho.Answer{Status: status, Body: []byte(body)}, repeatable: true, uniqueField: "External_Id"})
 		if v.record != "2008662000006256222" {
 			t.Errorf("%d: %+v", status, v)

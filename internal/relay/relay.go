@@ -50,6 +50,8 @@ type Delivery struct {
 	// Idle says that the request has no place of its org: it is answered without a
 	// call, or has to come again.
 	Idle bool
+	// Heavy says that its place is one for heavy calls, as a lookup by COQL is.
+	Heavy bool
 	// Stopping is closed when the worker stops: pauses end, calls go on.
 	Stopping <-chan struct{}
 	// Waited is what the request has waited for since it was tried last, "" where
@@ -65,6 +67,7 @@ type Delivery struct {
 // Sendings is what is known of how a request was sent to Zoho.
 type Sendings struct {
 	Attempts int // of this worker
+	Credits  int // that they cost, and its lookups
 	// Doubt says that one of them may have been carried out, and brought no answer.
 	Doubt bool
 	// Elsewhere says that another worker may have sent it.
@@ -198,7 +201,7 @@ func New(o Options) *Relay {
 // Do carries the request out as far as it can be now. It blocks for the length
 // of the calls and the pauses between them, so its caller keeps the message alive.
 func (r *Relay) Do(ctx context.Context, d *Delivery) Result {
-	j := &job{Relay: r, Delivery: d, once: !d.Operation.MayRepeat(d.Request)}
+	j := &job{Relay: r, Delivery: d, once: !d.Operation.MayRepeat(d.Request), credits: envelope.Credits{Used: d.Sendings.Credits}}
 	result := j.finish(ctx, j.do(ctx))
 	result.last = j.last
 	return result
@@ -306,6 +309,9 @@ func (j *job) send(ctx context.Context) Result {
 			return j.wait(WaitPause, 0)
 		}
 		if j.lost != nil {
+			if !j.Heavy && j.Request.Probe.Queries() {
+				return Result{Wait: &Wait{Reason: WaitProbe}} // comes again in such a place
+			}
 			if result, ok := j.settle(ctx); !ok {
 				return result
 			}
@@ -320,7 +326,7 @@ func (j *job) send(ctx context.Context) Result {
 		}
 		answer := j.attempt(ctx)
 		v := judge(facts{
-			answer: answer, operation: j.Operation, repeatable: !j.once, uniqueField: j.Request.UniqueField,
+			answer: answer, method: j.Request.Method, operation: j.Operation, repeatable: !j.once, uniqueField: j.Request.UniqueField,
 			deletes: j.deletes(), renewed: j.renewed, refusals: j.refusals, doubt: j.Sendings.Doubt,
 			elsewhere: j.Sendings.Elsewhere && !j.once && j.writes(), // what is once was proved to be unsent
 		})
@@ -426,11 +432,17 @@ func (j *job) writes() bool { return j.Request.Method != "GET" && j.Operation.Cl
 
 // deletes is the id of the one record that the request deletes, else "".
 func (j *job) deletes() string {
-	// Of /crm/v8/Leads the query names the records, in whatever spelling.
-	if j.Operation.Name != "records.delete" || strings.Count(j.Request.Path, "/") < 4 || strings.Contains(j.Request.RawQuery, "ids=") {
+	// Of /crm/v8/Leads the query names the records, in whatever spelling; with
+	// X-EXTERNAL the path ends with the value of a field.
+	if j.Operation.Name != "records.delete" || strings.Count(j.Request.Path, "/") < 4 ||
+		strings.Contains(j.Request.RawQuery, "ids=") || header(j.Request.Headers, "X-EXTERNAL") != "" {
 		return ""
 	}
-	return path.Base(j.Request.Path)
+	id := path.Base(j.Request.Path)
+	if strings.Trim(id, "0123456789") != "" {
+		return ""
+	}
+	return id
 }
 
 // exchange makes one call of the request's connection and counts it.
@@ -442,7 +454,8 @@ func (j *job) exchange(ctx context.Context, call *zoho.Call, credits int) *zoho.
 	if !j.carriedOut(answer) {
 		credits = 0
 	}
-	j.credits.Used += credits
+	j.Sendings.Credits += credits
+	j.credits.Used = j.Sendings.Credits
 	j.metrics.attempt(call.Method, j.connection, answer)
 	if j.Observer != nil {
 		j.Observer.Attempted(answer, began, credits)

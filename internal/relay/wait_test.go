@@ -62,12 +62,17 @@ func TestDeletes(t *testing.T) {
 		{"/crm/v8/Leads", "ids=554023000000568002"}:                "",
 		{"/crm/v8/Leads", "%69ds=554023000000568002"}:              "",
 		{"/crm/v8/Leads/554023000000568002/actions/blueprint", ""}: "",
+		{"/crm/v8/Leads/order-4711", ""}:                           "",
 	} {
 		j := &job{Delivery: &Delivery{
 			Request: &envelope.Request{Path: target[0], RawQuery: target[1]}, Operation: zoho.OperationOf("DELETE", target[0]),
 		}}
 		if got := j.deletes(); got != want {
 			t.Errorf("%v: %q", target, got)
+		}
+		j.Request.Headers = []envelope.Header{{Name: "x-external", Value: "Leads.Order_Id"}}
+		if got := j.deletes(); got != "" {
+			t.Errorf("%v is a record's id by an external field: %q", target, got)
 		}
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"slices"
 	"strings"
+	"unicode/utf8"
 
 	"zoho-worker/internal/envelope"
 )
@@ -13,8 +14,8 @@ import (
 type Operation struct {
 	// Name is one of OperationNames: a metric's label.
 	Name string
-	// Repeatable says that a second sending does no more than the first, for
-	// any body. Function Repeatable looks at the body too.
+	// Repeatable says that a second sending does no more than the first, unless
+	// it is an update whose body adds rows. MayRepeat looks at the body too.
 	Repeatable bool
 	// Heavy says that the operation always counts against Zoho's
 	// sub-concurrency of ten (zoho-facts 3.3). Writes of more than ten records
@@ -39,9 +40,9 @@ type row struct {
 //
 // POSTs: only COQL reads and nothing else. A function runs the customer's own
 // code under any method, and a composite may hold any sub-request, so that
-// neither is repeatable, whatever the method says. Nor are actions on a record: a
-// PUT to actions/blueprint takes a step of a process, and twice is two steps
-// (https://www.zoho.com/crm/developer/docs/api/v8/update-blueprint.html).
+// neither is repeatable, whatever the method says. Nor are actions on a record or
+// a module: a PUT to actions/blueprint takes a step of a process, and twice is two
+// steps (https://www.zoho.com/crm/developer/docs/api/v8/update-blueprint.html).
 var rows = []row{
 	{"POST", "coql", Operation{"coql", true, true, 1}},
 	{"", "__composite_requests", Operation{"composite", false, true, 1}},
@@ -63,18 +64,24 @@ var rows = []row{
 	{"GET", "{m}/search", Operation{"records.search", true, false, 1}},
 	{"GET", "{m}/deleted", Operation{"records.deleted", true, false, 2}},
 	{"GET", "{m}/actions/count", Operation{"records.count", true, false, 50}},
+	{"POST", "{m}/actions/count", Operation{"records.count", false, false, 50}},
 	{"POST", "{m}/upsert", Operation{"records.upsert", false, false, 1}},
 	{"POST", "{m}/actions/mass_delete", Operation{"records.mass_delete", false, false, 1}},
-	{"POST", "Leads/actions/mass_convert", Operation{"leads.mass_convert", false, false, 200}},
+	{"POST", "{m}/actions/mass_convert", Operation{"leads.mass_convert", false, false, 200}},
 	{"POST", "{m}/*/actions/convert", Operation{"leads.convert", false, true, 5}},
 	{"POST", "{m}/*/actions/send_mail", Operation{"mail.send", false, true, 20}},
+	{"PUT", "{m}/*/actions/send_mail", Operation{"mail.send", false, true, 20}},
+	{"POST", "{m}/*/actions/download_mail_merge", Operation{"mail.merge", false, false, 5}},
 	{"POST", "{m}/*/actions/merge", Operation{"records.merge", false, false, 50}},
 	{"POST", "{m}/*/actions/add_tags", Operation{"records.tag", false, false, 1}},
 	{"POST", "{m}/*/actions/remove_tags", Operation{"records.tag", false, false, 1}},
 	{"POST", "{m}/actions/add_tags", Operation{"records.tag", false, false, 1}},
 	{"POST", "{m}/actions/remove_tags", Operation{"records.tag", false, false, 1}},
+	{"PUT", "{m}/actions/…", Operation{"records.action", false, false, 1}},
 	{"PUT", "{m}/*/actions/…", Operation{"records.action", false, false, 1}},
+	{"PATCH", "{m}/actions/…", Operation{"records.action", false, false, 1}},
 	{"PATCH", "{m}/*/actions/…", Operation{"records.action", false, false, 1}},
+	{"DELETE", "{m}/actions/…", Operation{"records.action", false, false, 1}},
 	{"DELETE", "{m}/*/actions/…", Operation{"records.action", false, false, 1}},
 	{"GET", "{m}", Operation{"records.list", true, false, 1}},
 	{"GET", "{m}/*", Operation{"records.get", true, false, 1}},
@@ -123,7 +130,7 @@ var classes = map[string]string{
 	"leads.convert": "convert", "leads.mass_convert": "convert",
 	"bulk.read": "bulk", "bulk.write": "bulk", "bulk.result": "bulk", "bulk.status": "bulk",
 	"upload": "file", "download": "file",
-	"function": "function", "composite": "composite", "mail.send": "mail", other: other,
+	"function": "function", "composite": "composite", "mail.send": "mail", "mail.merge": "mail", other: other,
 }
 
 // Class returns the operation's class, one of Classes.
@@ -132,6 +139,16 @@ func (o Operation) Class() string {
 		return class
 	}
 	return "read"
+}
+
+// OfRecords reports whether the operation writes records of a module: Zoho answers
+// it with what became of each of them.
+func (o Operation) OfRecords() bool {
+	switch o.Name {
+	case "records.insert", "records.update", "records.upsert", "records.delete":
+		return true
+	}
+	return false
 }
 
 // Classes returns the closed list of classes with their methods.
@@ -196,22 +213,33 @@ func (o Operation) Refused(a *Answer) bool {
 //     that a repetition is refused with DUPLICATE_DATA (zoho-facts 6);
 //   - an upsert with duplicate_check_fields, each record of which has a value
 //     for one of them, so that a repetition finds the record and updates it.
-//     One hole is Zoho's own: a value longer than the field is cut when stored
-//     and compared uncut, so that it isn't found (zoho-facts 6, S81).
 //
+// An update, of an upsert too, is none where it holds rows of a subform without an
+// id: each sending appends them (zoho-facts 4.2).
 // In doubt it says no: then the request is claimed and sent once.
 func (o Operation) MayRepeat(r *envelope.Request) bool {
 	switch {
 	case o.Repeatable:
-		return true
+		return r.Method != "PUT" && r.Method != "PATCH" || !addsRows(&r.Body)
 	case r.Body.Kind != envelope.JSONBody:
 		return false
 	case o.Name == "records.insert":
 		return r.UniqueField != "" && carriesID(r.Body.Data, r.UniqueField, r.ID)
 	case o.Name == "records.upsert":
-		return checksDuplicates(r.Body.Data)
+		return checksDuplicates(r.Body.Data) && !addsRows(&r.Body)
 	}
 	return false
+}
+
+// addsRows reports whether an update with this body may add rows to its records.
+func addsRows(b *envelope.Body) bool {
+	switch b.Kind {
+	case envelope.NoBody:
+		return false
+	case envelope.JSONBody:
+		return envelope.AddsRows(b.Data)
+	}
+	return true // nobody looks into it
 }
 
 // carriesID reports whether body inserts one record with id in field.
@@ -252,12 +280,22 @@ func checksDuplicates(body []byte) bool {
 	return true
 }
 
-// hasValue reports whether raw is a JSON string that isn't blank, or a number.
+// longestChecked is how many characters of a value Zoho is known to keep. What is
+// longer may be cut when it is stored, and is compared uncut, so that a second
+// sending doesn't find it (zoho-facts 6).
+const longestChecked = 100
+
+// hasValue reports whether raw is a number, or a JSON string that isn't blank and
+// not too long to be found again.
 func hasValue(raw json.RawMessage) bool {
 	if len(raw) == 0 {
 		return false
 	}
-	return strings.TrimSpace(text(raw)) != "" || raw[0] == '-' || raw[0] >= '0' && raw[0] <= '9'
+	if raw[0] == '"' {
+		s := text(raw)
+		return strings.TrimSpace(s) != "" && utf8.RuneCountInString(s) <= longestChecked
+	}
+	return raw[0] == '-' || raw[0] >= '0' && raw[0] <= '9'
 }
 
 // object returns the members of a JSON object by their exact names, and false
@@ -302,24 +340,46 @@ func DuplicateOf(body []byte, field string) (id string, ok bool) {
 
 // Duplicate is DuplicateOf for what Zoho says of one record.
 func Duplicate(record json.RawMessage, field string) (id string, ok bool) {
-	if field == "" {
+	var r refusal
+	if field == "" || json.Unmarshal(record, &r) != nil {
 		return "", false
 	}
-	var d struct {
-		Code    string `json:"code"`
-		Status  string `json:"status"`
-		Details struct {
-			APIName   string          `json:"api_name"`
-			ID        json.RawMessage `json:"id"`
-			Duplicate struct {
-				ID json.RawMessage `json:"id"`
-			} `json:"duplicate_record"`
-		} `json:"details"`
+	if r.Code != "MULTIPLE_OR_MULTI_ERRORS" || r.Status != "error" {
+		return r.duplicate(field)
 	}
-	if json.Unmarshal(record, &d) != nil || d.Code != "DUPLICATE_DATA" || d.Status != "error" || d.Details.APIName != field {
+	// A record with more than one duplicate value has one of these for each.
+	for _, raw := range r.Details.Errors {
+		var one refusal
+		if json.Unmarshal(raw, &one) == nil {
+			if id, ok := one.duplicate(field); ok {
+				return id, true
+			}
+		}
+	}
+	return "", false
+}
+
+// refusal is what Zoho says of a record that it didn't write.
+type refusal struct {
+	Code    string `json:"code"`
+	Status  string `json:"status"`
+	Details struct {
+		APIName   string          `json:"api_name"`
+		ID        json.RawMessage `json:"id"`
+		Duplicate struct {
+			ID json.RawMessage `json:"id"`
+		} `json:"duplicate_record"`
+		Errors []json.RawMessage `json:"errors"`
+	} `json:"details"`
+}
+
+// duplicate is the id of the record that has the same value in field.
+func (r *refusal) duplicate(field string) (id string, ok bool) {
+	d := &r.Details
+	if r.Code != "DUPLICATE_DATA" || r.Status != "error" || d.APIName != field {
 		return "", false
 	}
-	id, within := text(d.Details.ID), text(d.Details.Duplicate.ID)
+	id, within := text(d.ID), text(d.Duplicate.ID)
 	if id == "" {
 		id = within
 	}

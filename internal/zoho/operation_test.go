@@ -2,6 +2,7 @@ package zoho
 
 import (
 	"slices"
+	"strings"
 	"testing"
 
 	"zoho-worker/internal/envelope"
@@ -26,6 +27,14 @@ func TestOperationOf(t *testing.T) {
 		{"GET", "/crm/v8/Leads/search", "records.search", true, false, 1},
 		{"GET", "/crm/v8/Leads/deleted", "records.deleted", true, false, 2},
 		{"GET", "/crm/v8/Leads/actions/count", "records.count", true, false, 50},
+		{"POST", "/crm/v8/Leads/actions/count", "records.count", false, false, 50},
+		{"POST", "/crm/v8/Quotes/actions/mass_convert", "leads.mass_convert", false, false, 200},
+		{"PUT", "/crm/v8/Leads/actions/run_scoring_rules", "records.action", false, false, 1},
+		{"PATCH", "/crm/v8/Leads/actions/x", "records.action", false, false, 1},
+		{"DELETE", "/crm/v8/Leads/actions/x", "records.action", false, false, 1},
+		{"DELETE", "/crm/v8/Leads/1/actions/share", "records.action", false, false, 1},
+		{"DELETE", "/crm/v8/Leads/1/Notes/2", "other", true, false, 1},
+		{"PUT", "/crm/v8/Campaigns/1/Leads/2", "other", true, false, 1},
 		{"GET", "/crm/v8/Leads/1/Notes", "related.list", true, false, 1},
 		{"POST", "/crm/v8/Leads/1/Notes", "other", false, false, 1},
 		{"POST", "/crm/v8/Leads/1/actions/convert", "leads.convert", false, true, 5},
@@ -137,6 +146,16 @@ func TestMayRepeat(t *testing.T) {
 		{"upsert, value null", "POST", upsertPath, `{"data":[{"Email":null}],"duplicate_check_fields":["Email"]}`, "", false},
 		{"upsert, no data", "POST", upsertPath, `{"duplicate_check_fields":["Email"]}`, "", false},
 		{"upsert, a list", "POST", upsertPath, `[]`, "", false},
+		{"upsert, a value of 100 letters", "POST", upsertPath, `{"data":[{"Email":"` + strings.Repeat("é", 100) + `"}],"duplicate_check_fields":["Email"]}`, "", true},
+		{"upsert, a value that may be cut", "POST", upsertPath, `{"data":[{"Email":"` + strings.Repeat("a", 101) + `"}],"duplicate_check_fields":["Email"]}`, "", false},
+		{"upsert, rows", "POST", upsertPath, `{"data":[{"Email":"a@b","Items":[{"Price":1}]}],"duplicate_check_fields":["Email"]}`, "", false},
+		{"upsert, rows with ids", "POST", upsertPath, `{"data":[{"Email":"a@b","Items":[{"id":"7","Price":1}]}],"duplicate_check_fields":["Email"]}`, "", true},
+		{"insert, unique, rows", "POST", insertPath, `{"data":[{"Ext":"id-1","Items":[{"Price":1}]}]}`, "Ext", true},
+		{"update, rows", "PUT", insertPath + "/1", `{"data":[{"Items":[{"Price":1}]}]}`, "", false},
+		{"update, rows with ids", "PUT", insertPath + "/1", `{"data":[{"Items":[{"id":"7","Price":1}]}]}`, "", true},
+		{"update, a body that isn't JSON", "PATCH", insertPath + "/1", `x`, "", false},
+		{"update of a layout, a new field", "PATCH", "/crm/v8/settings/layouts/1", `{"layouts":[{"sections":[{"id":"1","fields":[{"field_label":"x"}]}]}]}`, "", false},
+		{"delete", "DELETE", insertPath + "/1", "", "", true},
 		{"composite", "PUT", "/crm/v8/__composite_requests", `{}`, "", false},
 		{"function", "GET", "/crm/v8/functions/f/actions/execute", "", "", false},
 	} {
@@ -147,7 +166,7 @@ func TestMayRepeat(t *testing.T) {
 		if got := OperationOf(r.Method, r.Path).MayRepeat(r); got != row.want {
 			t.Errorf("%s: %v", row.name, got)
 		}
-		if r.Body.Kind = envelope.ObjectBody; row.method == "POST" && row.name != "coql" && OperationOf(r.Method, r.Path).MayRepeat(r) {
+		if r.Body.Kind = envelope.ObjectBody; row.method != "GET" && row.method != "DELETE" && row.name != "coql" && OperationOf(r.Method, r.Path).MayRepeat(r) {
 			t.Errorf("%s: repeatable with a body that isn't seen", row.name)
 		}
 	}
@@ -169,6 +188,9 @@ func TestDuplicateOf(t *testing.T) {
 		{`{"data":[{"code":"DUPLICATE_DATA","status":"success","details":{"api_name":"U","id":"7"}}]}`, "U", ""},
 		{`{"data":[{"code":"INVALID_DATA","status":"error","details":{"api_name":"U","id":"7"}}]}`, "U", ""},
 		{`{"data":[{"code":"DUPLICATE_DATA","status":"error","details":{"api_name":"U","id":"7"}},{}]}`, "U", ""},
+		{`{"data":[{"code":"MULTIPLE_OR_MULTI_ERRORS","status":"error","details":{"errors":[{"code":"DUPLICATE_DATA","status":"error","details":{"api_name":"Email","id":"6"}},{"code":"DUPLICATE_DATA","status":"error","details":{"api_name":"U","duplicate_record":{"id":"7"}}}]}}]}`, "U", "7"},
+		{`{"data":[{"code":"MULTIPLE_OR_MULTI_ERRORS","status":"error","details":{"errors":[{"code":"DUPLICATE_DATA","status":"error","details":{"api_name":"Email","id":"6"}},"x",{"code":"INVALID_DATA","status":"error","details":{"api_name":"U","id":"7"}}]}}]}`, "U", ""},
+		{`{"data":[{"code":"MULTIPLE_OR_MULTI_ERRORS","status":"success","details":{"errors":[{"code":"DUPLICATE_DATA","status":"error","details":{"api_name":"U","id":"7"}}]}}]}`, "U", ""},
 		{`<html>`, "U", ""},
 		{``, "U", ""},
 	} {

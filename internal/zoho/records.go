@@ -34,6 +34,13 @@ func RecordsOf(body []byte) *envelope.Records {
 	return &r
 }
 
+// IsObject reports whether body is a JSON object, as the API's answer to any write is.
+// A page of a proxy or of Zoho's isn't, whatever its status.
+func IsObject(body []byte) bool {
+	body = bytes.TrimLeft(body, " \t\r\n")
+	return len(body) > 0 && body[0] == '{' && json.Valid(body)
+}
+
 // Outcome is what Zoho said of one record of a write.
 type Outcome struct {
 	// Raw is the element of the answer's data array, as it came.

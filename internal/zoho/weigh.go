@@ -14,7 +14,12 @@ type Weight struct {
 	Credits int
 	// Heavy says that it counts against the sub-concurrency (zoho-facts 3.3).
 	Heavy bool
+	// Places are the calls in flight that it counts for; 0: one.
+	Places int
 }
+
+// compositePlaces is what a composite counts for, whatever is in it (zoho-facts 3.3).
+const compositePlaces = 5
 
 // heavyRecords is from how many records on a write is light (zoho-facts 3.3:
 // more than ten are heavy).
@@ -66,8 +71,13 @@ func (o Operation) weigh(rawQuery string, body []byte, unseen bool) Weight {
 		w.Credits = perEach(max(count("ids", mostTagged), idsOf(rawQuery)), 50)
 	case "records.mass_delete":
 		w.Credits = perEach(max(count("ids", mostTagged), idsOf(rawQuery)), 100)
+	case "composite":
+		w.Places = compositePlaces
+		if unseen || envelope.IsTrue(body, "rollback_on_fail") {
+			w.Credits = 2
+		}
 	case "coql":
-		w.Credits = coqlCredits(body)
+		w.Credits = coqlCredits(body, unseen)
 	}
 	return w
 }
@@ -99,7 +109,10 @@ func has(rawQuery, name string) bool {
 
 // coqlCredits is what a COQL query costs by its LIMIT: 1 up to 200 rows, 2 up
 // to 1,000, 3 up to 2,000 (zoho-facts 3.2). Without one it is 200.
-func coqlCredits(body []byte) int {
+func coqlCredits(body []byte, unseen bool) int {
+	if unseen {
+		return 3
+	}
 	switch rows := rowsOf(strings.ToLower(string(body))); {
 	case rows <= 200:
 		return 1

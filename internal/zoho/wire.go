@@ -2,6 +2,7 @@ package zoho
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"io"
 	"net/http"
@@ -231,8 +232,19 @@ func (k *kept) read(r *reply, limit int) (again bool, err error) {
 	if r.memory, r.bodyErr = readBody(&body, r.length, gzipped(r.fields), limit); r.memory != nil {
 		r.body = *r.memory
 	}
+	if r.length < 0 && !r.chunked && r.bodyErr == nil && cutOff(&r.head, r.body) {
+		free(r.memory)
+		r.body, r.memory, r.bodyErr = nil, nil, io.ErrUnexpectedEOF
+	}
 	body.release()
 	return r.bodyErr == nil && body.ended && !r.close && k.r == k.w, nil
+}
+
+// cutOff reports whether a body that goes on to the connection's end isn't whole: only
+// JSON tells.
+func cutOff(h *head, body []byte) bool {
+	kind, _ := field(h.fields, "Content-Type")
+	return strings.HasPrefix(strings.ToLower(kind), "application/json") && !json.Valid(body)
 }
 
 // maxInterim is how many 1xx answers are passed over.

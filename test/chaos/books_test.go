@@ -127,8 +127,8 @@ func (b *books) check(q *request, stored []byte, calls []zohotest.Call, inserted
 	switch {
 	case code == envelope.OutcomeUnknown:
 		b.unknown++
-		// A lookup whose second token is refused, too, can tell nothing.
-		if q.method != "POST" || q.unique || q.probed && !q.hurried && unauthorized(calls) < 2 {
+		// Where a second token is refused, too, neither a lookup nor a repetition tells.
+		if (q.method != "POST" || q.unique || q.probed && !q.hurried) && unauthorized(calls) < 2 {
 			b.fault(&b.wrong, "I4: %s can be repeated, and is answered outcome_unknown", q.id)
 		}
 		if !b.explained(q, r, calls) {
@@ -148,6 +148,9 @@ func (b *books) check(q *request, stored []byte, calls []zohotest.Call, inserted
 	case r.Status == 401 && r.Attempts > 1 && code == "" && unauthorized(calls) > 1:
 		// The second token was refused, too: that is delivered.
 		b.refused++
+		if q.method == "POST" && inserted > 0 {
+			b.fault(&b.wrong, "I3: %s was inserted, and is answered 401", q.id)
+		}
 	case code != "" || r.Status < 200 || r.Status > 299:
 		b.fault(&b.wrong, "%s is answered %s", q.id, data)
 	case q.method == "POST":

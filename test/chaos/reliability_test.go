@@ -101,7 +101,7 @@ When the faults are over and the streams are empty, the books are balanced:
 | no insert is executed twice | records and calls in the simulator's ledger, by the id in the body |
 | every acknowledged request has one response; replies and stored response are the same bytes | the stream of responses, the requesters' inboxes |
 | a response that says success has its execution, with that body, and names that record | the simulator's ledger and records |
-| ` + "`outcome_unknown`" + ` only for inserts that neither name a ` + "`unique_field`" + ` nor have a probe (unless Zoho refused two tokens of its lookup), and only where a fault was near | times of the faults |
+| ` + "`outcome_unknown`" + ` only for inserts that neither name a ` + "`unique_field`" + ` nor have a probe (unless Zoho refused two tokens of its repetition or lookup), and only where a fault was near | times of the faults |
 | nothing is left on the stream of requests, nothing unacknowledged; no dead letter, unless four workers died of the request | JetStream |
 | no grant is refreshed more often than Zoho allows | the simulator's ledger |
 | no request is sent with another connection's token | the simulator's ledger |

@@ -63,7 +63,7 @@ func TestDoubtOfConditions(t *testing.T) {
 	r := newRig(t, zohotest.Options{Now: func() time.Time { return time.Now().Add(time.Duration(ahead.Load())) }})
 	r.demo(10)
 	r.worker(brief)
-	ids := r.Zoho.Seed(devbox.OrgID, "Leads", map[string]any{"Last_Name": "Before"}, map[string]any{"Last_Name": "Gone"})
+	ids := r.Zoho.Seed(devbox.OrgID, "Leads", map[string]any{"Last_Name": "Before"}, map[string]any{"Last_Name": "Gone"}, map[string]any{"Last_Name": "Several"})
 	path := "/crm/v8/Leads/" + ids[0]
 	since := time.Now().Add(time.Second)
 	ahead.Store(int64(5 * time.Second)) // the condition counts in seconds
@@ -79,6 +79,15 @@ func TestDoubtOfConditions(t *testing.T) {
 		t.Errorf("%d records were updated", n)
 	}
 	wantStatus(t, r.call("demo", conditional("late")), 412) // without a doubt it is Zoho's own answer
+	many := conditional("many")
+	many["url"], many["body"] = "/v8/Leads", doc{"data": []doc{{"id": ids[2], "Last_Name": "Many"}, {"id": "1", "Last_Name": "Nobody"}}}
+	many["headers"] = doc{"If-Unmodified-Since": time.Now().Add(6 * time.Second).UTC().Format(time.RFC3339)}
+	ahead.Add(int64(5 * time.Second))
+	r.Zoho.Inject(zohotest.CutApplied(zohotest.Reset).On("PUT", "/crm/v8/Leads"))
+	wantCode(t, r.call("demo", many), envelope.OutcomeUnknown, "modified since")
+	if n := r.executed()["Many"]; n != 1 {
+		t.Errorf("%d records were updated", n)
+	}
 
 	path = "/crm/v8/Leads/" + ids[1]
 	r.Zoho.Inject(zohotest.CutApplied(zohotest.Reset).On("DELETE", path))
@@ -89,6 +98,16 @@ func TestDoubtOfConditions(t *testing.T) {
 	}
 	if again := r.call("demo", doc{"id": "again", "method": "DELETE", "url": "/v8/Leads/" + ids[1]}); again.Status != 400 || again.Outcome != "" {
 		t.Errorf("again: %s", again.AppendJSON(nil))
+	}
+	// A note or a tag is deleted in other words, and a record that an external field
+	// names has an id that nobody knows.
+	for id, d := range map[string]doc{
+		"note":     {"url": "/v8/Leads/" + ids[0] + "/Notes/7"},
+		"external": {"url": "/v8/Leads/gone%40example.com", "headers": doc{"X-EXTERNAL": "Leads.Email"}},
+	} {
+		d["id"], d["method"] = id, "DELETE"
+		r.Zoho.Inject(zohotest.CutApplied(zohotest.Reset).On("DELETE", ""))
+		wantCode(t, r.call("demo", d), envelope.OutcomeUnknown, "may have deleted it")
 	}
 }
 
@@ -225,5 +244,119 @@ func TestProbeFindsItSpelledOtherwise(t *testing.T) {
 	wantCode(t, r.call("demo", probed("decimal", doc{"field": "External_Ref"}, doc{"Last_Name": "decimal", "External_Ref": 17})), envelope.OutcomeUnknown)
 	if n := r.executed()["decimal"]; n != 1 {
 		t.Errorf("inserted %d times", n)
+	}
+}
+
+// An update that adds a row to a subform adds it each time that it is sent: lost, it is
+// not sent again. With the ids of its rows it is.
+func TestRowsAreNotAddedTwice(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, zohotest.Options{})
+	r.demo(10)
+	r.worker(brief)
+	id := r.Zoho.Seed(devbox.OrgID, "Leads", map[string]any{"Last_Name": "Rows", "Email": "rows@example.com", "Items": []any{map[string]any{"id": "7", "Price": 1}}})[0]
+	items := func() []any {
+		for _, record := range r.Zoho.Records(devbox.OrgID, "Leads") {
+			if record["id"] == id {
+				list, _ := record["Items"].([]any)
+				return list
+			}
+		}
+		return nil
+	}
+	lost := func() { r.Zoho.Inject(zohotest.CutApplied(zohotest.Reset)) }
+	row := []doc{{"Last_Name": "Rows", "Email": "rows@example.com", "Items": []doc{{"Price": 2}}}}
+
+	lost()
+	wantCode(t, r.call("demo", doc{"id": "row", "method": "PUT", "url": "/v8/Leads/" + id, "body": doc{"data": row}}), envelope.OutcomeUnknown)
+	if n := len(items()); n != 2 {
+		t.Errorf("%d rows after one row was added", n)
+	}
+	lost()
+	wantCode(t, r.call("demo", doc{"id": "upsert", "method": "POST", "url": "/v8/Leads/upsert", "body": doc{"data": row, "duplicate_check_fields": []string{"Email"}}}), envelope.OutcomeUnknown)
+	if n := len(items()); n != 3 {
+		t.Errorf("%d rows after another row was added", n)
+	}
+	lost()
+	known := r.call("demo", doc{"id": "known", "method": "PUT", "url": "/v8/Leads/" + id, "body": doc{"data": []doc{{"Items": []doc{{"id": "7", "Price": 3}}}}}})
+	wantStatus(t, known, 200)
+	if n := len(items()); n != 3 || known.Attempts != 2 {
+		t.Errorf("%d rows after one was changed, in %d attempts", n, known.Attempts)
+	}
+}
+
+// An insert whose answer was lost is there. However Zoho then refuses its second
+// sending, nobody is told that it isn't.
+func TestDoubtOfAnInsert(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, zohotest.Options{})
+	r.demo(10)
+	r.worker(brief)
+	for _, f := range []string{"External_Id", "Email"} {
+		r.Zoho.SetUnique(devbox.OrgID, "Leads", f)
+	}
+	const path = "/crm/v8/Leads"
+	other := `{"data":[{"code":"DUPLICATE_DATA","details":{"api_name":"Email","id":"1"},"message":"duplicate data","status":"error"}]}`
+	for id, c := range map[string]struct {
+		then zohotest.Fault
+		code envelope.Code // "": confirmed
+	}{
+		"both":      {zohotest.Fault{}, ""},
+		"other":     {zohotest.AnswerWith("other field", 400, other), envelope.OutcomeUnknown},
+		"forbidden": {zohotest.NoPermission(), envelope.OutcomeUnknown},
+		"scope":     {zohotest.ScopeMismatch(), envelope.OutcomeUnknown},
+		"token":     {zohotest.InvalidToken().Repeat(2), envelope.OutcomeUnknown},
+		"service":   {zohotest.AnswerWith("service", 400, `{"data":[{"code":"DEPENDENT_SERVICE_ERROR","details":{},"message":"x","status":"error"}]}`), envelope.OutcomeUnknown},
+	} {
+		r.Zoho.Inject(zohotest.CutApplied(zohotest.Reset).On("POST", path))
+		if c.code != "" {
+			r.Zoho.Inject(c.then.On("POST", path))
+		}
+		q := unique(id)
+		q["deadline"] = time.Now().Add(patience).UTC().Format(time.RFC3339Nano)
+		q["body"] = doc{"data": []doc{{"Last_Name": id, "External_Id": id, "Email": id + "@example.com"}}}
+		got := r.call("demo", q)
+		if n := r.executed()[id]; n != 1 {
+			t.Errorf("%s: %d records", id, n)
+		}
+		if c.code != "" {
+			wantCode(t, got, c.code, "earlier sending")
+			continue
+		}
+		wantStatus(t, got, 200)
+		if got.Outcome != envelope.Confirmed || got.Attempts != 2 {
+			t.Errorf("%s: %s", id, got.AppendJSON(nil))
+		}
+	}
+}
+
+// A page with status 200, as a proxy sends, is no answer to a write: what became of it
+// is not known, unless it can be looked up or sent again.
+func TestPageInPlaceOfAnAnswer(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, zohotest.Options{})
+	r.demo(10)
+	r.worker(brief)
+	r.Zoho.SetUnique(devbox.OrgID, "Leads", "External_Id")
+	page := func(status int) {
+		r.Zoho.Inject(zohotest.AnswerWith("page", status, "<html><body>one moment</body></html>", "Content-Type", "text/html").Applied())
+	}
+	for _, status := range []int{200, 524} {
+		id := fmt.Sprint("page-", status)
+		page(status)
+		wantCode(t, r.call("demo", insert(id, id)), envelope.OutcomeUnknown, fmt.Sprint(status))
+		page(status)
+		r.wantWhole(r.call("demo", probed(id+"-probed", doc{"field": "External_Ref"}, lead(id+"-ref"))), id+"-ref")
+		page(status)
+		kept := r.call("demo", unique(id+"-unique"))
+		wantStatus(t, kept, 200)
+		if kept.Outcome != envelope.Confirmed {
+			t.Errorf("%s", kept.AppendJSON(nil))
+		}
+	}
+	for name, n := range r.executed() {
+		if n > 1 {
+			t.Errorf("%s: %d records", name, n)
+		}
 	}
 }

@@ -559,3 +559,34 @@ func TestDeadlineBehindRestingRequests(t *testing.T) {
 	short["deadline"] = time.Now().Add(time.Second).UTC().Format(time.RFC3339Nano)
 	wantCode(t, r.call("demo", short), envelope.DeadlineExceeded)
 }
+
+// Lookups by COQL are heavy calls. When the answers of as many inserts are lost as the
+// org has places, no more of them are looked up at once than Zoho allows.
+func TestLookupsKeepTheHeavyLimit(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, zohotest.Options{})
+	r.limited(zohotest.Limits{Concurrency: 20, SubConcurrency: 10})
+	hold := r.Zoho.Hold(zohotest.Executed, zohotest.Match{Method: "POST", Path: "/crm/v8/Leads"})
+	r.Zoho.Inject(zohotest.CutApplied(zohotest.Reset).On("POST", "/crm/v8/Leads").Repeat(20))
+	r.worker(patientCalls)
+	records, refs := leads("lost", 20)
+	for i, ref := range refs {
+		r.publish("demo", probed(ref, doc{"field": "External_Ref"}, records[i]))
+	}
+	for range refs {
+		r.reached(hold)
+	}
+	r.Zoho.SetLatency(300 * time.Millisecond) // so that lookups meet each other
+	hold.Release()
+	answers := r.awaitAll("demo", len(refs))
+	for _, ref := range refs {
+		r.wantWhole(answers[ref], ref)
+		if c := answers[ref].Credits; c == nil || c.Used != 2 || answers[ref].Attempts != 1 {
+			t.Errorf("%s: %s", ref, answers[ref].AppendJSON(nil))
+		}
+	}
+	r.judged(20, 10)
+	if n := r.Zoho.Counts(devbox.OrgID).HighestHeavy; n < 2 {
+		t.Errorf("%d lookups at once: they didn't meet", n)
+	}
+}

@@ -123,7 +123,7 @@ func (x *exchange) records(rest []string, query url.Values) *result {
 		return x.search(name, query)
 	case "GET deleted":
 		return x.deletedRecords(name, query)
-	case "GET count":
+	case "GET count", "POST count":
 		return x.count(name)
 	case "POST action":
 		return takeAction(rest[len(rest)-1])

@@ -99,6 +99,7 @@ func TestRecordLife(t *testing.T) {
 		t.Error(r.body)
 	}
 	b.call("DELETE", "/crm/v8/Leads/"+id, "").want(t, 200, `{"data":[{"code":"SUCCESS","details":{"id":"`+id+`"},"message":"record deleted","status":"success"}]}`)
+	b.call("DELETE", "/crm/v8/Leads/"+id, "").want(t, 400, `{"code":"INVALID_DATA","details":{"resource_path_index":1},"message":"record not deleted","status":"error"}`)
 	b.call("DELETE", "/crm/v8/Leads?ids="+id, "").want(t, 400, `{"data":[{"code":"INVALID_DATA","details":{"id":"`+id+`"},"message":"record not deleted","status":"error"}]}`)
 	b.call("GET", "/crm/v8/Leads/"+id, "").want(t, 204, "")
 	if r := b.call("GET", "/crm/v8/Leads/deleted", ""); r.part(t, "data", 0, "id") != id {
@@ -129,6 +130,68 @@ func TestUpsert(t *testing.T) {
 	b.call("POST", "/crm/v8/Contacts/upsert", `{"data":[{"Email":"a@b.example"}]}`) // the system field
 	if rows := b.Records(demoOrg, "Contacts"); len(rows) != 1 || rows[0]["Last_Name"] != "B" {
 		t.Error(rows)
+	}
+}
+
+// Rows of a subform are changed by their ids and added without one, since v3; before,
+// what was sent took the place of all.
+func TestSubform(t *testing.T) {
+	t.Parallel()
+	b := newBox(t)
+	add := func(version, id, rows string) reply3 {
+		return b.call("PUT", "/crm/"+version+"/Leads/"+id, `{"data":[{"Items":`+rows+`}]}`)
+	}
+	items := func() (list []any) {
+		list, _ = b.Records(demoOrg, "Leads")[0]["Items"].([]any)
+		return list
+	}
+	id, _ := b.call("POST", "/crm/v8/Leads", `{"data":[{"Last_Name":"A","Items":[{"N":1}]}]}`).part(t, "data", 0, "details", "id").(string)
+	first, _ := items()[0].(map[string]any)["id"].(string)
+	if first == "" {
+		t.Fatalf("the row has no id: %v", items())
+	}
+	add("v8", id, `[{"N":2}]`)
+	add("v8", id, `[{"N":2}]`)
+	add("v8", id, `[{"id":"`+first+`","N":3}]`)
+	if list := items(); len(list) != 3 || fmt.Sprint(list[0].(map[string]any)["N"]) != "3" {
+		t.Errorf("%v", list)
+	}
+	add("v8", id, `[{"id":"`+first+`","_delete":null}]`)
+	if list := items(); len(list) != 2 {
+		t.Errorf("%v", list)
+	}
+	add("v2", id, `[{"N":9}]`)
+	if list := items(); len(list) != 1 {
+		t.Errorf("%v", list)
+	}
+	add("v8", id, `[]`)
+	if list := items(); len(list) != 0 {
+		t.Errorf("%v", list)
+	}
+	b.call("PUT", "/crm/v8/Leads/"+id, `{"data":[{"Tag":[{"name":"a"}]}]}`)
+	b.call("PUT", "/crm/v8/Leads/"+id, `{"data":[{"Tag":[{"name":"a"}]}]}`)
+	if tags, _ := b.Records(demoOrg, "Leads")[0]["Tag"].([]any); len(tags) != 1 {
+		t.Errorf("%v", tags)
+	}
+}
+
+// Two values that are there already are told in one error.
+func TestTwoDuplicates(t *testing.T) {
+	t.Parallel()
+	b := newBox(t)
+	b.SetUnique(demoOrg, "Leads", "Email")
+	b.SetUnique(demoOrg, "Leads", "Ext")
+	const body = `{"data":[{"Last_Name":"A","Email":"a@b.example","Ext":"1"}]}`
+	id := b.call("POST", "/crm/v8/Leads", body).part(t, "data", 0, "details", "id")
+	r := b.call("POST", "/crm/v8/Leads", body)
+	if r.status != 400 || r.part(t, "data", 0, "code") != "MULTIPLE_OR_MULTI_ERRORS" {
+		t.Fatal(r.status, r.body)
+	}
+	for i, f := range []string{"Email", "Ext"} {
+		if r.part(t, "data", 0, "details", "errors", i, "code") != "DUPLICATE_DATA" || r.part(t, "data", 0, "details", "errors", i, "details", "api_name") != f ||
+			r.part(t, "data", 0, "details", "errors", i, "details", "duplicate_record", "id") != id {
+			t.Errorf("%s: %s", f, r.body)
+		}
 	}
 }
 

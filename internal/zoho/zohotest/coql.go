@@ -78,8 +78,8 @@ func lex(s string) ([]string, bool) {
 			i++
 		case c == '\'':
 			text, j := "'", i+1
-			for ; j < len(s) && s[j] != '\''; j++ {
-				if s[j] == '\\' && j+1 < len(s) {
+			for ; j < len(s) && (s[j] != '\'' || strings.HasPrefix(s[j:], "''")); j++ {
+				if (s[j] == '\\' || s[j] == '\'') && j+1 < len(s) {
 					j++
 				}
 				text += s[j : j+1]

@@ -33,6 +33,7 @@ type exchange struct {
 	version  int
 	heavy    bool      // counted as sub-concurrent
 	counted  bool      // counted as in flight
+	places   int       // that it counts for then
 	working  bool      // counted as in flight and not refused
 	order    *sequence // in flight in it
 	finished bool

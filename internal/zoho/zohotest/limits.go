@@ -137,6 +137,10 @@ func (o *org) elapse(now time.Time) {
 	o.changed = now
 }
 
+// compositePlaces is how many calls in flight a composite counts for, whatever is in it
+// (zoho-facts 3.3).
+const compositePlaces = 5
+
 // enter counts an identified call as in flight, and refuses it when that is one too many.
 func (x *exchange) enter() {
 	o := x.org
@@ -153,7 +157,12 @@ func (x *exchange) enter() {
 	c.Last = now
 	c.InFlight++
 	c.HighestInFlight = max(c.HighestInFlight, c.InFlight)
-	if x.refused == nil && o.Concurrency > 0 && c.InFlight > o.Concurrency {
+	x.places = 1
+	if strings.HasSuffix(x.call.Path, "/__composite_requests") {
+		x.places = compositePlaces
+	}
+	o.taken += x.places
+	if x.refused == nil && o.Concurrency > 0 && o.taken > o.Concurrency && (c.InFlight > 1 || x.places == 1) {
 		c.Refused.Concurrency++
 		x.refused = x.s.tooMany(Concurrency)
 		return
@@ -206,6 +215,7 @@ func (o *org) leave(x *exchange) {
 	defer o.gate.Unlock()
 	o.elapse(x.s.now())
 	o.count.InFlight--
+	o.taken -= x.places
 	if x.working {
 		o.working--
 	}
@@ -297,6 +307,12 @@ func weigh(method, path, rawQuery string, body []byte) (credits int, heavy bool)
 	case has(0, "coql"):
 		return coqlPrice(body), true
 	case has(0, "__composite_requests"):
+		var top struct {
+			Rollback bool `json:"rollback_on_fail"`
+		}
+		if json.Unmarshal(body, &top) == nil && top.Rollback {
+			return 2, true
+		}
 		return 1, true
 	case post && rest == "settings/modules":
 		return 500, false
@@ -328,10 +344,10 @@ var notModules = []string{"settings", "users", "org", "files", "functions", "upl
 
 // action is the price of /{module}/actions/{name}, or of one record's.
 func action(method, name string, one bool, rawQuery string, body []byte) (credits int, heavy bool) {
-	if method == http.MethodGet {
-		if name == "count" && !one {
-			return 50, false
-		}
+	switch {
+	case name == "count" && !one && (method == http.MethodGet || method == http.MethodPost):
+		return 50, false
+	case method == http.MethodGet:
 		return 1, false
 	}
 	each := func(n int) int {
@@ -348,6 +364,8 @@ func action(method, name string, one bool, rawQuery string, body []byte) (credit
 		return 200, false
 	case "send_mail":
 		return 20, true
+	case "download_mail_merge":
+		return 5, false
 	case "merge":
 		return 50, false
 	case "add_tags", "remove_tags":

@@ -33,6 +33,7 @@ func TestWeights(t *testing.T) {
 		{"GET", "/crm/v8/Leads/search?word=x&sort_by=id", "", 1, false},
 		{"GET", "/crm/v8/Leads/deleted", "", 2, false},
 		{"GET", "/crm/v8/Leads/actions/count", "", 50, false},
+		{"POST", "/crm/v8/Leads/actions/count", "{}", 50, false},
 		{"GET", "/crm/v8/Leads/1/Notes?sort_by=id", "", 1, false},
 		{"POST", "/crm/v8/Leads", records(1), 1, false},
 		{"POST", "/crm/v8/Leads", records(10), 1, false},
@@ -54,6 +55,9 @@ func TestWeights(t *testing.T) {
 		{"POST", "/crm/v8/Leads/actions/mass_convert", "{}", 200, false},
 		{"POST", "/crm/v8/Leads/1/actions/send_mail", "{}", 20, true},
 		{"POST", "/crm/v8/Leads/1/actions/merge", "{}", 50, false},
+		{"POST", "/crm/v8/Leads/1/actions/download_mail_merge", "{}", 5, false},
+		{"PUT", "/crm/v8/Invoices/1/actions/send_mail", "{}", 20, true},
+		{"POST", "/crm/v8/__composite_requests", `{"rollback_on_fail":true}`, 2, true},
 		{"POST", "/crm/v8/coql", coql(""), 1, true},
 		{"POST", "/crm/v8/coql", coql(" limit 200"), 1, true},
 		{"POST", "/crm/v8/coql", coql(" limit 201"), 2, true},
@@ -114,6 +118,39 @@ func TestHeavyPlacesAreHeldWhileInFlight(t *testing.T) {
 	wg.Wait()
 	c := b.Counts(demoOrg)
 	if c.HighestHeavy != 10 || c.HighestInFlight != 11 || c.Refused != (Refused{SubConcurrency: 1}) || c.Heavy != 0 || c.CreditsUsed != 11 || c.Calls != 12 {
+		t.Errorf("%+v", c)
+	}
+}
+
+// A composite counts for five calls in flight, unless it is alone.
+func TestCompositeTakesFivePlaces(t *testing.T) {
+	t.Parallel()
+	b := newBox(t, func(_ *Options, org *Org) { org.Concurrency = 6 })
+	const composite = `{"__composite_requests":[{"sub_request_id":"1","method":"GET","uri":"/crm/v8/org"}]}`
+	hold := b.Hold(BodyRead, Match{Method: "POST", Path: "/crm/v8/__composite_requests"})
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		if r := b.call("POST", "/crm/v8/__composite_requests", composite); r.status != 200 {
+			t.Error(r.status, r.body)
+		}
+	})
+	<-hold.Reached()
+	if r := b.call("GET", "/crm/v8/org", ""); r.status != 200 {
+		t.Error(r.status, r.body)
+	}
+	wg.Go(func() {
+		if r := b.call("POST", "/crm/v8/__composite_requests", composite); r.status != 429 {
+			t.Error(r.status, r.body)
+		}
+	})
+	<-hold.Reached()
+	hold.Release()
+	wg.Wait()
+	b.SetLimits(demoOrg, Limits{Concurrency: 3})
+	if r := b.call("POST", "/crm/v8/__composite_requests", composite); r.status != 200 {
+		t.Error(r.status, r.body)
+	}
+	if c := b.Counts(demoOrg); c.Refused != (Refused{Concurrency: 1}) || c.HighestInFlight != 2 {
 		t.Errorf("%+v", c)
 	}
 }

@@ -47,6 +47,7 @@ type org struct {
 
 	gate    sync.Mutex // guards the limits, the counts and all that follows
 	count   Counts
+	taken   int       // places of those in flight, refused ones included
 	working int       // in flight and not refused
 	changed time.Time // until when the integrals go
 	spent   []second  // of the last 24 hours, oldest first

@@ -24,7 +24,7 @@ type outcome struct {
 	Status         string          `json:"status"`
 
 	id     string
-	status int // of a call with this record alone; 0: like every other
+	status int // of a call all of whose records have it; 0: like every other
 }
 
 // history is the details object of a written record.
@@ -80,7 +80,7 @@ func outcomes(rows []outcome, success int) *result {
 	if len(rows) > 0 {
 		res.code = rows[0].Code
 	}
-	if len(rows) == 1 && rows[0].status != 0 {
+	if len(rows) > 0 && rows[0].status != 0 && !slices.ContainsFunc(rows, func(o outcome) bool { return o.status != rows[0].status }) {
 		res.Status = rows[0].status
 	}
 	res.Body = encode(params{"data": rows})
@@ -138,6 +138,9 @@ func (x *exchange) insertOne(m *module, row any, i int) outcome {
 	if bad != nil {
 		return *bad
 	}
+	for f, v := range fields {
+		fields[f] = x.rows(f, nil, v)
+	}
 	r := newRecord(x.s.newID(), fields, x.user, x.s.now())
 	m.add(r)
 	return success(r, "record added")
@@ -158,10 +161,50 @@ func (x *exchange) updateOne(m *module, r *record, row any, i int) outcome {
 	}
 	now := x.s.now()
 	all := maps.Clone(r.fields)
-	maps.Copy(all, fields)
+	for f, v := range fields {
+		all[f] = x.rows(f, all[f], v)
+	}
 	all["id"], all["Modified_By"], all["Modified_Time"] = r.id, x.user.ref(), stamp(now)
 	m.replace(r, all, now)
 	return success(r, "record updated")
+}
+
+// rows is what a write makes of a field that has a value already. Since v3 the rows of
+// a subform are changed or, with _delete, taken away by their ids, and those without
+// one are added; none at all takes all away. Whatever isn't a subform is replaced.
+func (x *exchange) rows(name string, there, given any) any {
+	list, ok := given.([]any)
+	if !ok || len(list) == 0 || name == "Tag" || x.version < 3 {
+		return given
+	}
+	old, _ := there.([]any)
+	now := slices.Clone(old)
+	for _, v := range list {
+		row, ok := v.(map[string]any)
+		if !ok {
+			return given
+		}
+		row = maps.Clone(row)
+		id := canonical(row["id"])
+		if id == "" {
+			row["id"] = x.s.newID()
+			now = append(now, row)
+			continue
+		}
+		i := slices.IndexFunc(now, func(v any) bool { o, _ := v.(map[string]any); return canonical(o["id"]) == id })
+		_, gone := row["_delete"]
+		switch {
+		case i < 0:
+			now = append(now, row)
+		case gone:
+			now = slices.Delete(now, i, i+1)
+		default:
+			all := maps.Clone(now[i].(map[string]any))
+			maps.Copy(all, row)
+			now[i] = all
+		}
+	}
+	return now
 }
 
 // check judges one record of a write; old is the record it updates.
@@ -187,16 +230,24 @@ func (m *module) check(row any, i int, old *record) (map[string]any, *outcome) {
 			return refuse("INVALID_DATA", "the field api name given seems to be invalid", params{"api_name": f, "json_path": at + "." + f})
 		}
 	}
+	var duplicates []any
 	for _, f := range m.unique {
 		if dup := m.find(f, fields[f], old); dup != nil {
 			owner, _ := dup.fields["Owner"].(map[string]any)
-			return refuse("DUPLICATE_DATA", "duplicate data", params{
+			duplicates = append(duplicates, refusedRecord("DUPLICATE_DATA", "duplicate data", params{
 				"api_name": f, "json_path": at + "." + f, "id": dup.id, "more_records": false,
 				"duplicate_record": params{"Owner": params{"name": owner["name"], "id": owner["id"], "zuid": owner["id"]}, "id": dup.id},
-			})
+			}))
 		}
 	}
-	return fields, nil
+	switch len(duplicates) {
+	case 0:
+		return fields, nil
+	case 1:
+		o := duplicates[0].(outcome)
+		return nil, &o
+	}
+	return refuse("MULTIPLE_OR_MULTI_ERRORS", "multiple errors occurred", params{"errors": duplicates})
 }
 
 // valid judges the few fields whose type everybody knows.
@@ -303,8 +354,14 @@ func (x *exchange) lookup(m *module, name, id string) *record {
 	return m.byID[id]
 }
 
+// deleteOne is DELETE by the path, where a record that isn't there is no record of an
+// answer but the answer itself.
 func (x *exchange) deleteOne(name, id string) *result {
-	return x.delete(name, []string{id})
+	res := x.delete(name, []string{id})
+	if !res.applied {
+		return fail(http.StatusBadRequest, "INVALID_DATA", "record not deleted", params{"resource_path_index": 1})
+	}
+	return res
 }
 
 func (x *exchange) deleteMany(name string, query url.Values) *result {
