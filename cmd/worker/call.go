@@ -56,7 +56,7 @@ Exit status: 0 for 2xx and 3xx, 1 for 4xx and 5xx, 2 for an error of the worker.
 	f.StringVarP(&flags.body, "body", "b", "", "body: JSON, or text or bytes as they are; @file, or - for standard input")
 	f.StringVar(&flags.id, "id", "", "id of the request, its idempotency key (default a new one)")
 	f.StringVar(&flags.deadline, "deadline", "", "when to give up: a duration from now (30s) or an RFC 3339 time (default in 15 minutes)")
-	f.StringVar(&flags.bodyObject, "body-object", "", "body: the name of an object in the object store ZOHO_BODIES")
+	f.StringVar(&flags.bodyObject, "body-object", "", "body: the name of an object in the object store ZOHO_BODIES; it begins with CONNECTION/")
 	f.StringVar(&flags.uniqueField, "unique-field", "", "unique field of the record that holds the id: makes an insert safe to repeat")
 	f.StringVar(&flags.probeField, "probe-field", "", "field with another value in each record: by it an insert is looked up whose answer was lost")
 	f.StringVar(&flags.probeCOQL, "probe-coql", "", "COQL condition that only the inserted record meets, to look it up by")

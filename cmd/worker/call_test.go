@@ -316,10 +316,10 @@ func TestCall(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := store.PutString(t.Context(), "big", `{"data":[{"Last_Name":"object"}]}`); err != nil {
+	if _, err := store.PutString(t.Context(), "demo/big", `{"data":[{"Last_Name":"object"}]}`); err != nil {
 		t.Fatal(err)
 	}
-	if _, errs, err := s.command("call", "demo", "POST", "/v8/Leads", "--body-object", "big", "-H", "Content-Type: application/json"); err != nil || there("object") != 1 {
+	if _, errs, err := s.command("call", "demo", "POST", "/v8/Leads", "--body-object", "demo/big", "-H", "Content-Type: application/json"); err != nil || there("object") != 1 {
 		t.Errorf("object: %v, there %d times: %s", err, there("object"), errs)
 	}
 	// Zoho's own refusal is told by the exit status.

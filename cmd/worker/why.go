@@ -52,7 +52,7 @@ Exit status: 0 if it is answered, 1 if it waits, 2 if it is not known.`,
 				return err
 			}
 		} else {
-			fmt.Fprintln(cmd.OutOrStdout(), why.Sentence)
+			fmt.Fprintln(cmd.OutOrStdout(), visible(why.Sentence))
 		}
 		switch {
 		case why.State == inspect.Answered:

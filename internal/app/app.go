@@ -8,7 +8,6 @@
 package app
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -157,7 +156,7 @@ func Start(ctx context.Context, c Config, logger *slog.Logger) (_ *Worker, err e
 			Connections: w.Connections, Tokens: tokens, Ledger: claims, Zoho: client,
 			Responses: responses, Objects: objects, Clock: clock, CallTimeout: c.CallTimeout, Logger: logger, Metrics: metrics,
 		}),
-		Decoder:     &envelope.Decoder{ReplyPrefixes: c.ReplyPrefixes, MaxBytes: int(w.nc.MaxPayload())},
+		Decoder:     &envelope.Decoder{ReplyPrefixes: c.ReplyPrefixes, Inbox: c.inbox() + ".", MaxBytes: int(w.nc.MaxPayload())},
 		MaxInFlight: c.MaxInFlight, Reserve: c.CreditsReserve, AckWait: c.AckWait, Version: semver(Version), Logger: logger, Metrics: metrics, Tracer: tracer,
 	})
 	pages, err := w.startConsole(ctx, c, consoleParts{
@@ -248,7 +247,7 @@ func (w *Worker) openTokens(ctx context.Context, c Config, options token.Options
 
 // connect connects to NATS, as soon as there is a server.
 func (w *Worker) connect(ctx context.Context, c Config, logger *slog.Logger) error {
-	c.NATSInboxPrefix = cmp.Or(c.NATSInboxPrefix, workerInbox)
+	c.NATSInboxPrefix = c.inbox()
 	noticed := nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) {
 		logger.Warn("NATS", "err", err)
 		w.health.onError(err)

@@ -103,7 +103,7 @@ func checkNATS(ctx context.Context, f *findings, c Config, logger *slog.Logger) 
 		f.warn("NATS", "mend the configuration first", "not tried: --nats-url can't be read")
 		return nil
 	}
-	c.NATSInboxPrefix = cmp.Or(c.NATSInboxPrefix, workerInbox)
+	c.NATSInboxPrefix = c.inbox()
 	var denied deniedSaid
 	nc, err := connect(c, "zoho-worker check", logger, nats.NoReconnect(), nats.Timeout(5*time.Second),
 		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) { denied.add(err) }))

@@ -113,7 +113,7 @@ func Defaults() Config {
 		NATSURL: "nats://127.0.0.1:4222", RedisURL: secret.New("redis://127.0.0.1:6379"),
 		HTTPAddr: ":8080", MaxInFlight: 512, CreditsReserve: 0.1, Replicas: 1,
 		Retention: 24 * time.Hour, CallTimeout: zoho.DefaultCallTimeout, AckWait: consumer.DefaultAckWait, StopTimeout: 70 * time.Second,
-		ReplyPrefixes: []string{"_INBOX."}, LogLevel: "info", LogFormat: "auto",
+		ReplyPrefixes: []string{"_INBOX.", envelope.WayBack}, LogLevel: "info", LogFormat: "auto",
 	}
 }
 

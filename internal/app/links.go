@@ -24,6 +24,12 @@ import (
 // not be allowed to listen to the callers' inboxes.
 const workerInbox = nats.InboxPrefix + "zoho-worker"
 
+// inbox begins the subjects at which a worker itself is answered, below what its
+// user may listen to. Nobody may have a response sent there: it would pass for the
+// server's answer, and each PubAck of a response shows who hears that where it is.
+// A command line beside the worker is answered outside of it.
+func (c Config) inbox() string { return cmp.Or(c.NATSInboxPrefix, workerInbox) + ".run" }
+
 var errNoURL = errors.New("is not a URL")
 
 // Connect connects to NATS for as long as the process lives. Its error says what to do.

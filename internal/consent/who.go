@@ -101,7 +101,7 @@ func askWho(ctx context.Context, caller Caller, location, environment string, to
 // plain makes a name of Zoho's fit for a record.
 func plain(s string, most int) string {
 	s = strings.Map(func(r rune) rune {
-		if r < ' ' || r == 0x7f {
+		if r < ' ' || r >= 0x7f && r < 0xa0 {
 			return -1
 		}
 		return r

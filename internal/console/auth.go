@@ -46,7 +46,8 @@ func (nobody) signOut() bool                   { return false }
 
 // Basic is HTTP basic authentication. Make one with NewBasic.
 type Basic struct {
-	users map[string][]byte // name to bcrypt hash
+	users   map[string][]byte // name to bcrypt hash
+	slowest []byte            // the hash of the highest cost among them
 
 	mu       sync.Mutex
 	known    map[[32]byte]time.Time // credentials that were right, and until when
@@ -81,6 +82,9 @@ func NewBasic(users string) (*Basic, error) {
 			faults = append(faults, fmt.Errorf("user %d: bcrypt cost %d is too low, want 10 or more: htpasswd -nB -C 12 NAME", i+1, cost))
 		default:
 			b.users[name] = []byte(hash)
+			if before, err := bcrypt.Cost(b.slowest); err != nil || before < cost {
+				b.slowest = []byte(hash)
+			}
 		}
 	}
 	if len(b.users) == 0 && len(faults) == 0 {
@@ -89,11 +93,14 @@ func NewBasic(users string) (*Basic, error) {
 	return b, errors.Join(faults...)
 }
 
-// hashOfNobody takes as long to refuse an unknown name as a wrong password.
-var hashOfNobody = sync.OnceValue(func() []byte {
-	hash, _ := bcrypt.GenerateFromPassword([]byte("nobody"), bcrypt.DefaultCost)
-	return hash
-})
+// hash is what a password is compared with. For an unknown name it is somebody's, so
+// that the refusal takes as long as that of a wrong password and doesn't tell names.
+func (b *Basic) hash(name string) (hash []byte, there bool) {
+	if hash, there = b.users[name]; there {
+		return hash, true
+	}
+	return b.slowest, false
+}
 
 func (b *Basic) person(w http.ResponseWriter, r *http.Request, c *Console) (string, bool) {
 	name, password, ok := r.BasicAuth()
@@ -134,10 +141,7 @@ func (b *Basic) person(w http.ResponseWriter, r *http.Request, c *Console) (stri
 	case <-r.Context().Done():
 		return "", false
 	}
-	hash, there := b.users[name]
-	if !there {
-		hash = hashOfNobody()
-	}
+	hash, there := b.hash(name)
 	if len(password) > 72 || bcrypt.CompareHashAndPassword(hash, []byte(password)) != nil || !there {
 		c.Logger.Warn("console sign-in refused", "from", clientIP(r))
 		b.ask(w, r, c)
@@ -225,7 +229,7 @@ func (p *ProxyHeader) signOut() bool                   { return false }
 // clip makes a name fit for records and logs.
 func clip(s string) string {
 	s = strings.Map(func(r rune) rune {
-		if r < ' ' || r == 0x7f || r == '�' {
+		if r < ' ' || r >= 0x7f && r < 0xa0 || r == '�' {
 			return -1
 		}
 		return r

@@ -2,6 +2,7 @@ package console
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
@@ -49,6 +50,41 @@ func TestBasicKnowsNamesApart(t *testing.T) {
 		if got := status(attempt.name, attempt.password); got != attempt.want {
 			t.Errorf("%s: %d, want %d", attempt.name, got, attempt.want)
 		}
+	}
+}
+
+// Names can't be told by how long a refusal takes: an unknown one costs what a known
+// one does, and nobody gets in by it, not even with the right password of another.
+func TestBasicTellsNoNames(t *testing.T) {
+	t.Parallel()
+	users := ""
+	for i, cost := range []int{10, 11, 10} {
+		hash, err := bcrypt.GenerateFromPassword([]byte("right"), cost)
+		if err != nil {
+			t.Fatal(err)
+		}
+		users += fmt.Sprintf("user%d:%s,", i, hash)
+	}
+	auth, err := NewBasic(users)
+	if err != nil {
+		t.Fatal(err)
+	}
+	hash, there := auth.hash("nobody")
+	if cost, err := bcrypt.Cost(hash); err != nil || cost != 11 || there {
+		t.Errorf("cost %d, %v; there: %v", cost, err, there)
+	}
+	if hash, there := auth.hash("user2"); !there || string(hash) != string(auth.users["user2"]) {
+		t.Error("a user is compared with the hash of another")
+	}
+	c, err := New(Options{PublicURL: "http://127.0.0.1", Auth: auth, Logger: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := httptest.NewRequestWithContext(t.Context(), http.MethodGet, "http://127.0.0.1/connect", nil)
+	r.SetBasicAuth("nobody", "right")
+	w := httptest.NewRecorder()
+	if _, in := auth.person(w, r, c); in || w.Code != http.StatusUnauthorized {
+		t.Errorf("an unknown name with somebody's password: in %v, status %d", in, w.Code)
 	}
 }
 

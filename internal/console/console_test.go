@@ -32,6 +32,19 @@ func TestNameOf(t *testing.T) {
 	})
 }
 
+// A name that somebody chose has no character by which it could have a terminal or a
+// log line do something.
+func TestClip(t *testing.T) {
+	t.Parallel()
+	for name, want := range map[string]string{
+		"Ada": "Ada", "Ünï\u200dcode": "Ünï\u200dcode", "a\x1b[2Jb\nc\x7f": "a[2Jbc", "a\u009b2J\u0085b": "a2Jb", strings.Repeat("x", 151): strings.Repeat("x", 150),
+	} {
+		if got := clip(name); got != want {
+			t.Errorf("%q: %q, want %q", name, got, want)
+		}
+	}
+}
+
 func TestSpan(t *testing.T) {
 	t.Parallel()
 	for d, want := range map[time.Duration]string{

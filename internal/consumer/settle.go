@@ -222,7 +222,8 @@ func (s *settlement) repeat(data []byte) {
 // inbox belongs to a caller that waits. The reply precedes the ack on the same
 // connection, so the server has the one before the other.
 func (s *settlement) fleeting() bool {
-	return s.request.Method == "GET" && (s.op.Name == "" || s.op.Repeatable) && strings.HasPrefix(s.request.ReplyTo, nats.InboxPrefix)
+	return s.request.Method == "GET" && (s.op.Name == "" || s.op.Repeatable) &&
+		(strings.HasPrefix(s.request.ReplyTo, nats.InboxPrefix) || strings.HasPrefix(s.request.ReplyTo, envelope.WayBack))
 }
 
 // encoded holds the memory of responses that are being published; one that grew

@@ -15,6 +15,10 @@ type Decoder struct {
 	// "_INBOX." allows every subject below _INBOX. Empty: no reply_to at all.
 	// Too wide a list lets a requester have the worker publish where only the worker may.
 	ReplyPrefixes []string
+	// Inbox begins the subjects at which the worker itself is answered, with the dot
+	// at its end: a response there would pass for an answer of the server's. Empty:
+	// they are not told from others.
+	Inbox string
 	// MaxBytes bounds the whole document; larger ones are TooLarge. 0: MaxBytes
 	// of this package. It should be the server's max_payload.
 	MaxBytes int
@@ -360,6 +364,9 @@ func (d *Decoder) checkReplyTo(subject []byte) (rule, string) {
 		return inSchema, "must not begin with $: such subjects belong to the server"
 	case string(subject) == "zoho" || bytes.HasPrefix(subject, []byte("zoho.")):
 		return inSchema, "must not begin with zoho.: such subjects belong to the worker"
+	}
+	if d.Inbox != "" && bytes.HasPrefix(subject, []byte(d.Inbox)) {
+		return ruleReplyPrefix, "must not be an inbox of the worker itself (" + d.Inbox + "…)"
 	}
 	for _, prefix := range d.ReplyPrefixes {
 		if prefix != "" && len(subject) > len(prefix) && string(subject[:len(prefix)]) == prefix {

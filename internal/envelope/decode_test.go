@@ -202,6 +202,18 @@ func TestReplyPrefixes(t *testing.T) {
 			t.Errorf("%v doesn't say where they are set", err)
 		}
 	}
+	// Nor does any the worker's own inbox: a response there would pass for a PubAck.
+	d := &Decoder{ReplyPrefixes: []string{"_INBOX."}, Inbox: "_INBOX.zoho-worker.run."}
+	for subject, ok := range map[string]bool{
+		"_INBOX.zoho-worker.run.a.b": false, "_INBOX.zoho-worker.run.": false, "_INBOX.zoho-worker.a": true, "_INBOX.zoho-worker.running.a": true,
+	} {
+		if _, err := d.Decode([]byte(strings.Replace(string(doc), "billing.answers.1", subject, 1)), received); (err == nil) != ok {
+			t.Errorf("%s: %v", subject, err)
+		}
+		if err := d.CheckReplyTo(subject); (err == nil) != ok {
+			t.Errorf("a call answered at %s: %v", subject, err)
+		}
+	}
 	// No configuration opens the worker's own subjects, or the server's.
 	for _, subject := range []string{"zoho.requests.acme", "$JS.ACK.a"} {
 		d := &Decoder{ReplyPrefixes: []string{"zoho.", "$", subject[:1]}}

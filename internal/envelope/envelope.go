@@ -37,6 +37,10 @@ func Codes() []Code {
 	}
 }
 
+// WayBack begins the subjects by which the server takes an answer to a caller in an
+// account of its own; it makes one up for each of a caller's requests of a service.
+const WayBack = "_R_."
+
 // Error is what a response's error field says. For InvalidRequest the message
 // begins with the field at fault: "url: must begin with /v<N>/ or /bulk/v<N>/".
 type Error struct {

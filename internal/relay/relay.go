@@ -283,7 +283,13 @@ func (j *job) load(ctx context.Context) (Result, bool) {
 	if j.Request.Body.Kind != envelope.ObjectBody {
 		return Result{}, true
 	}
-	body, err := j.Objects.Load(ctx, string(j.Request.Body.Data))
+	// Callers share the bucket: whoever could name any object could have another's
+	// body sent to an org of its own, and read it there.
+	name := string(j.Request.Body.Data)
+	if own := j.Delivery.Connection + "/"; !strings.HasPrefix(name, own) {
+		return j.fail(envelope.InvalidRequest, "body_object: must begin with "+own+", as the objects of this connection do"), false
+	}
+	body, err := j.Objects.Load(ctx, name)
 	var refused *envelope.Error
 	switch {
 	case errors.As(err, &refused):

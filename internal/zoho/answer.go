@@ -267,10 +267,28 @@ type errorObject struct {
 }
 
 func (e errorObject) code() string {
-	if code := text(e.Code); code != "" {
+	if code := codeOf(e.Code); code != "" {
 		return code
 	}
-	return text(e.Error)
+	return codeOf(e.Error)
+}
+
+// maxCode is longer than any code of Zoho's.
+const maxCode = 100
+
+// codeOf returns a code, or "" where what is there doesn't look like one: codes are
+// logged, shown and kept in records, and nothing of a body may pass for one.
+func codeOf(raw json.RawMessage) string {
+	code := text(raw)
+	if len(code) > maxCode {
+		return ""
+	}
+	for i := range len(code) {
+		if code[i] < ' ' || code[i] >= 0x7f {
+			return ""
+		}
+	}
+	return code
 }
 
 func (e errorObject) retryAfter() time.Duration {

@@ -43,6 +43,21 @@ func TestRecordsOf(t *testing.T) {
 	}
 }
 
+// What is logged and shown as Zoho's code looks like one.
+func TestCodeOfAnAnswer(t *testing.T) {
+	t.Parallel()
+	for code, want := range map[string]string{
+		"TOO_MANY_REQUESTS": "TOO_MANY_REQUESTS", "oauth.mismatch-2": "oauth.mismatch-2",
+		`a\nlevel=ERROR`: "", `\u001b]0;x`: "", `\u009b2J`: "", "Access Denied": "Access Denied", strings.Repeat("X", 101): "", "": "",
+	} {
+		for _, body := range []string{`{"code":"` + code + `"}`, `{"error":"` + code + `"}`, `{"data":[{"code":"` + code + `"}]}`} {
+			if got := readFault(429, []byte(body)).code; got != want {
+				t.Errorf("%s: %q, want %q", body, got, want)
+			}
+		}
+	}
+}
+
 func TestOutcomesOf(t *testing.T) {
 	t.Parallel()
 	const ok = `{"code":"SUCCESS","details":{"id":"1"},"message":"record added","status":"success"}`

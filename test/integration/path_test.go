@@ -381,13 +381,25 @@ func TestBodyObject(t *testing.T) {
 		t.Fatal(err)
 	}
 	large := []byte(`{"data":[{"Last_Name":"Large","Description":"` + strings.Repeat("x", 1<<20) + `"}]}`)
+	if _, err := objects.PutBytes(t.Context(), "demo/large", large); err != nil {
+		t.Fatal(err)
+	}
+	post := func(id, object string) doc {
+		return doc{"id": id, "method": "POST", "url": "/v8/Leads", "body_object": object, "headers": doc{"Content-Type": "application/json"}}
+	}
+	wantStatus(t, r.call("demo", post("o", "demo/large")), 201)
+	wantCode(t, r.call("demo", post("p", "demo/none")), envelope.InvalidRequest, "body_object: there is no such object")
+	// Another connection's object is nobody else's, nor is one that has no owner.
+	r.Zoho.AddOrg(zohotest.Org{ID: "770000002", Name: "Other", Concurrency: 5})
+	r.connect("dem", "770000002", 5)
 	if _, err := objects.PutBytes(t.Context(), "large", large); err != nil {
 		t.Fatal(err)
 	}
-	wantStatus(t, r.call("demo", doc{"id": "o", "method": "POST", "url": "/v8/Leads", "body_object": "large", "headers": doc{"Content-Type": "application/json"}}), 201)
-	wantCode(t, r.call("demo", doc{"id": "p", "method": "POST", "url": "/v8/Leads", "body_object": "none"}), envelope.InvalidRequest, "body_object")
-	if r.executed()["Large"] != 1 {
-		t.Fatal("the large record is not there")
+	for i, object := range []string{"demo/large", "large", "dem", "/large"} {
+		wantCode(t, r.call("dem", post(fmt.Sprint("q", i), object)), envelope.InvalidRequest, "body_object: must begin with dem/")
+	}
+	if r.executed()["Large"] != 1 || len(r.Zoho.Records("770000002", "Leads")) > 0 {
+		t.Fatalf("inserted %v, and elsewhere %v", r.executed(), r.Zoho.Records("770000002", "Leads"))
 	}
 }
 

@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"os/exec"
 	"strings"
 	"testing"
 	"time"
@@ -32,10 +31,10 @@ func TestPermissionsOfWorker(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := objects.PutBytes(t.Context(), "large", []byte(`{"data":[{"Last_Name":"Large","Description":"`+strings.Repeat("x", 1<<20)+`"}]}`)); err != nil {
+	if _, err := objects.PutBytes(t.Context(), "demo/large", []byte(`{"data":[{"Last_Name":"Large","Description":"`+strings.Repeat("x", 1<<20)+`"}]}`)); err != nil {
 		t.Fatal(err)
 	}
-	wantStatus(t, s.call("demo", doc{"id": "o", "method": "POST", "url": "/v8/Leads", "body_object": "large", "headers": doc{"Content-Type": "application/json"}}), 201)
+	wantStatus(t, s.call("demo", doc{"id": "o", "method": "POST", "url": "/v8/Leads", "body_object": "demo/large", "headers": doc{"Content-Type": "application/json"}}), 201)
 	msg, err := s.nc.Request("zoho.call.demo", []byte(`{"id":"c","method":"GET","url":"/v8/Leads?fields=Last_Name"}`), patience)
 	if err != nil {
 		t.Fatal(err)
@@ -148,106 +147,6 @@ func (s *secureRig) configAs(user string) app.Config {
 
 // connect2 adds a connection to the org of demo.
 func (s *secureRig) connect2(name string) { s.rig.connect(name, "770000001", 5) }
-
-// A caller of one connection may use that one and see nothing else.
-func TestPermissionsOfCaller(t *testing.T) {
-	t.Parallel()
-	s := newSecureRig(t)
-	s.Zoho.AddOrg(zohotest.Org{ID: "770000001", Name: "Demo", Concurrency: 5})
-	s.rig.connect("acme", "770000001", 5)
-	s.rig.connect("other", "770000001", 5)
-	s.worker(s.as("worker"))
-
-	nc := s.connect("acme", nats.CustomInboxPrefix("_INBOX.acme"))
-	js, err := jetstream.New(nc)
-	if err != nil {
-		t.Fatal(err)
-	}
-	stored, err := nc.SubscribeSync("zoho.responses.acme.*")
-	if err != nil {
-		t.Fatal(err)
-	}
-	inbox := nc.NewInbox()
-	replies, err := nc.SubscribeSync(inbox)
-	if err != nil {
-		t.Fatal(err)
-	}
-	// What it may: publish and be acknowledged, be answered, see its stored responses, call.
-	if _, err := js.Publish(t.Context(), "zoho.requests.acme", []byte(`{"id":"a","method":"POST","url":"/v8/Leads","reply_to":"`+inbox+`","body":{"data":[{"Last_Name":"A"}]}}`)); err != nil {
-		t.Fatal(err)
-	}
-	for what, sub := range map[string]*nats.Subscription{"reply": replies, "stored response": stored} {
-		msg, err := sub.NextMsg(patience)
-		if err != nil {
-			t.Fatalf("no %s: %v", what, err)
-		}
-		if response, err := envelope.DecodeResponse(msg.Data); err != nil || response.Status != 201 {
-			t.Fatalf("%s: %s, %v", what, msg.Data, err)
-		}
-	}
-	if msg, err := nc.Request("zoho.call.acme", []byte(`{"id":"b","method":"GET","url":"/v8/Leads?fields=Last_Name"}`), patience); err != nil {
-		t.Fatalf("call: %v", err)
-	} else if response, err := envelope.DecodeResponse(msg.Data); err != nil || response.Status != 200 {
-		t.Fatalf("call: %s, %v", msg.Data, err)
-	}
-	if err := nc.LastError(); err != nil {
-		t.Fatalf("what a caller needs is refused: %v", err)
-	}
-
-	// The command line with these few rights.
-	cmd := exec.Command(binary(t, failpointBuild), "call", "acme", "GET", "/v8/Leads", "--query", "fields=Last_Name")
-	cmd.Env = []string{
-		"NATS_URL=" + s.NATSURL, "NATS_CA=" + s.authority.path("ca.crt"), "NATS_CERT=" + s.authority.path("acme.crt"),
-		"NATS_KEY=" + s.authority.path("acme.key"), "NATS_INBOX_PREFIX=_INBOX.acme",
-	}
-	if out, err := cmd.CombinedOutput(); err != nil || !strings.Contains(string(out), "Last_Name") {
-		t.Errorf("worker call: %v\n%s", err, out)
-	}
-
-	// What it may not.
-	for _, subject := range []string{
-		"zoho.requests.other", "zoho.requests.acme2", "zoho.requests.>", "zoho.requests.acme.lane", "zoho.requests.acme.heavy", "zoho.call.other", "zoho.responses.acme.a", "zoho.responses.other.x",
-		"zoho.claims.acme.a", "zoho.tokens.acme", "zoho.connections.acme", "zoho.events.acme", "zoho.dead.acme", "zoho.consents.a.b",
-		"zoho.hand.acme", "zoho.activity.acme", "zoho.orgs", "zoho.wake.acme", "zoho.workers.x", "zoho.queues.x", "_INBOX.zoho-worker.x", "_INBOX.other.x", "_INBOX.acme.x",
-		"$JS.API.INFO", "$JS.API.STREAM.NAMES", "$JS.API.STREAM.INFO.ZOHO_REQUESTS", "$JS.API.STREAM.DELETE.ZOHO_REQUESTS", "$JS.API.STREAM.PURGE.ZOHO_CLAIMS",
-		"$JS.API.STREAM.MSG.GET.ZOHO_RESPONSES", "$JS.API.STREAM.MSG.GET.ZOHO_CONNECTIONS", "$JS.API.DIRECT.GET.ZOHO_RESPONSES", "$JS.API.STREAM.MSG.DELETE.ZOHO_REQUESTS",
-		"$JS.API.CONSUMER.CREATE.ZOHO_REQUESTS.x.zoho.requests.acme", "$JS.API.CONSUMER.MSG.NEXT.ZOHO_REQUESTS.x", "$JS.API.CONSUMER.DELETE.ZOHO_REQUESTS.x",
-		"$JS.ACK.ZOHO_REQUESTS.x.1.1.1.1.0", "$JS.ACK.x", "$JSC.R.x", "$O.ZOHO_BODIES.C.x", "$SRV.STATS.zoho", "$SRV.PING", "$SYS.REQ.SERVER.PING", "$SYS.ACCOUNT.ZOHO.CONNECT",
-	} {
-		mayNotPublish(t, nc, subject)
-	}
-	for _, subject := range []string{
-		">", "*", "zoho.>", "zoho.requests.>", "zoho.requests.acme", "zoho.requests.other", "zoho.responses.>", "zoho.responses.other.*", "zoho.responses.*.a", "zoho.responses.*.>",
-		"zoho.tokens.*", "zoho.connections.acme", "zoho.claims.acme.*", "zoho.events.acme", "zoho.activity.>", "zoho.call.*", "zoho.call.acme", "zoho.hand.*", "zoho.orgs", "zoho.wake.>", "zoho.wake.acme", "zoho.workers.*", "zoho.queues.*",
-		"_INBOX.>", "_INBOX.*.*", "_INBOX.zoho-worker.>", "_INBOX.other.>", "$JS.>", "$JS.API.>", "$JS.EVENT.>", "$JS.ACK.>", "$SRV.>", "$SRV.PING", "$SYS.>", "$O.>",
-	} {
-		mayNotSubscribe(t, nc, subject)
-	}
-	// A queue group makes no difference.
-	if _, err := nc.QueueSubscribeSync("zoho.call.*", "q"); err == nil && !violated(nc, "subscription", "zoho.call.*") {
-		t.Error("a caller may join the workers' queue group")
-	}
-	// Nor does the reply subject of a request: the answer to an allowed publish goes where the caller may listen only.
-	if err := nc.PublishRequest("zoho.requests.acme", "$JS.API.STREAM.DELETE.ZOHO_CLAIMS", []byte(`{"id":"r","method":"GET","url":"/v8/Leads?fields=Last_Name"}`)); err != nil {
-		t.Fatal(err)
-	}
-	if got := s.await("acme", "r"); got.Status != 200 {
-		t.Fatalf("response %s", got.AppendJSON(nil))
-	}
-	if _, err := s.js.Stream(t.Context(), "ZOHO_CLAIMS"); err != nil {
-		t.Fatalf("a caller deleted a stream by its reply subject: %v", err)
-	}
-	// Nobody without a known certificate gets in.
-	if nc, err := nats.Connect(s.NATSURL, nats.RootCAs(s.authority.path("ca.crt"))); err == nil {
-		nc.Close()
-		t.Error("somebody without a certificate gets in")
-	}
-	if nc, err := nats.Connect(s.NATSURL, nats.RootCAs(s.authority.path("ca.crt")),
-		nats.ClientCert(s.authority.path("stranger.crt"), s.authority.path("stranger.key"))); err == nil {
-		nc.Close()
-		t.Error("somebody who is no user gets in")
-	}
-}
 
 // violated reports whether the server refused what was just sent: it says so before it
 // answers a flush.

@@ -127,17 +127,20 @@ type secureRig struct {
 	*rig
 	authority  *authority
 	violations *violations
+	server     *server.Server
+	data       string // of the server, its configuration too
 }
 
 func newSecureRig(t *testing.T) *secureRig {
 	t.Helper()
 	r := newRig(t, zohotest.Options{})
-	s := &secureRig{rig: r, authority: newAuthority(t), violations: &violations{}}
+	s := &secureRig{rig: r, authority: newAuthority(t), violations: &violations{}, data: t.TempDir()}
 	s.authority.issue("nats", x509.ExtKeyUsageServerAuth, "localhost")
-	for _, name := range []string{"worker", "observer", "acme", "test", "stranger"} {
+	for _, name := range []string{"worker", "observer", "acme", "globex", "test", "stranger"} {
 		s.authority.issue(name, x509.ExtKeyUsageClientAuth, name+".zoho-worker")
 	}
-	ns := s.serve()
+	s.serve()
+	ns := s.server
 	t.Cleanup(func() {
 		ns.Shutdown()
 		ns.WaitForShutdown()
@@ -163,9 +166,9 @@ func newSecureRig(t *testing.T) *secureRig {
 	return s
 }
 
-// serve starts a server with the shipped configuration: other paths, a free
-// port, and one user more, the test.
-func (s *secureRig) serve() *server.Server {
+// options are those of the shipped configuration, with other paths, a free port, and
+// one user more, the test. Change is what somebody does to the accounts.
+func (s *secureRig) options(change func(accounts string) string) *server.Options {
 	s.t.Helper()
 	conf, err := os.ReadFile("../../deploy/nats/nats-server.conf")
 	if err != nil {
@@ -184,17 +187,16 @@ func (s *secureRig) serve() *server.Server {
 		}
 		return text
 	}
-	main := swap(string(conf), "/etc/nats/tls", s.authority.dir, `"/data"`, `"`+s.t.TempDir()+`"`, "http_port: 8222", "", "port: 4222", "port: -1",
+	main := swap(string(conf), "/etc/nats/tls", s.authority.dir, `"/data"`, `"`+s.data+`"`, "http_port: 8222", "", "port: 4222", "port: -1",
 		"sync_interval: always", "sync_interval: always")
-	users := swap(string(accounts), `{ user: "acme.zoho-worker",`, `{ user: "test.zoho-worker" }
-      { user: "acme.zoho-worker",`)
-	dir := s.t.TempDir()
+	users := swap(change(string(accounts)), `{ user: "backup.zoho-worker",`, `{ user: "test.zoho-worker" }
+      { user: "backup.zoho-worker",`)
 	for name, text := range map[string]string{"nats-server.conf": main, "accounts.conf": users} {
-		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
+		if err := os.WriteFile(filepath.Join(s.data, name), []byte(text), 0o600); err != nil {
 			s.t.Fatal(err)
 		}
 	}
-	options, err := server.ProcessConfigFile(filepath.Join(dir, "nats-server.conf"))
+	options, err := server.ProcessConfigFile(filepath.Join(s.data, "nats-server.conf"))
 	if err != nil {
 		s.t.Fatal(err)
 	}
@@ -202,7 +204,16 @@ func (s *secureRig) serve() *server.Server {
 		s.t.Fatal("sync_interval is not always")
 	}
 	options.Host, options.NoSigs = "127.0.0.1", true
-	ns, err := server.NewServer(options)
+	return options
+}
+
+// unchanged leaves the accounts as they are shipped.
+func unchanged(accounts string) string { return accounts }
+
+// serve starts a server with the shipped configuration.
+func (s *secureRig) serve() {
+	s.t.Helper()
+	ns, err := server.NewServer(s.options(unchanged))
 	if err != nil {
 		s.t.Fatal(err)
 	}
@@ -211,7 +222,17 @@ func (s *secureRig) serve() *server.Server {
 	if !ns.ReadyForConnections(15 * time.Second) {
 		s.t.Fatal("nats-server is not ready")
 	}
-	return ns
+	s.server = ns
+}
+
+// reload has the server read its configuration again, with changed accounts.
+func (s *secureRig) reload(change func(accounts string) string) {
+	s.t.Helper()
+	options := s.options(change)
+	options.Port = s.server.Addr().(*net.TCPAddr).Port
+	if err := s.server.ReloadOptions(options); err != nil {
+		s.t.Fatal(err)
+	}
 }
 
 // connect connects as one of the users.

@@ -1,0 +1,15 @@
+package consent
+
+import "testing"
+
+// Whoever owns a Zoho org chooses its name, and operators read it on terminals.
+func TestPlain(t *testing.T) {
+	t.Parallel()
+	for name, want := range map[string]string{
+		"Acme": "Acme", "Ünï": "Ünï", "a\x1b]0;x\ab": "a]0;xb", "a\u009b2J\x7f": "a2J", "a\xffb": "ab", "far too long": "far too l",
+	} {
+		if got := plain(name, 9); got != want {
+			t.Errorf("%q: %q, want %q", name, got, want)
+		}
+	}
+}
