@@ -2,6 +2,7 @@ package integration
 
 import (
 	"fmt"
+	"strings"
 	"testing"
 	"time"
 
@@ -85,6 +86,25 @@ func TestSequencesBeginAgain(t *testing.T) {
 	}
 }
 
+// A server that begins again with all that it had, also with nothing left to do, has
+// the same stream of requests.
+func TestRestartIsTheSameStream(t *testing.T) {
+	t.Parallel()
+	r, s := onServer(t, zohotest.Options{})
+	r.demo(1)
+	r.worker()
+	for range 3 {
+		wantStatus(t, r.call("demo", list(r.id("list"))), 200)
+		r.drained()
+		s.Restart()
+		eventually(t, "the test is connected again", r.nc.IsConnected)
+	}
+	wantStatus(t, r.call("demo", list("last")), 200)
+	if log := r.logs.text.String(); strings.Contains(log, "stream of requests is another one") {
+		t.Error("it is taken for another one")
+	}
+}
+
 // in is a deadline as an envelope has it.
 func in(d time.Duration) string { return time.Now().Add(d).UTC().Format(time.RFC3339Nano) }
 
@@ -97,7 +117,12 @@ func TestDeadlinesInAnotherStream(t *testing.T) {
 	if _, err := r.store.MarkRevoked(t.Context(), "demo", 1, "test"); err != nil {
 		t.Fatal(err)
 	}
-	r.worker()
+	r.connect("busy", devbox.OrgID, 1) // an org without work is given up, and its deadlines are read anew
+	r.worker(patientCalls)
+	hold := r.Zoho.Hold(zohotest.BodyRead, callsOf("user-of-busy"))
+	r.publish("busy", list("busy"))
+	r.reached(hold)
+	defer hold.Release()
 	for i := range 3 {
 		d := list(fmt.Sprint("long-", i))
 		d["deadline"] = in(time.Hour)
