@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"log/slog"
 	"maps"
 	"regexp"
@@ -274,7 +275,7 @@ func (h *health) try(ctx context.Context, js jetstream.JetStream, stream string,
 	ctx, cancel := context.WithTimeout(ctx, lookEvery)
 	defer cancel()
 	err := ask(ctx)
-	what, gone := "stream "+stream+" doesn't answer", "stream "+stream+" is gone: restore it, or start a worker, which makes it anew and empty"
+	what, gone := "stream "+stream+" doesn't answer", "stream "+stream+" is gone"
 	h.mu.Lock()
 	if err == nil {
 		h.missed[stream] = 0
@@ -289,7 +290,7 @@ func (h *health) try(ctx context.Context, js jetstream.JetStream, stream string,
 		h.over(gone)
 	case missed > 1: // one may be a change of leaders
 		if _, notFound := js.Stream(ctx, stream); errors.Is(notFound, jetstream.ErrStreamNotFound) {
-			what, err = gone, notFound
+			what, err = gone, fmt.Errorf("%w: restore it, or start a worker, which makes it anew and empty", notFound)
 		}
 		h.saw(what, seenByLooks, err)
 	}
