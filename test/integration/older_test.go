@@ -1,12 +1,15 @@
 package integration
 
 import (
+	"encoding/json"
+	"errors"
 	"fmt"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
 
 	"zoho-worker/internal/connection"
 	"zoho-worker/internal/connection/natstest"
@@ -209,4 +212,98 @@ func TestStreamsMadeAnew(t *testing.T) {
 			t.Fatalf("after %s", name)
 		}
 	}
+}
+
+// backUp does what `nats backup stream` does, and returns what `nats backup restore
+// stream` does with it.
+func (r *rig) backUp(name string) (restore func()) {
+	r.t.Helper()
+	chunks, err := r.nc.SubscribeSync(r.nc.NewInbox())
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	var made struct {
+		Config json.RawMessage `json:"config"`
+		State  json.RawMessage `json:"state"`
+	}
+	r.ask("$JS.API.STREAM.SNAPSHOT."+name, doc{"deliver_subject": chunks.Subject, "no_consumers": true}, &made)
+	var kept [][]byte
+	for {
+		msg, err := chunks.NextMsg(patience)
+		if err != nil {
+			r.t.Fatal(err)
+		}
+		if len(msg.Data) == 0 {
+			break
+		}
+		kept = append(kept, msg.Data)
+		_ = msg.Respond(nil)
+	}
+	return func() {
+		r.t.Helper()
+		var to struct {
+			Subject string `json:"deliver_subject"`
+		}
+		r.ask("$JS.API.STREAM.RESTORE."+name, doc{"config": made.Config, "state": made.State}, &to)
+		for _, chunk := range append(kept, nil) {
+			if _, err := r.nc.Request(to.Subject, chunk, patience); err != nil {
+				r.t.Fatal(err)
+			}
+		}
+	}
+}
+
+// ask asks JetStream's API.
+func (r *rig) ask(subject string, question, answer any) {
+	r.t.Helper()
+	data, err := json.Marshal(question)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	msg, err := r.nc.Request(subject, data, patience)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	var failed struct {
+		Error *jetstream.APIError `json:"error"`
+	}
+	if err := errors.Join(json.Unmarshal(msg.Data, &failed), json.Unmarshal(msg.Data, answer)); err != nil || failed.Error != nil {
+		r.t.Fatalf("%s: %v, %v", subject, err, failed.Error)
+	}
+}
+
+// The connections are restored from a backup while a worker runs, and as many changes
+// as were lost are made right after: the worker has all of them.
+func TestConnectionsRestored(t *testing.T) {
+	t.Parallel()
+	r, _ := onServer(t, zohotest.Options{})
+	r.demo(1)
+	r.connect("leaves", devbox.OrgID, 1)
+	w := r.worker()
+	wantStatus(t, r.call("leaves", list("before")), 200)
+	restore := r.backUp(connection.StreamName)
+	lost := func(c *connection.Connection) error { c.Nickname = "lost"; return nil }
+	if _, err := r.store.Update(t.Context(), "demo", lost); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the worker knows the change that is lost later", func() bool {
+		c, ok := w.Connections.Get("demo")
+		return ok && c.Nickname == "lost"
+	})
+
+	if err := r.js.DeleteStream(t.Context(), connection.StreamName); err != nil {
+		t.Fatal(err)
+	}
+	notReady(t, w.HTTPAddr, "stream "+connection.StreamName+" is gone")
+	restore()
+	if err := r.store.Remove(t.Context(), "leaves"); err != nil {
+		t.Fatal(err)
+	}
+	isReady(t, w.HTTPAddr)
+	eventually(t, "the worker has what was restored", func() bool {
+		c, ok := w.Connections.Get("demo")
+		return ok && c.Nickname == ""
+	})
+	wantCode(t, r.call("leaves", list("after")), envelope.UnknownConnection)
+	wantStatus(t, r.call("demo", list("after")), 200)
 }

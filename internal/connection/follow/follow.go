@@ -184,8 +184,8 @@ func (f *Follower) follow(ctx context.Context, created *time.Time, loaded func()
 		return err
 	}
 	f.mu.Lock()
-	// One that is restored may have the time at which it was first made. A reading may
-	// miss something because the server that is read from is behind.
+	// One that has lost its last writes was made when it was. A reading may miss
+	// something because the server that is read from is behind.
 	if !info.Created.Equal(*created) || info.State.LastSeq < f.reached || f.doubts > 1 {
 		*created = info.Created
 		f.epoch.Add(1)
