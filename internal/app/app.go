@@ -174,7 +174,7 @@ func Start(ctx context.Context, c Config, logger *slog.Logger) (_ *Worker, err e
 	}
 	looking, stopLooking := context.WithCancel(context.WithoutCancel(ctx))
 	var look sync.WaitGroup
-	look.Go(func() { w.health.run(looking, w.nc) })
+	look.Go(func() { w.health.run(looking, js) })
 	w.onStopNow(func() {
 		stopLooking()
 		look.Wait()

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"log/slog"
 	"maps"
 	"regexp"
@@ -15,6 +16,7 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
+	"zoho-worker/internal/consumer"
 	"zoho-worker/internal/register"
 )
 
@@ -217,7 +219,8 @@ func full(code jetstream.ErrorCode) bool {
 }
 
 // run looks until ctx ends.
-func (h *health) run(ctx context.Context, nc *nats.Conn) {
+func (h *health) run(ctx context.Context, js jetstream.JetStream) {
+	nc := js.Conn()
 	tick := time.NewTicker(lookEvery)
 	defer tick.Stop()
 	for {
@@ -230,8 +233,16 @@ func (h *health) run(ctx context.Context, nc *nats.Conn) {
 			continue // that alone makes it not ready
 		}
 		var all sync.WaitGroup
+		all.Go(func() {
+			h.try(ctx, js, consumer.RequestStream, func(ctx context.Context) error {
+				_, err := js.Stream(ctx, consumer.RequestStream)
+				return err
+			})
+		})
 		for stream, subject := range written {
-			all.Go(func() { h.try(ctx, nc, stream, subject) })
+			all.Go(func() {
+				h.try(ctx, js, stream, func(ctx context.Context) error { return writable(ctx, nc, subject) })
+			})
 		}
 		all.Wait()
 		h.subscribeAgain(nc)
@@ -242,17 +253,29 @@ func (h *health) run(ctx context.Context, nc *nats.Conn) {
 // errNotStream is the server's answer to a write that names another stream.
 const errNotStream = 10060
 
-func (h *health) try(ctx context.Context, nc *nats.Conn, stream, subject string) {
+// writable tries whether the stream of the subject takes a write.
+func writable(ctx context.Context, nc *nats.Conn, subject string) error {
+	answer, err := nc.RequestMsgWithContext(ctx, &nats.Msg{Subject: subject, Header: nats.Header{jetstream.ExpectedStreamHeader: {"_"}}})
+	if err != nil {
+		return err
+	}
+	var ack struct{ Error *jetstream.APIError }
+	if err := json.Unmarshal(answer.Data, &ack); err != nil {
+		return err
+	}
+	if ack.Error != nil && ack.Error.ErrorCode != errNotStream {
+		return ack.Error
+	}
+	return nil
+}
+
+// try asks a stream. One that isn't there stays away until somebody acts: only a worker
+// that starts makes it, because what is made is empty.
+func (h *health) try(ctx context.Context, js jetstream.JetStream, stream string, ask func(context.Context) error) {
 	ctx, cancel := context.WithTimeout(ctx, lookEvery)
 	defer cancel()
-	answer, err := nc.RequestMsgWithContext(ctx, &nats.Msg{Subject: subject, Header: nats.Header{jetstream.ExpectedStreamHeader: {"_"}}})
-	if err == nil {
-		var ack struct{ Error *jetstream.APIError }
-		if err = json.Unmarshal(answer.Data, &ack); err == nil && ack.Error != nil && ack.Error.ErrorCode != errNotStream {
-			err = ack.Error
-		}
-	}
-	what := "stream " + stream + " doesn't answer"
+	err := ask(ctx)
+	what, gone := "stream "+stream+" doesn't answer", "stream "+stream+" is gone"
 	h.mu.Lock()
 	if err == nil {
 		h.missed[stream] = 0
@@ -264,7 +287,11 @@ func (h *health) try(ctx context.Context, nc *nats.Conn, stream, subject string)
 	switch {
 	case err == nil:
 		h.over(what)
+		h.over(gone)
 	case missed > 1: // one may be a change of leaders
+		if _, notFound := js.Stream(ctx, stream); errors.Is(notFound, jetstream.ErrStreamNotFound) {
+			what, err = gone, fmt.Errorf("%w: restore it, or start a worker, which makes it anew and empty", notFound)
+		}
 		h.saw(what, seenByLooks, err)
 	}
 }

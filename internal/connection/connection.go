@@ -98,6 +98,7 @@ type Connection struct {
 	Revision uint64 `json:"-"`
 
 	sealed  []byte
+	grantID string
 	renewed secret.Text // set by SetRefreshToken until the record is stored
 	fault   error
 }
@@ -120,6 +121,11 @@ func (c *Connection) RefreshToken(keyring *secret.Keyring) (secret.Text, error) 
 	}
 	return secret.New(string(token)), nil
 }
+
+// GrantID tells the connection's present grant from all others, also from one that
+// has its number because records were lost and grants are counted anew. It is "" where
+// the refresh token can't be opened.
+func (c *Connection) GrantID() string { return c.grantID }
 
 // SetRefreshToken gives the connection a new refresh token, inside Update: the
 // record is stored with the next Grant, active.
@@ -274,7 +280,9 @@ func decode(name string, revision uint64, data []byte, keyring *secret.Keyring) 
 	}
 	c.sealed, c.Revision = doc.Sealed, revision
 	if c.Status != Removed && keyring != nil {
-		_, c.fault = c.RefreshToken(keyring)
+		var token secret.Text
+		token, c.fault = c.RefreshToken(keyring)
+		c.grantID = grantID(token)
 	}
 	return c
 }

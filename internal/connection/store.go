@@ -135,6 +135,12 @@ func (s *Store) All() []*Connection {
 	return all
 }
 
+// WasRemoved reports whether there was a connection of that name, and is none.
+func (s *Store) WasRemoved(name string) bool {
+	v, ok := s.names.Load(name)
+	return ok && v.(*entry).connection.Status == Removed
+}
+
 // Removed returns the tombstones in memory, the last removed first: when and by
 // whom is in UpdatedAt and UpdatedBy.
 func (s *Store) Removed() []*Connection {

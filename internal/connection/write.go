@@ -108,8 +108,29 @@ func (s *Store) MarkRevoked(ctx context.Context, name string, grant uint64, reas
 // did it. The error is ErrNotFound where there is none. A record that can't be read
 // is removed too.
 func (s *Store) Remove(ctx context.Context, name, by string) error {
+	return s.remove(ctx, name, by, func(*Connection) error { return nil })
+}
+
+// ErrNewGrant says that the connection was authorized anew meanwhile.
+var ErrNewGrant = errors.New("the connection was authorized anew meanwhile")
+
+// RemoveRevoked is Remove for a connection whose grant was revoked. The error is
+// ErrNewGrant where it has another one by now, which lives.
+func (s *Store) RemoveRevoked(ctx context.Context, revoked *Connection, by string) error {
+	return s.remove(ctx, revoked.Name, by, func(c *Connection) error {
+		if c.Grant != revoked.Grant || c.GrantID() != revoked.GrantID() {
+			return ErrNewGrant
+		}
+		return nil
+	})
+}
+
+func (s *Store) remove(ctx context.Context, name, by string, may func(*Connection) error) error {
 	for {
 		c, err := s.Fetch(ctx, name)
+		if err == nil {
+			err = may(c)
+		}
 		if err != nil {
 			return fmt.Errorf("remove connection %s: %w", name, err)
 		}

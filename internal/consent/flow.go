@@ -485,31 +485,44 @@ func (f *Flow) Sweep(ctx context.Context) error {
 func (f *Flow) Disconnect(ctx context.Context, name, by string, force bool) (revoked bool, err error) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 30*time.Second)
 	defer cancel()
-	c, err := f.options.Connections.Fetch(ctx, name)
-	if err != nil {
-		return false, err
-	}
-	token, err := c.RefreshToken(f.options.Keyring)
-	if err == nil {
-		err = f.options.Zoho.Revoke(ctx, c.Location, token)
-		if dead(err) {
-			err = nil
+	for {
+		c, err := f.options.Connections.Fetch(ctx, name)
+		if err != nil {
+			return false, err
 		}
-		if identity, ok := c.Identity(); err == nil && ok {
-			f.quiet("count grants", f.options.Connections.ForgetGrant(ctx, identity, token))
+		err = f.revoke(ctx, c)
+		if err != nil && !force {
+			return false, &RevokeError{Err: err}
 		}
-	}
-	if err != nil && !force {
-		return false, &RevokeError{Err: err}
-	}
-	revoked = err == nil
-	f.quiet("revoke "+name, err)
-	if err := f.options.Connections.Remove(ctx, name, by); err != nil {
-		return revoked, err
+		revoked = err == nil
+		f.quiet("revoke "+name, err)
+		err = f.options.Connections.RemoveRevoked(ctx, c, by)
+		if errors.Is(err, connection.ErrNewGrant) {
+			continue // that one has to be revoked, too
+		}
+		if err != nil {
+			return revoked, err
+		}
+		break
 	}
 	f.options.Event(name, EventDisconnected)
 	f.options.Logger.Info("connection is disconnected", "connection", name, "by", by, "revoked", revoked)
 	return revoked, nil
+}
+
+// revoke gives the connection's grant back to Zoho.
+func (f *Flow) revoke(ctx context.Context, c *connection.Connection) error {
+	token, err := c.RefreshToken(f.options.Keyring)
+	if err != nil {
+		return err
+	}
+	if err = f.options.Zoho.Revoke(ctx, c.Location, token); err != nil && !dead(err) {
+		return err
+	}
+	if identity, ok := c.Identity(); ok {
+		f.quiet("count grants", f.options.Connections.ForgetGrant(ctx, identity, token))
+	}
+	return nil
 }
 
 // RevokeError says that the grant could not be revoked at Zoho, so nothing was

@@ -104,6 +104,7 @@ type Consumer struct {
 	metrics   *metrics
 	census    census
 	consumers atomic.Int64  // of the stream, when it was last looked at
+	eras      atomic.Uint64 // signs that the stream may be another one, see era
 	strangers chan struct{} // one for each connection nobody knows that is answered for
 	dock      chan struct{} // one for the accused request that is tried
 	stream    jetstream.Stream
@@ -126,6 +127,7 @@ type Consumer struct {
 	handed    time.Time                   // when an org was last handed over; lookOut's own
 	returned  time.Time                   // when a lost connection was made again
 	woken     map[laneKey]time.Time       // when another worker was last told of a request
+	looked    jetstream.StreamInfo        // at the last look; lookOut's own
 	waiting   map[string]int              // requests in the stream at the last look, by connection; lookOut's own
 	told      map[string]telling          // what was said of requests that wait; lookOut's own
 	closers   []func()
@@ -407,6 +409,22 @@ func (c *Consumer) lookOut() {
 // gather is for how long news are gathered, so that a burst of them costs one look.
 const gather = 20 * time.Millisecond
 
+// compare notices that the stream isn't the one that was looked at before, or is at an
+// earlier state of it: what is known of the requests in it is of others.
+func (c *Consumer) compare(info *jetstream.StreamInfo) {
+	before := c.looked
+	c.looked = jetstream.StreamInfo{Created: info.Created, State: jetstream.StreamState{LastSeq: info.State.LastSeq, LastTime: info.State.LastTime}}
+	if before.Created.IsZero() || info.Created.Equal(before.Created) && (info.State.LastSeq > before.State.LastSeq ||
+		info.State.LastSeq == before.State.LastSeq && info.State.LastTime.Equal(before.State.LastTime)) {
+		return
+	}
+	c.Logger.Warn("the stream of requests is another one, or has lost its last writes: everything in it is read anew")
+	c.eras.Add(1)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	clear(c.backlog)
+}
+
 // look reads how many requests wait per lane, and has them served.
 func (c *Consumer) look(ctx context.Context) error {
 	asked := time.Now()
@@ -417,6 +435,7 @@ func (c *Consumer) look(ctx context.Context) error {
 	if !info.TimeStamp.IsZero() {
 		c.Clock.Observe(info.TimeStamp, asked, time.Now())
 	}
+	c.compare(info)
 	c.metrics.backlog.Set(float64(info.State.Msgs))
 	c.consumers.Store(int64(info.State.Consumers))
 	defer c.takeCensus(ctx, info)

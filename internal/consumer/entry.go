@@ -21,7 +21,9 @@ type entry struct {
 	header              nats.Header
 	data                []byte
 	sequence            uint64
-	stored              time.Time // by the server's clock
+	entered             time.Time // into the stream, by the server's clock
+	stored              time.Time // the same, or when it was before it was moved to another lane
+	era                 uint64    // Consumer.era when it came
 	again               bool      // handed over before
 
 	request *envelope.Request
@@ -58,6 +60,8 @@ type entry struct {
 	waited string
 }
 
+func (e *entry) origin() origin { return origin{e.sequence, e.entered.UnixNano()} }
+
 // tried takes in how a try to store what ends the request went.
 func (e *entry) tried(err error) {
 	if err == nil {
@@ -79,9 +83,9 @@ func (o *org) arrived(l *lane, msg *nats.Msg) {
 	}
 	e := &entry{
 		subject: msg.Subject, connection: l.connection, header: msg.Header, data: msg.Data,
-		sequence: meta.Sequence.Stream, stored: StoredAt(msg.Subject, msg.Header, meta.Timestamp),
+		sequence: meta.Sequence.Stream, entered: meta.Timestamp, stored: StoredAt(msg.Subject, msg.Header, meta.Timestamp), era: l.era,
 		// A consumer that is made anew after a death counts its deliveries from one.
-		again: meta.NumDelivered > 1 || meta.Sequence.Stream <= l.died,
+		again: meta.NumDelivered > 1 || l.was(meta.Sequence.Stream),
 		lane:  l, delivery: msg, since: time.Now(),
 	}
 	if e.again {

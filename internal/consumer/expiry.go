@@ -64,8 +64,8 @@ func (e *expiry) over(now time.Time) (deadline, bool) {
 
 // deadline is when a request in the stream has to be answered.
 type deadline struct {
-	at       time.Time
-	sequence uint64
+	at time.Time
+	of origin
 }
 
 type deadlines []deadline
@@ -81,7 +81,7 @@ func (d *deadlines) Pop() any {
 }
 
 // Bounds of one watch: how many requests it reads, and how many deadlines it
-// keeps (24 bytes each). What is beyond is read when there is room again.
+// keeps (40 bytes each). What is beyond is read when there is room again.
 const (
 	readPerWatch = 1000
 	keptPerQueue = 100_000
@@ -191,7 +191,7 @@ func (c *Consumer) watch(ctx context.Context, o *org, e *expiry, subjects []stri
 			e.read[subject] = msg.Sequence
 			// What can't be decoded is refused when it is handed over.
 			if request, err := c.Decoder.Decode(msg.Data, StoredAt(msg.Subject, msg.Header, msg.Time)); err == nil {
-				e.add(deadline{at: request.Deadline, sequence: msg.Sequence})
+				e.add(deadline{at: request.Deadline, of: origin{msg.Sequence, msg.Time.UnixNano()}})
 			}
 		}
 	}
@@ -200,12 +200,13 @@ func (c *Consumer) watch(ctx context.Context, o *org, e *expiry, subjects []stri
 		if !ok {
 			return nil
 		}
-		if c.hand.get(next.sequence) != nil {
+		if c.hand.has(next.of) {
 			// Its org sees to it, or a call of it is under way.
-			e.add(deadline{at: c.Clock.Now().Add(time.Second), sequence: next.sequence})
-			return nil
+			e.add(deadline{at: c.Clock.Now().Add(time.Second), of: next.of})
+			continue
 		}
-		msg, err := c.stream.GetMsg(ctx, next.sequence)
+		era := c.era()
+		msg, err := c.stream.GetMsg(ctx, next.of.sequence)
 		if errors.Is(err, jetstream.ErrMsgNotFound) {
 			continue // settled meanwhile
 		}
@@ -213,10 +214,13 @@ func (c *Consumer) watch(ctx context.Context, o *org, e *expiry, subjects []stri
 			e.add(next)
 			return err
 		}
+		if msg.Time.UnixNano() != next.of.at {
+			continue // another, which is read for itself
+		}
 		// Somebody may have had it in hand: what is stored or claimed comes first.
 		r := &entry{
 			subject: msg.Subject, connection: connectionOf(msg.Subject), header: msg.Header, data: msg.Data,
-			sequence: msg.Sequence, stored: StoredAt(msg.Subject, msg.Header, msg.Time), again: true,
+			sequence: msg.Sequence, entered: msg.Time, stored: StoredAt(msg.Subject, msg.Header, msg.Time), era: era, again: true,
 			sendings: relay.Sendings{Elsewhere: true},
 		}
 		c.decode(r)
@@ -227,7 +231,7 @@ func (c *Consumer) watch(ctx context.Context, o *org, e *expiry, subjects []stri
 		}
 		c.requests.Go(func() {
 			if wait := c.work(o.name, r); wait != nil {
-				e.add(deadline{at: c.Clock.Now().Add(max(wait.For, time.Second)), sequence: msg.Sequence})
+				e.add(deadline{at: c.Clock.Now().Add(max(wait.For, time.Second)), of: next.of})
 			}
 		})
 	}

@@ -8,16 +8,22 @@ import (
 	"github.com/nats-io/nats.go"
 )
 
-// hand is what this worker has in hand, by the requests' sequences. One ticker
-// keeps all of it alive.
+// hand is what this worker has in hand. One ticker keeps all of it alive.
 type hand struct {
 	every time.Duration
 	mu    sync.Mutex
-	held  map[uint64]*entry
+	held  map[origin]*entry
+}
+
+// origin tells a request from all others that were ever in the stream: where a
+// stream is made anew, or a server loses its last writes, sequences begin again.
+type origin struct {
+	sequence uint64
+	at       int64 // when it was stored there, in nanoseconds by the server's clock
 }
 
 func newHand(every time.Duration) *hand {
-	return &hand{every: every, held: map[uint64]*entry{}}
+	return &hand{every: every, held: map[origin]*entry{}}
 }
 
 // take takes a delivery in hand; false: the request is there already, and is
@@ -25,19 +31,19 @@ func newHand(every time.Duration) *hand {
 func (h *hand) take(e *entry) bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if there := h.held[e.sequence]; there != nil {
+	if there := h.held[e.origin()]; there != nil {
 		there.delivery = e.delivery
 		return false
 	}
-	h.held[e.sequence] = e
+	h.held[e.origin()] = e
 	return true
 }
 
 func (h *hand) leave(e *entry) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if h.held[e.sequence] == e {
-		delete(h.held, e.sequence)
+	if h.held[e.origin()] == e {
+		delete(h.held, e.origin())
 	}
 }
 
@@ -55,11 +61,24 @@ func (h *hand) len() int {
 	return len(h.held)
 }
 
-// get returns the request of that sequence, nil where it isn't in hand.
-func (h *hand) get(sequence uint64) *entry {
+// has reports whether the request is in hand.
+func (h *hand) has(o origin) bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	return h.held[sequence]
+	return h.held[o] != nil
+}
+
+// get returns the request of that sequence, the last stored one; nil where none is
+// in hand.
+func (h *hand) get(sequence uint64) (last *entry) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for o, e := range h.held {
+		if o.sequence == sequence && (last == nil || o.at > last.origin().at) {
+			last = e
+		}
+	}
+	return last
 }
 
 // of returns what is in hand of an org.

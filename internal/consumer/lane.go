@@ -45,7 +45,9 @@ type lane struct {
 	// died, and twice up to which to two in a row.
 	died     uint64
 	twice    uint64
-	mourned  bool     // twice is known and written; the lane's own goroutine's
+	mourned  bool     // both are known, and written; the lane's own goroutine's
+	forgot   bool     // the server did, what was handed out; likewise
+	era      uint64   // Consumer.era when it was opened; likewise
 	behind   []*entry // ordered requests, until no other worker has one of the lane
 	inHand   int
 	chained  int // of them, those that stand behind another of their order
@@ -104,7 +106,9 @@ func (l *lane) serve(fresh bool) {
 		p, err := l.open(fresh, first)
 		if err == nil {
 			fresh, first = false, false
-			done, err = l.follow(p)
+			if done, err = l.follow(p); !done {
+				o.eras.Add(1) // the server may have forgotten what it handed over
+			}
 		}
 		if err != nil && !errors.Is(err, errMoved) && o.pulling.Err() == nil {
 			o.Logger.Warn("lane not served for a moment", "queue", o.name, "subject", l.subject(), "err", err)
@@ -178,6 +182,7 @@ func (l *lane) open(fresh, first bool) (*pulls, error) {
 			return nil, fmt.Errorf("make consumer %s anew: %w", l.durable(), err)
 		}
 	}
+	l.era = o.era()
 	source, err := ensureConsumer(setup, o.JetStream, l.config())
 	if err != nil {
 		return nil, fmt.Errorf("create consumer %s: %w", l.durable(), err)
@@ -338,6 +343,7 @@ func (c *Consumer) watchLanes() {
 			c.mu.Lock()
 			c.returned = time.Now()
 			c.mu.Unlock()
+			c.lookSoon() // the stream may not be what it was
 		case <-ticker.C:
 		}
 		c.mu.Lock()

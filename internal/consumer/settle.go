@@ -10,7 +10,6 @@ import (
 	"os"
 	"runtime/debug"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -30,6 +29,9 @@ import (
 
 // done takes the request off the stream.
 func (c *Consumer) done(e *entry) error {
+	if there, err := c.there(e); !there {
+		return err
+	}
 	if delivery := c.hand.delivery(e); delivery != nil {
 		if c.consumers.Load() > ackedMost {
 			return c.removal.settle(e.sequence, delivery)
@@ -37,6 +39,33 @@ func (c *Consumer) done(e *entry) error {
 		return delivery.Ack()
 	}
 	return c.stream.DeleteMsg(c.calling, e.sequence)
+}
+
+// era is in which life of the stream of requests this worker is, as far as it can
+// tell: a server that it was cut off from, or a consumer that went, may have come
+// back with another stream.
+func (c *Consumer) era() uint64 { return c.Conn.Stats().Reconnects + c.eras.Load() }
+
+// there reports whether the stream still has the request. One that came in an earlier
+// era may be gone, and its sequence, by which acks and deletions go, be another's.
+func (c *Consumer) there(e *entry) (bool, error) {
+	if e.era == c.era() {
+		return true, nil
+	}
+	ctx, cancel := context.WithTimeout(c.calling, 5*time.Second)
+	defer cancel()
+	msg, err := c.stream.GetMsg(ctx, e.sequence)
+	switch {
+	case errors.Is(err, jetstream.ErrMsgNotFound):
+		return false, nil
+	case err != nil:
+		return false, err
+	case !msg.Time.Equal(e.entered):
+		c.Logger.Warn("the stream of requests has lost the request, and another has its sequence: that one stays",
+			"connection", e.connection, "sequence", e.sequence)
+		return false, nil
+	}
+	return true, nil
 }
 
 // work relays and settles a request that is decoded; it returns why the request
@@ -305,7 +334,7 @@ func (s *settlement) keep(e *envelope.Error) bool {
 		dead.ReceivedHeader: {s.stored.UTC().Format(time.RFC3339Nano)},
 		dead.LifeHeader:     s.life(),
 		// The same message buried twice is one dead letter.
-		jetstream.MsgIDHeader: {RequestStream + "." + strconv.FormatUint(s.sequence, 10)},
+		jetstream.MsgIDHeader: {dead.MsgID(RequestStream, s.sequence, s.data)},
 	}
 	maps.Copy(msg.Header, ours)
 	if msg.Size() > int(s.Conn.MaxPayload()) || register.HeaderSize(msg.Header) > register.MaxHeader {

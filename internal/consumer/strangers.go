@@ -57,6 +57,7 @@ func (c *Consumer) answerStranger(rest string) {
 		refused = "has a wildcard: publish to " + requestPrefix + "<connection>"
 	}
 	for last := uint64(0); c.pulling.Err() == nil; {
+		era := c.era()
 		ctx, cancel := context.WithTimeout(c.pulling, 5*time.Second)
 		msg, err := c.stream.GetMsg(ctx, last+1, jetstream.WithGetMsgSubject(requestPrefix+rest))
 		cancel()
@@ -75,9 +76,13 @@ func (c *Consumer) answerStranger(rest string) {
 		}
 		e := &entry{
 			subject: msg.Subject, connection: key.connection, header: msg.Header, data: msg.Data, sequence: msg.Sequence,
-			stored: StoredAt(msg.Subject, msg.Header, msg.Time),
-			again:  true, // it may be answered already, by another worker
+			entered: msg.Time, stored: StoredAt(msg.Subject, msg.Header, msg.Time), era: era,
+			again: true, // it may be answered already, by another worker
 		}
+		if c.hand.has(e.origin()) {
+			continue // a call of it is under way since before its connection was removed: that ends it
+		}
+		e.sendings.Elsewhere = c.Connections.WasRemoved(key.connection)
 		c.decode(e)
 		if !known && e.refused == nil {
 			e.refused = &envelope.Error{

@@ -41,13 +41,14 @@ type Topology struct {
 }
 
 // Ensure creates the streams and buckets, or brings those of another version up to
-// date. Limits and placement that somebody has set by hand stay.
+// date. Limits and placement that somebody has set by hand stay; reads that don't go
+// through a stream's leader are switched off.
 func (t Topology) Ensure(ctx context.Context, js jetstream.JetStream) error {
 	// All at once: one after the other they were a quarter of the time to the first answer.
 	var all errgroup.Group
 	for _, config := range t.streams(js.Conn().MaxPayload()) {
 		all.Go(func() error {
-			return ensure(ctx, js, config.Name, config, func(made map[string]string, there jetstream.StreamConfig) error {
+			return ensure(ctx, js, config.Name, config, config.AllowDirect, func(made map[string]string, there jetstream.StreamConfig) error {
 				config.Metadata, config.MaxBytes, config.MaxMsgs, config.Placement = made, there.MaxBytes, there.MaxMsgs, there.Placement
 				config.MaxConsumers = max(config.MaxConsumers, there.MaxConsumers)
 				_, err := js.CreateOrUpdateStream(ctx, config)
@@ -60,7 +61,7 @@ func (t Topology) Ensure(ctx context.Context, js jetstream.JetStream) error {
 			Bucket: BodyBucket, Description: "bodies too large for a message",
 			TTL: t.Retention, Storage: jetstream.FileStorage, Replicas: t.Replicas,
 		}
-		return ensure(ctx, js, "OBJ_"+BodyBucket, config, func(made map[string]string, there jetstream.StreamConfig) error {
+		return ensure(ctx, js, "OBJ_"+BodyBucket, config, true, func(made map[string]string, there jetstream.StreamConfig) error {
 			config.Metadata, config.MaxBytes, config.Placement = made, there.MaxBytes, there.Placement
 			_, err := js.CreateOrUpdateObjectStore(ctx, config)
 			return err
@@ -75,8 +76,9 @@ func (t Topology) Ensure(ctx context.Context, js jetstream.JetStream) error {
 const madeMark = "zoho-worker.made-with"
 
 // ensure calls apply for a stream that wasn't made with config, with the metadata
-// that says that it is, and the configuration that is there, if any.
-func ensure(ctx context.Context, js jetstream.JetStream, name string, config any, apply func(made map[string]string, there jetstream.StreamConfig) error) error {
+// that says that it is, and the configuration that is there, if any. Direct says
+// whether it may be read from any replica.
+func ensure(ctx context.Context, js jetstream.JetStream, name string, config any, direct bool, apply func(made map[string]string, there jetstream.StreamConfig) error) error {
 	var there jetstream.StreamConfig
 	stream, err := js.Stream(ctx, name)
 	switch {
@@ -86,7 +88,7 @@ func ensure(ctx context.Context, js jetstream.JetStream, name string, config any
 		return fmt.Errorf("look at stream %s: %w", name, err)
 	}
 	mark := digestOf(config)
-	if there.Metadata[madeMark] == mark {
+	if there.Metadata[madeMark] == mark && (direct || !there.AllowDirect) {
 		return nil
 	}
 	if err := apply(map[string]string{madeMark: mark}, there); err != nil {

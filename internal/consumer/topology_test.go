@@ -64,7 +64,7 @@ func TestEnsureKeepsLimits(t *testing.T) {
 	streams := []string{consumer.RequestStream, consumer.ResponseStream, "OBJ_" + consumer.BodyBucket}
 	for _, name := range streams {
 		by := config(name)
-		by.MaxBytes, by.MaxConsumers = limit, consumers
+		by.MaxBytes, by.MaxConsumers, by.AllowDirect = limit, consumers, true
 		if _, err := js.UpdateStream(t.Context(), by); err != nil {
 			t.Fatal(err)
 		}
@@ -75,6 +75,8 @@ func TestEnsureKeepsLimits(t *testing.T) {
 			got := config(name)
 			if got.MaxBytes != limit || got.MaxConsumers != consumers && !strings.HasPrefix(name, "OBJ_") {
 				t.Errorf("%s has limits of %d bytes and %d consumers after a start with a retention of %s, not those set by hand", name, got.MaxBytes, got.MaxConsumers, retention)
+			} else if got.AllowDirect && !strings.HasPrefix(name, "OBJ_") {
+				t.Errorf("%s is read from any replica after a start", name)
 			} else if name != consumer.RequestStream && got.MaxAge != retention {
 				t.Errorf("%s keeps for %s, not %s", name, got.MaxAge, retention)
 			}

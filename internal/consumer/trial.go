@@ -56,20 +56,24 @@ var errConvicted = &envelope.Error{
 	Message: "four workers in a row died while they had this request in hand, the last two while they tried it alone: whether it was carried out is not known",
 }
 
-// mourn notes what a worker that died had in hand.
+// mourn notes what a worker that died had in hand, or an earlier session of this one.
 func (l *lane) mourn(ctx context.Context) error {
 	o := l.org
-	if l.mourned || o.hold.Own {
+	if l.mourned {
 		return nil
 	}
 	there, err := o.JetStream.Consumer(ctx, RequestStream, l.durable())
 	if errors.Is(err, jetstream.ErrConsumerNotFound) {
-		return nil // forgotten, with what it had handed out
+		return l.mournForgotten(ctx)
 	}
 	if err != nil {
 		return fmt.Errorf("look at consumer %s: %w", l.durable(), err)
 	}
 	handed := there.CachedInfo().Delivered.Stream
+	if o.hold.Own {
+		l.died, l.mourned = handed, true
+		return nil
+	}
 	o.mu.Lock()
 	// What is loaded is of the death before; a write that failed is written again.
 	l.died, l.twice = handed, min(o.trials.died[l.rest()], handed)
@@ -84,6 +88,24 @@ func (l *lane) mourn(ctx context.Context) error {
 	}
 	l.mourned = true
 	return nil
+}
+
+// mournForgotten is mourn where the server has begun anew and forgotten what it had
+// handed out: the first of those that are in the stream, and as many as a lane may have
+// in hand at most. Nobody is suspected for that.
+func (l *lane) mournForgotten(ctx context.Context) error {
+	info, err := l.org.stream.Info(ctx)
+	if err != nil {
+		return fmt.Errorf("look at stream %s: %w", RequestStream, err)
+	}
+	l.died, l.forgot, l.mourned = info.State.LastSeq, true, true
+	return nil
+}
+
+// was reports whether the request may have been in hand of a worker that died. The lane's
+// own goroutine asks, of one that has just come.
+func (l *lane) was(sequence uint64) bool {
+	return sequence <= l.died && !(l.forgot && l.received >= windowMost)
 }
 
 // try carries out a suspect.

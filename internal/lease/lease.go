@@ -9,8 +9,9 @@
 //
 // Invariants: an org changes hands only by a compare-and-set of its record; a
 // session is over for others only when the server's own clock says so, read
-// together with the record through the leader, so that no machine's clock
-// counts; its holder takes it for over a second earlier, by its own (register.Left);
+// together with the record through the leader, or when the record that the leader has
+// is the one that they saw long enough ago, so that no machine's clock counts; its
+// holder takes it for over a second earlier, by its own (register.Left);
 // a session that was over never comes back: the worker begins another.
 package lease
 
@@ -136,9 +137,10 @@ type dead struct {
 // seen is a session as it was last seen.
 type seen struct {
 	Session
-	position follow.Position
-	at       time.Time // when it was renewed last, by the monotonic clock
-	over     bool
+	stored time.Time // when it was renewed last, by the server's clock
+	at     time.Time // the same by the monotonic clock, as far as is known
+	since  time.Time // when this process saw that, by the monotonic clock
+	over   bool
 }
 
 // entry is a record with where it stands.
@@ -257,7 +259,8 @@ func (b *Book) sawSession(c follow.Change) {
 	}
 	over := ended || c.Age > b.options.Term+margin // of a worker that died before this one began
 	fresh := over && !s.over
-	s.Session, s.position, s.at, s.over = record.Session, c.Position, time.Now().Add(-c.Age), over
+	s.Session, s.stored, s.since, s.over = record.Session, c.Stored, time.Now(), over
+	s.at = s.since.Add(-c.Age)
 	b.mu.Unlock()
 	if fresh {
 		b.options.Changed("")

@@ -22,9 +22,33 @@ import (
 // network is a worker's connection, whose writes can be held up, lost or lied about.
 type network struct {
 	jetstream.JetStream
-	mu    sync.Mutex
-	fault func(ctx context.Context, publish func(context.Context) (*jetstream.PubAck, error)) (*jetstream.PubAck, error)
-	n     int // writes begun
+	mu     sync.Mutex
+	fault  func(ctx context.Context, publish func(context.Context) (*jetstream.PubAck, error)) (*jetstream.PubAck, error)
+	n      int           // writes begun
+	behind time.Duration // how far the server's clock went back
+}
+
+// Stream is a look at a stream with the server's time.
+func (w *network) Stream(ctx context.Context, name string) (jetstream.Stream, error) {
+	stream, err := w.JetStream.Stream(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return late{stream, w.behind}, nil
+}
+
+// late is a stream of a server whose clock is behind the times in it.
+type late struct {
+	jetstream.Stream
+	by time.Duration
+}
+
+func (l late) CachedInfo() *jetstream.StreamInfo {
+	info := *l.Stream.CachedInfo()
+	info.TimeStamp = info.TimeStamp.Add(-l.by)
+	return &info
 }
 
 func (w *network) PublishMsg(ctx context.Context, msg *nats.Msg, o ...jetstream.PublishOpt) (*jetstream.PubAck, error) {
@@ -440,6 +464,26 @@ func TestOddRecords(t *testing.T) {
 	// The stream of the sessions was just made: who served may not have noticed yet.
 	if h := take(t, a, "ghost"); !h.Crashed || string(h.State()) != `{"n":1}` {
 		t.Errorf("ghost: %+v", h)
+	}
+}
+
+// The server's clock goes back as a worker dies: its last sign of life seems to be of
+// the future, and its orgs go to another all the same, when that has waited for itself.
+func TestClockGoesBack(t *testing.T) {
+	t.Parallel()
+	s := serve(t)
+	a := begin(t, s, short)
+	h := take(t, a, "q")
+	a.net.set(cut)
+	<-a.lost
+	b := &worker{net: &network{JetStream: s.JetStream(), behind: time.Hour}}
+	b.Book = New(Options{JS: b.net, Term: short})
+	if err := b.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { b.Close(context.Background()) })
+	if taken := take(t, b, "q"); !taken.Crashed || taken.Owner() == h.Owner() {
+		t.Errorf("%+v", taken)
 	}
 }
 

@@ -202,7 +202,17 @@ func (b *Book) lasts(ctx context.Context, id string) (lasts, ended bool, err err
 	if json.Unmarshal(entry.Data, &record) == nil && record.Ended {
 		return false, true, nil
 	}
-	return young(entry.Time), false, nil
+	return young(entry.Time) && !b.still(id, entry.Time), false, nil
+}
+
+// still reports whether this process has seen a session not renewed for longer than it
+// lasts, since the record that was stored at an instant of the server's clock. That
+// clock may have gone back: then the record of a worker that is dead stays young.
+func (b *Book) still(id string, stored time.Time) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	s := b.others[id]
+	return s != nil && s.stored.Equal(stored) && time.Since(s.since) > b.options.Term+margin
 }
 
 // ReadSession returns what the worker of a session last said of itself; false where

@@ -52,7 +52,7 @@ type state struct {
 
 // of reports whether there is a token and it is of the connection's present grant.
 func (st *state) of(c *connection.Connection) bool {
-	return !st.token.Access.IsZero() && st.record.Grant == c.Grant && st.created.Equal(c.CreatedAt)
+	return !st.token.Access.IsZero() && st.record.of(c) && st.created.Equal(c.CreatedAt)
 }
 
 func (s *Source) entry(name string) *entry {

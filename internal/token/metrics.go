@@ -74,7 +74,7 @@ func (s *Source) budgetLeft() int {
 		if len(r.Mints) == 0 {
 			return true
 		}
-		if c, ok := s.options.Connections.Get(name.(string)); ok && c.Status == connection.Active && c.Grant == r.Grant {
+		if c, ok := s.options.Connections.Get(name.(string)); ok && c.Status == connection.Active && r.of(c) {
 			least = min(least, max(0, budget-len(r.recent(now))))
 		}
 		return true

@@ -33,7 +33,7 @@ func (s *Source) refresh(ctx context.Context, c *connection.Connection, refreshT
 // counts from before it was asked for.
 func (s *Source) minted(ctx context.Context, c *connection.Connection, r record, grant *zoho.Grant, used secret.Text, began time.Time) record {
 	next := record{
-		Grant: r.Grant, Generation: r.Generation + 1, Mints: r.Mints, APIDomain: grant.APIDomain,
+		Grant: r.Grant, GrantID: r.GrantID, Generation: r.Generation + 1, Mints: r.Mints, APIDomain: grant.APIDomain,
 		MintedAt: began, ExpiresAt: began.Add(grant.ExpiresIn),
 	}
 	if next.APIDomain == "" {
@@ -50,7 +50,7 @@ func (s *Source) minted(ctx context.Context, c *connection.Connection, r record,
 		if err != nil {
 			s.options.Logger.Error("rotated refresh token is not stored", "connection", c.Name, "err", err)
 		} else {
-			next.Grant = updated.Grant
+			next.Grant, next.GrantID = updated.Grant, updated.GrantID()
 		}
 	}
 	next.Sealed = s.options.Keyring.Seal([]byte(grant.AccessToken.Reveal()), next.associated(c)...)
@@ -135,7 +135,7 @@ func (s *Source) told(c *connection.Connection, before, after record) {
 		s.options.Events(c.Name, EventRecovered)
 	case after.Reason == "" && paused(before):
 		s.options.Events(c.Name, EventResumed)
-	case paused(after) && !paused(before.under(after.Grant)):
+	case paused(after) && !paused(before.under(c)):
 		s.options.Events(c.Name, EventPaused)
 	}
 }

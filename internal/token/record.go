@@ -40,8 +40,10 @@ func Reasons() []Reason {
 // record is what the stream holds of a connection's token. All times are the
 // JetStream server's.
 type record struct {
-	// Grant is the connection's grant that everything else is about.
+	// Grant is the connection's grant that everything else is about; GrantID tells it
+	// from one that was counted before connections were lost.
 	Grant      uint64    `json:"grant"`
+	GrantID    string    `json:"grant_id,omitempty"`
 	Generation uint64    `json:"generation"` // counts the tokens, over all grants
 	Sealed     []byte    `json:"access_token_sealed,omitempty"`
 	MintedAt   time.Time `json:"minted_at,omitzero"`
@@ -86,13 +88,20 @@ func (r record) encode() []byte {
 	return data
 }
 
-// under is the record as the grant has it: of another grant only the counting
-// of generations remains.
-func (r record) under(grant uint64) record {
-	if r.Grant == grant {
+// of reports whether the record is about the connection's present grant. Versions
+// before wrote no GrantID.
+func (r record) of(c *connection.Connection) bool {
+	return r.Grant == c.Grant && (r.GrantID == "" || c.GrantID() == "" || r.GrantID == c.GrantID())
+}
+
+// under is the record as the connection's present grant has it: of another grant
+// only the counting of generations remains.
+func (r record) under(c *connection.Connection) record {
+	if r.of(c) {
+		r.GrantID = c.GrantID()
 		return r
 	}
-	return record{Grant: grant, Generation: r.Generation}
+	return record{Grant: c.Grant, GrantID: c.GrantID(), Generation: r.Generation}
 }
 
 // associated binds a sealed token to the connection, its creation (a name may

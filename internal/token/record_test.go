@@ -4,6 +4,8 @@ import (
 	"slices"
 	"testing"
 	"time"
+
+	"zoho-worker/internal/connection"
 )
 
 func TestPause(t *testing.T) {
@@ -50,7 +52,7 @@ func TestRecordFailures(t *testing.T) {
 	if _, blocked := (record{Reason: Revoked}).blocked(now); !blocked {
 		t.Error("a revoked grant is not blocked")
 	}
-	if fresh := r.under(2); fresh.Grant != 2 || fresh.Generation != 3 || len(fresh.Mints) != 0 || !fresh.BlockedUntil.IsZero() {
+	if fresh := r.under(&connection.Connection{Grant: 2}); fresh.Grant != 2 || fresh.Generation != 3 || len(fresh.Mints) != 0 || !fresh.BlockedUntil.IsZero() {
 		t.Errorf("%+v", fresh)
 	}
 	again, err := decodeRecord(r.encode())

@@ -93,7 +93,7 @@ func (s *Source) fly(ctx context.Context, e *entry, name string, except uint64) 
 		if err != nil {
 			return Token{}, fmt.Errorf("refresh token of connection %s: %w", name, err)
 		}
-		if st.record.Grant > c.Grant { // authorized anew, and this process has not heard of it
+		if st.record.Grant >= c.Grant && !st.record.of(c) { // authorized anew, and this process has not heard of it
 			if c, err = s.options.Connections.Fetch(ctx, name); err != nil {
 				return Token{}, fmt.Errorf("refresh token of connection %s: %w", name, err)
 			}
@@ -105,8 +105,8 @@ func (s *Source) fly(ctx context.Context, e *entry, name string, except uint64) 
 		if token, err := s.verdict(st, c, except); err != nil || !token.Access.IsZero() {
 			return token, s.concluded(ctx, c, err)
 		}
-		r := st.record.under(c.Grant)
-		if r.Grant != st.record.Grant {
+		r := st.record.under(c)
+		if !st.record.of(c) {
 			r.Mints = []time.Time{s.serverNow()} // the consent brought a token, too
 		}
 		if r.Claim != nil {

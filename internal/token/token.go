@@ -275,7 +275,7 @@ func (s *Source) verdict(st *state, c *connection.Connection, except uint64) (To
 	if st.of(c) && st.token.Generation != except && s.options.Now().Before(st.useUntil) {
 		return st.token, nil
 	}
-	until, blocked := st.record.under(c.Grant).blocked(s.serverNow())
+	until, blocked := st.record.under(c).blocked(s.serverNow())
 	if !blocked {
 		return Token{}, nil
 	}

@@ -30,7 +30,7 @@ const (
 	clocks  = "TestChaosClocks"
 )
 
-// matrix is rows F1 to F49 in order.
+// matrix is rows F1 to F52 in order.
 var matrix = []row{
 	{"worker `kill -9`, at random", "no insert twice", []string{one, cluster, "TestCrashUnderLoad"}, ""},
 	{"`kill -9` after the claim, before the first byte", "no insert twice; answered", []string{"TestCrashWithOneInsert", "TestAbandonedAtEachPoint"}, ""},
@@ -81,6 +81,9 @@ var matrix = []row{
 	{"backlog of one org", "other orgs aren't held up: their median is 42 ms alone and beside a million (`BACKLOG=1000000`; each run has 20,000)", []string{"TestBacklogOfAnotherOrg"}, ""},
 	{"encryption key rotated, or missing", "readable with the old key; a missing one locks its connections only", []string{"TestKeyRotation", "TestRotation", "TestConsoleLocked"}, ""},
 	{"a day under random faults", "all invariants", nil, "nobody has run it; how to is [above](#a-day-of-it)"},
+	{"NATS comes back without its last writes, or with a stream of requests that is made anew, while workers go on", "none of the requests that come then is taken for one in hand, or acked for it", []string{"TestSequencesBeginAgain", "TestDeadlinesInAnotherStream", "TestValuesLostAndOthersWritten"}, ""},
+	{"a stream is deleted while workers run", "not ready, with its name; they go on when it is there again", []string{"TestStreamGone", "TestStreamsMadeAnew", "TestConnectionsRestored", "TestGrantCountedAnew"}, ""},
+	{"the clock of the NATS server goes back", "a dead worker's orgs go to others all the same", []string{"TestClockGoesBack"}, "what the clock says is made up in the test; the claim of an insert whose worker died just then holds until the clock is there again"},
 }
 
 const preamble = `# Reliability
@@ -192,8 +195,8 @@ func TestReliabilityPage(t *testing.T) {
 }
 
 func TestReliabilityNamesTestsThatExist(t *testing.T) {
-	if len(matrix) != 49 {
-		t.Errorf("the matrix has %d rows, not 49", len(matrix))
+	if len(matrix) != 52 {
+		t.Errorf("the matrix has %d rows, not 52", len(matrix))
 	}
 	tests, err := testsOf("../..")
 	if err != nil {

@@ -426,6 +426,27 @@ func TestConsoleDisconnect(t *testing.T) {
 	p.follow(got).want(t, 200, "acme is disconnected", "not revoked at Zoho", "Connected Apps")
 }
 
+// A connection is authorized again while it is disconnected, after its grant was
+// revoked: the fresh one isn't left behind at Zoho.
+func TestConsoleDisconnectWhileAuthorized(t *testing.T) {
+	t.Parallel()
+	c := newConsole(t)
+	p := c.person()
+	p.follow(p.connect("Acme", ada)).want(t, 200, "is connected")
+	fresh := c.Zoho.GrantRefreshToken(ada)
+	authorize := sync.OnceFunc(func() {
+		if _, err := c.store.Reauthorize(t.Context(), "acme", secret.New(fresh), nil); err != nil {
+			t.Error(err)
+		}
+	})
+	revocation := zohotest.Match{Endpoint: zohotest.Accounts, Path: "/oauth/v2/token/revoke"}
+	c.Zoho.OnCall(zohotest.Executed, revocation, func(zohotest.Call) { authorize() })
+	p.follow(p.submit("/connections/acme/disconnect", "/connections/acme/disconnect")).want(t, 200, "acme is disconnected", "was revoked at Zoho")
+	if n := c.revocations(); n != 2 {
+		t.Errorf("%d of 2 grants were revoked", n)
+	}
+}
+
 // Zoho's answer to a code is taken in although the browser has gone: the access that
 // it gives would be there, and nobody's.
 func TestConsoleBrowserGoesAway(t *testing.T) {

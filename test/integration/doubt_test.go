@@ -11,6 +11,7 @@ import (
 
 	"zoho-worker/internal/devbox"
 	"zoho-worker/internal/envelope"
+	"zoho-worker/internal/lease"
 	"zoho-worker/internal/zoho/zohotest"
 )
 
@@ -141,9 +142,21 @@ func TestDoubtOfConditionsElsewhere(t *testing.T) {
 }
 
 // Nor where the worker that sent it died: the next one has it from a consumer that is
-// made anew, and which counts its deliveries from one.
+// made anew, and which counts its deliveries from one. Nor where NATS died with it, as
+// on the same machine, and has forgotten the consumer.
 func TestDoubtAfterACrash(t *testing.T) {
 	t.Parallel()
+	t.Run("of the worker", func(t *testing.T) {
+		t.Parallel()
+		doubtAfterACrash(t, func(*rig) error { return nil })
+	})
+	t.Run("of NATS, too", func(t *testing.T) {
+		t.Parallel()
+		doubtAfterACrash(t, (*rig).RestartNATS)
+	})
+}
+
+func doubtAfterACrash(t *testing.T, also func(*rig) error) {
 	r := newRig(t, zohotest.Options{})
 	r.demo(10)
 	r.Zoho.SetUnique(devbox.OrgID, "Leads", "External_Id")
@@ -158,6 +171,9 @@ func TestDoubtAfterACrash(t *testing.T) {
 	r.reached(hold)
 	first.signal(syscall.SIGKILL)
 	first.died()
+	if err := also(r); err != nil {
+		t.Fatal(err)
+	}
 	hold.Release()
 	r.worker(brief)
 	wantCode(t, r.await("demo", "delete"), envelope.OutcomeUnknown, "another worker")
@@ -165,6 +181,62 @@ func TestDoubtAfterACrash(t *testing.T) {
 	if n := r.executed()["late"]; n != 1 {
 		t.Errorf("%d records", n)
 	}
+}
+
+// Nor where the worker lost its session while the request rested, and gave it back.
+func TestDoubtAfterALostSession(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, zohotest.Options{})
+	r.demo(10)
+	r.worker(brief)
+	ids := r.Zoho.Seed(devbox.OrgID, "Leads", map[string]any{"Last_Name": "Gone"})
+	path := "/crm/v8/Leads/" + ids[0]
+	r.Zoho.Inject(zohotest.CutApplied(zohotest.Reset).On("DELETE", path))
+	r.Zoho.Inject(zohotest.TooManyRequestsRetry(zohotest.Concurrency, 10*time.Second).On("DELETE", path))
+	r.publish("demo", doc{"id": "delete", "method": "DELETE", "url": "/v8/Leads/" + ids[0]})
+	eventually(t, "the org is paused", func() bool { s := r.sight(); return s != nil && s.State.Pause != nil })
+	r.anew(lease.WorkerStream)
+	response := r.await("demo", "delete")
+	wantCode(t, response, envelope.OutcomeUnknown, "another worker")
+}
+
+// A connection is removed while a call of it is under way: what Zoho answered is
+// delivered, and where nobody knows what became of a call, that is said.
+func TestDoubtAfterARemoval(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, zohotest.Options{})
+	r.demo(10)
+	ids := r.Zoho.Seed(devbox.OrgID, "Leads", map[string]any{"Last_Name": "Before"})
+	first := r.worker(patientCalls)
+	update := func(id string) {
+		r.publish("demo", doc{"id": id, "method": "PUT", "url": "/v8/Leads/" + ids[0], "body": doc{"data": []doc{{"Last_Name": "After"}}}})
+	}
+	hold := r.Zoho.Hold(zohotest.Executed, zohotest.Match{Method: "PUT"})
+	update("under-way")
+	r.reached(hold)
+	if err := r.store.Remove(t.Context(, ""), "demo"); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the connection is unknown, of which all requests are answered in order", func() bool {
+		got := r.call("demo", list(r.id("removed")))
+		return got.Error != nil && got.Error.Code == envelope.UnknownConnection
+	})
+	hold.Release()
+	wantStatus(t, r.await("demo", "under-way"), 200)
+	stop(first)
+
+	r.connect("demo", devbox.OrgID, 10)
+	second := r.worker(brief)
+	hold = r.Zoho.Hold(zohotest.Executed, zohotest.Match{Method: "PUT"})
+	update("cut")
+	r.reached(hold)
+	stop(second) // its call ends without an answer
+	hold.Release()
+	if err := r.store.Remove(t.Context(), "demo"); err != nil {
+		t.Fatal(err)
+	}
+	r.worker(brief)
+	wantCode(t, r.await("demo", "cut"), envelope.UnknownConnection, "is not known")
 }
 
 // A GET that runs the customer's code is sent once, like an insert. Asked again

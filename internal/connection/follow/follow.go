@@ -8,8 +8,9 @@
 // Invariants: changes are handed over one at a time; within an epoch the
 // revisions of a subject only grow; a stream that was deleted, recreated or
 // restored to an earlier state begins a new epoch and is read from the start,
-// and subjects that are no longer in it are handed over as gone; a lost
-// connection, a lost consumer and a lost leader are repaired without help.
+// and subjects that are no longer in it are handed over as gone, also where it has
+// as many values again by the time it is looked at; a lost connection, a lost
+// consumer and a lost leader are repaired without help.
 package follow
 
 import (
@@ -21,6 +22,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
 	"zoho-worker/internal/register"
@@ -41,6 +43,8 @@ type Change struct {
 	Data     []byte
 	// Gone says that the subject has no value in the new epoch; Data is nil.
 	Gone bool
+	// Stored is when the value was stored, by the server's clock.
+	Stored time.Time
 	// Age is for how long the value has been there at least, by the server's clock.
 	Age time.Duration
 }
@@ -75,9 +79,19 @@ type Follower struct {
 
 	// What follows belongs to whoever holds mu: the goroutine that applies.
 	mu      sync.Mutex
-	known   map[string]uint64 // subject to the epoch it was last seen in
-	reached uint64            // highest sequence applied in this epoch
-	clock   register.Clock    // the server's, or a little less
+	known   map[string]value
+	reached uint64         // highest sequence applied in this epoch
+	reading uint64         // counts how often the stream was begun to be read
+	doubts  int            // how many readings in a row missed what was there
+	clock   register.Clock // the server's, or a little less
+}
+
+// value is the value of a subject that was handed over last.
+type value struct {
+	epoch, revision uint64
+	at              time.Time // when it was stored
+	reading         uint64    // the last one in which the subject had a value
+	back            bool      // that one was an earlier value, or another of the same revision
 }
 
 // timeout bounds a single exchange with the server.
@@ -97,7 +111,7 @@ func Start(ctx context.Context, js jetstream.JetStream, options Options) (*Follo
 		options.Logger = slog.Default()
 	}
 	run, stop := context.WithCancel(context.WithoutCancel(ctx))
-	f := &Follower{js: js, options: options, stop: stop, done: make(chan struct{}), known: map[string]uint64{}}
+	f := &Follower{js: js, options: options, stop: stop, done: make(chan struct{}), known: map[string]value{}}
 	first := make(chan error, 1)
 	go f.run(run, first)
 	select {
@@ -156,8 +170,11 @@ func (f *Follower) run(ctx context.Context, first chan<- error) {
 	}
 }
 
-// errAgain are the reasons to begin again that need no word of their own.
-var errAgain = errors.New("consumer ended")
+// The reasons to begin again that need no word of their own.
+var (
+	errAgain = errors.New("consumer ended")
+	errBack  = errors.New("the stream has lost what it had")
+)
 
 // follow reads the stream from the start and stays with it until it must begin
 // again.
@@ -167,12 +184,19 @@ func (f *Follower) follow(ctx context.Context, created *time.Time, loaded func()
 		return err
 	}
 	f.mu.Lock()
-	if !info.Created.Equal(*created) || info.State.LastSeq < f.reached {
+	// One that has lost its last writes was made when it was. A reading may miss
+	// something because the server that is read from is behind.
+	if !info.Created.Equal(*created) || info.State.LastSeq < f.reached || f.doubts > 1 {
 		*created = info.Created
 		f.epoch.Add(1)
-		f.reached = 0
+		f.reached, f.doubts = 0, 0
 	}
+	f.reading++
 	f.mu.Unlock()
+	// What the stream is after that may be seen by reading all of it alone.
+	connected := f.js.Conn().StatusChanged(nats.CONNECTED)
+	defer f.js.Conn().RemoveStatusListener(connected)
+	disturbed := make(chan error, 1)
 
 	sctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
@@ -199,6 +223,10 @@ func (f *Follower) follow(ctx context.Context, created *time.Time, loaded func()
 		}
 	}, jetstream.ConsumeErrHandler(func(_ jetstream.ConsumeContext, err error) {
 		f.options.Logger.Debug("follow", "stream", f.options.Stream, "err", err)
+		select {
+		case disturbed <- err:
+		default:
+		}
 	}))
 	if err != nil {
 		return fmt.Errorf("consume: %w", err)
@@ -219,9 +247,15 @@ func (f *Follower) follow(ctx context.Context, created *time.Time, loaded func()
 		case <-closed:
 			return errAgain
 		case <-complete:
-			f.settle(target)
+			if !f.settle(target) {
+				return errBack
+			}
 			loaded()
 			complete = nil
+		case <-connected:
+			return errors.New("the connection was lost")
+		case err := <-disturbed:
+			return err
 		case <-tick.C:
 			reached := f.seen() // before the look, or what comes meanwhile seems to be more than there is
 			info, err := f.info(ctx)
@@ -271,27 +305,41 @@ func (f *Follower) apply(msg jetstream.Msg, meta *jetstream.MsgMetadata) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	epoch, revision := f.epoch.Load(), meta.Sequence.Stream
-	f.known[msg.Subject()] = epoch
 	f.reached = max(f.reached, revision)
+	if v, ok := f.known[msg.Subject()]; ok && v.epoch == epoch && v.revision >= revision {
+		v.reading, v.back = f.reading, v.revision > revision || !v.at.Equal(meta.Timestamp)
+		f.known[msg.Subject()] = v
+		return
+	}
+	f.known[msg.Subject()] = value{epoch: epoch, revision: revision, at: meta.Timestamp, reading: f.reading}
 	f.options.Apply(Change{
 		Subject: msg.Subject(), Position: Position{Epoch: epoch, Revision: revision}, Data: msg.Data(),
-		Age: max(0, f.clock.Now().Sub(meta.Timestamp)),
+		Stored: meta.Timestamp, Age: max(0, f.clock.Now().Sub(meta.Timestamp)),
 	})
 }
 
-// settle ends the first reading, which went up to target (the message there may
-// have been deleted): what an earlier epoch had and this one has not is gone.
-func (f *Follower) settle(target uint64) {
+// settle ends a reading, which went up to target (the message there may have been
+// deleted): what an earlier epoch had and this one has not is gone. It reports
+// whether the reading had all that this epoch had before.
+func (f *Follower) settle(target uint64) (all bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.reached = max(f.reached, target)
 	epoch := f.epoch.Load()
-	for subject, seen := range f.known {
-		if seen != epoch {
+	all = true
+	for subject, v := range f.known {
+		if v.epoch != epoch {
 			delete(f.known, subject)
 			f.options.Apply(Change{Subject: subject, Position: Position{Epoch: epoch}, Gone: true})
+		} else if v.reading != f.reading || v.back {
+			all = false
 		}
 	}
+	f.doubts++
+	if all {
+		f.doubts = 0
+	}
+	return all
 }
 
 func (f *Follower) seen() uint64 {

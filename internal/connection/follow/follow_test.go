@@ -3,6 +3,8 @@ package follow_test
 import (
 	"context"
 	"log/slog"
+	"maps"
+	"sync"
 	"testing"
 	"time"
 
@@ -44,4 +46,75 @@ func TestStartWhileTheLastValueEnds(t *testing.T) {
 		t.Fatal(err)
 	}
 	f.Close()
+}
+
+// mirror is what a follower handed over, as its users keep it.
+type mirror struct {
+	mu     sync.Mutex
+	at     map[string]follow.Position
+	values map[string]string
+}
+
+func (m *mirror) apply(c follow.Change) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if at, ok := m.at[c.Subject]; ok && !c.Position.After(at) {
+		return
+	}
+	m.at[c.Subject] = c.Position
+	if delete(m.values, c.Subject); !c.Gone {
+		m.values[c.Subject] = string(c.Data)
+	}
+}
+
+func (m *mirror) becomes(t *testing.T, want map[string]string) {
+	t.Helper()
+	var got map[string]string
+	for deadline := time.Now().Add(30 * time.Second); time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
+		m.mu.Lock()
+		got = maps.Clone(m.values)
+		m.mu.Unlock()
+		if maps.Equal(got, want) {
+			return
+		}
+	}
+	t.Fatalf("the stream has %v, the follower handed over %v", want, got)
+}
+
+// A stream that has lost its last values, and has got as many others before anybody
+// looked at it: no look would tell.
+func TestValuesLostAndOthersWritten(t *testing.T) {
+	t.Parallel()
+	server := natstest.Start(t)
+	js := server.JetStream()
+	server.Create(js, jetstream.StreamConfig{Name: "VALUES", Subjects: []string{"values.*"}, MaxMsgsPerSubject: 1})
+	write := func(subject, value string) {
+		t.Helper()
+		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+		defer cancel()
+		for { // the server may just be starting
+			if _, err := js.Publish(ctx, "values."+subject, []byte(value)); err == nil {
+				return
+			} else if ctx.Err() != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	write("a", "1")
+	write("b", "1")
+	server.Save()
+	m := &mirror{at: map[string]follow.Position{}, values: map[string]string{}}
+	f, err := follow.Start(t.Context(), js, follow.Options{Stream: "VALUES", Check: time.Hour, Apply: m.apply, Logger: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	write("a", "lost")
+	write("c", "lost")
+	m.becomes(t, map[string]string{"values.a": "lost", "values.b": "1", "values.c": "lost"})
+	server.Revert()
+	write("b", "2")
+	write("d", "2")
+	write("e", "2")
+	m.becomes(t, map[string]string{"values.a": "1", "values.b": "2", "values.d": "2", "values.e": "2"})
 }

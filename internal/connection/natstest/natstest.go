@@ -6,6 +6,7 @@ package natstest
 
 import (
 	"context"
+	"os"
 	"testing"
 	"time"
 
@@ -19,6 +20,7 @@ type Server struct {
 	tb      testing.TB
 	options server.Options
 	server  *server.Server
+	saved   string // a copy of what it stored
 }
 
 // Run starts a nats-server with these options, on loopback, that ends with the test:
@@ -72,6 +74,34 @@ func (s *Server) Stop() {
 func (s *Server) Restart() {
 	s.tb.Helper()
 	s.Stop()
+	s.start()
+}
+
+// URL is where clients reach the server.
+func (s *Server) URL() string { return s.server.ClientURL() }
+
+// Save keeps what the server has stored by now, for Revert. It restarts the server.
+func (s *Server) Save() {
+	s.tb.Helper()
+	s.Stop()
+	s.saved = s.tb.TempDir()
+	if err := os.CopyFS(s.saved, os.DirFS(s.options.StoreDir)); err != nil {
+		s.tb.Fatalf("natstest: save: %v", err)
+	}
+	s.start()
+}
+
+// Revert restarts the server with what it had stored when it was saved: as after a
+// power failure that took the last writes.
+func (s *Server) Revert() {
+	s.tb.Helper()
+	s.Stop()
+	if err := os.RemoveAll(s.options.StoreDir); err != nil {
+		s.tb.Fatalf("natstest: revert: %v", err)
+	}
+	if err := os.CopyFS(s.options.StoreDir, os.DirFS(s.saved)); err != nil {
+		s.tb.Fatalf("natstest: revert: %v", err)
+	}
 	s.start()
 }
 
