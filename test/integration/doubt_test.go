@@ -214,7 +214,7 @@ func TestDoubtAfterARemoval(t *testing.T) {
 	hold := r.Zoho.Hold(zohotest.Executed, zohotest.Match{Method: "PUT"})
 	update("under-way")
 	r.reached(hold)
-	if err := r.store.Remove(t.Context(, ""), "demo"); err != nil {
+	if err := r.store.Remove(t.Context(), "demo", ""); err != nil {
 		t.Fatal(err)
 	}
 	eventually(t, "the connection is unknown, of which all requests are answered in order", func() bool {
