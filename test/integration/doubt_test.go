@@ -232,7 +232,7 @@ func TestDoubtAfterARemoval(t *testing.T) {
 	r.reached(hold)
 	stop(second) // its call ends without an answer
 	hold.Release()
-	if err := r.store.Remove(t.Context(), "demo"); err != nil {
+	if err := r.store.Remove(t.Context(), "demo", ""); err != nil {
 		t.Fatal(err)
 	}
 	r.worker(brief)
