@@ -296,7 +296,7 @@ func TestConnectionsRestored(t *testing.T) {
 	}
 	notReady(t, w.HTTPAddr, "stream "+connection.StreamName+" is gone")
 	restore()
-	if err := r.store.Remove(t.Context(), "leaves"); err != nil {
+	if err := r.store.Remove(t.Context(), "leaves", ""); err != nil {
 		t.Fatal(err)
 	}
 	isReady(t, w.HTTPAddr)
