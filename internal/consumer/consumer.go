@@ -420,6 +420,7 @@ func (c *Consumer) compare(info *jetstream.StreamInfo) {
 	}
 	c.Logger.Warn("the stream of requests is another one, or has lost its last writes: everything in it is read anew")
 	c.eras.Add(1)
+	c.watchAll(true)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	clear(c.backlog)

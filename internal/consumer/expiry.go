@@ -205,7 +205,7 @@ func (c *Consumer) watch(ctx context.Context, o *org, e *expiry, subjects []stri
 			e.add(deadline{at: c.Clock.Now().Add(time.Second), of: next.of})
 			continue
 		}
-		era := c.era()
+		era := c.era(nil)
 		msg, err := c.stream.GetMsg(ctx, next.of.sequence)
 		if errors.Is(err, jetstream.ErrMsgNotFound) {
 			continue // settled meanwhile

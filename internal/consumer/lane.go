@@ -45,10 +45,11 @@ type lane struct {
 	// died, and twice up to which to two in a row.
 	died     uint64
 	twice    uint64
-	mourned  bool     // both are known, and written; the lane's own goroutine's
-	forgot   bool     // the server did, what was handed out; likewise
-	era      uint64   // Consumer.era when it was opened; likewise
-	behind   []*entry // ordered requests, until no other worker has one of the lane
+	mourned  bool          // both are known, and written; the lane's own goroutine's
+	forgot   bool          // the server did, what was handed out; likewise
+	era      uint64        // Consumer.era when it was opened; likewise
+	losses   atomic.Uint64 // how often it was lost, and not ended
+	behind   []*entry      // ordered requests, until no other worker has one of the lane
 	inHand   int
 	chained  int // of them, those that stand behind another of their order
 	received int // since it is served, whatever became of them
@@ -107,7 +108,8 @@ func (l *lane) serve(fresh bool) {
 		if err == nil {
 			fresh, first = false, false
 			if done, err = l.follow(p); !done {
-				o.eras.Add(1) // the server may have forgotten what it handed over
+				l.losses.Add(1) // the server may have forgotten what it handed over
+				o.lookSoon()    // or have another stream
 			}
 		}
 		if err != nil && !errors.Is(err, errMoved) && o.pulling.Err() == nil {
@@ -182,7 +184,7 @@ func (l *lane) open(fresh, first bool) (*pulls, error) {
 			return nil, fmt.Errorf("make consumer %s anew: %w", l.durable(), err)
 		}
 	}
-	l.era = o.era()
+	l.era = o.era(l)
 	source, err := ensureConsumer(setup, o.JetStream, l.config())
 	if err != nil {
 		return nil, fmt.Errorf("create consumer %s: %w", l.durable(), err)
@@ -346,16 +348,21 @@ func (c *Consumer) watchLanes() {
 			c.lookSoon() // the stream may not be what it was
 		case <-ticker.C:
 		}
-		c.mu.Lock()
-		orgs := slices.Collect(maps.Values(c.orgs))
-		c.mu.Unlock()
-		for _, o := range orgs {
-			o.mu.Lock()
-			for _, l := range o.lanes {
-				l.watch(reconnected)
-			}
-			o.mu.Unlock()
+		c.watchAll(reconnected)
+	}
+}
+
+// watchAll looks after all lanes; again says that each begins again.
+func (c *Consumer) watchAll(again bool) {
+	c.mu.Lock()
+	orgs := slices.Collect(maps.Values(c.orgs))
+	c.mu.Unlock()
+	for _, o := range orgs {
+		o.mu.Lock()
+		for _, l := range o.lanes {
+			l.watch(again)
 		}
+		o.mu.Unlock()
 	}
 }
 
@@ -378,12 +385,12 @@ func (c *Consumer) awaitOthers() {
 }
 
 // watch looks after the lane's pulls. The lock is held.
-func (l *lane) watch(reconnected bool) {
+func (l *lane) watch(again bool) {
 	switch {
 	case l.pulls == nil:
 	case l.inHand == 0 && time.Since(l.came) >= idle:
 		l.pulls.end()
-	case reconnected, l.asked > 0 && time.Since(l.heard) > 2*pullHeartbeat:
+	case again, l.asked > 0 && time.Since(l.heard) > 2*pullHeartbeat:
 		l.silent = true
 		l.nudge()
 	}

@@ -42,14 +42,20 @@ func (c *Consumer) done(e *entry) error {
 }
 
 // era is in which life of the stream of requests this worker is, as far as it can
-// tell: a server that it was cut off from, or a consumer that went, may have come
-// back with another stream.
-func (c *Consumer) era() uint64 { return c.Conn.Stats().Reconnects + c.eras.Load() }
+// tell: a server that it was cut off from, or a lane's consumer that went, may have come
+// back with another stream. Each of these only counts up.
+func (c *Consumer) era(l *lane) uint64 {
+	n := c.Conn.Stats().Reconnects + c.eras.Load()
+	if l != nil {
+		n += l.losses.Load()
+	}
+	return n
+}
 
 // there reports whether the stream still has the request. One that came in an earlier
 // era may be gone, and its sequence, by which acks and deletions go, be another's.
 func (c *Consumer) there(e *entry) (bool, error) {
-	if e.era == c.era() {
+	if e.era == c.era(e.lane) {
 		return true, nil
 	}
 	ctx, cancel := context.WithTimeout(c.calling, 5*time.Second)

@@ -57,7 +57,7 @@ func (c *Consumer) answerStranger(rest string) {
 		refused = "has a wildcard: publish to " + requestPrefix + "<connection>"
 	}
 	for last := uint64(0); c.pulling.Err() == nil; {
-		era := c.era()
+		era := c.era(nil)
 		ctx, cancel := context.WithTimeout(c.pulling, 5*time.Second)
 		msg, err := c.stream.GetMsg(ctx, last+1, jetstream.WithGetMsgSubject(requestPrefix+rest))
 		cancel()
