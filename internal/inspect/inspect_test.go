@@ -155,8 +155,10 @@ func TestQueuesWithoutWorker(t *testing.T) {
 	if queues, _, err = s.Queues(t.Context()); err != nil || len(queues) != 1 || queues[0].Places != 4 {
 		t.Errorf("with another limit %+v, %v", queues, err)
 	}
-	if q, err := s.Queue(t.Context(), "acme"); err != nil || q.Places != 4 {
-		t.Errorf("with another limit %+v, %v", q, err)
+	for _, name := range []string{"acme", "idle"} { // with requests, and without any
+		if q, err := s.Queue(t.Context(), name); err != nil || q.Places != 4 || !slices.Contains(q.Connections, name) {
+			t.Errorf("with another limit %+v, %v", q, err)
+		}
 	}
 }
 
@@ -289,5 +291,40 @@ func TestDeadlineByServersClock(t *testing.T) {
 		if w := (&Why{Deadline: deadline, now: now}); !strings.Contains(w.until(), says) {
 			t.Errorf("%q does not say %q", w.until(), says)
 		}
+	}
+}
+
+// What a worker says of its org, in the numbers of a queue.
+func TestSee(t *testing.T) {
+	t.Parallel()
+	now := time.Now()
+	pause := func(d time.Duration) *flow.Pause { return &flow.Pause{Until: now.Add(d), Cause: d.String()} }
+	see := func(state flow.State) *Queue {
+		q := &Queue{Name: queue}
+		q.see(consumer.Sight{
+			Queue: queue, Places: 8, State: state, Lanes: []consumer.LaneSight{{Connection: "acme", Running: 5, Held: 1}},
+		}, &stored{now: now, counts: map[string]map[string]int{"acme": {"": 3}}}) // of which some were settled since
+		q.finish()
+		return q
+	}
+	const short, long, past = time.Minute, 2 * time.Minute, -time.Minute
+	for _, of := range [][2]time.Duration{{short, long}, {long, short}, {long, past}, {past, long}} {
+		if q := see(flow.State{Pause: pause(of[0]), Hand: pause(of[1])}); q.Paused != long || q.Cause != long.String() {
+			t.Errorf("%v: %+v", of, q)
+		}
+	}
+	q := see(flow.State{Pause: pause(past), HeavyPause: pause(past), HeavyLimit: 3, Limit: 20})
+	if q.Paused != 0 || !q.PausedUntil.IsZero() || q.HeavyPause != nil || q.HeavyPlaces != 3 || q.lowered || q.Waiting != 1 || q.Credits != nil {
+		t.Errorf("%+v", q)
+	}
+	if q := see(flow.State{Limit: 8, HeavyPause: pause(long)}); !q.lowered || q.HeavyPlaces != 8 || q.HeavyPause == nil {
+		t.Errorf("%+v", q)
+	}
+	if q := see(flow.State{Left: 7, Known: now}); q.Credits == nil || *q.Credits.Remaining != 7 {
+		t.Errorf("%+v", q.Credits)
+	}
+	used := flow.Usage{First: now.UnixNano() / int64(15*time.Minute), Counts: []int{5}}
+	if q := see(flow.State{Used: used}); q.Credits == nil || q.Credits.Used != 5 {
+		t.Errorf("%+v", q.Credits)
 	}
 }

@@ -12,6 +12,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/redis/go-redis/v9"
@@ -109,7 +110,8 @@ func TestReleaseWakesWaiters(t *testing.T) {
 
 func TestWaiterStopsWithItsContext(t *testing.T) {
 	t.Parallel()
-	l := locker(t, redistest.Start(t), Options{})
+	s := redistest.Start(t)
+	l := locker(t, s, Options{})
 	k := acquire(t, l, "acme")
 	defer k.Release()
 	ctx, cancel := context.WithCancelCause(t.Context())
@@ -117,6 +119,16 @@ func TestWaiterStopsWithItsContext(t *testing.T) {
 	go cancel(reason)
 	if _, err := l.Acquire(ctx, "acme"); !errors.Is(err, reason) || errors.Is(err, ErrUnavailable) {
 		t.Errorf("got %v", err)
+	}
+	c := s.Client() // nobody waits any more, so nobody listens
+	for deadline := time.Now().Add(patience); ; time.Sleep(5 * time.Millisecond) {
+		n, err := c.PubSubNumSub(t.Context(), "zoho:released").Result()
+		if err == nil && n["zoho:released"] == 0 {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("%v listen, %v", n, err)
+		}
 	}
 }
 
@@ -320,6 +332,25 @@ func TestCircuit(t *testing.T) {
 	if n := asked.Load(); n != 1 {
 		t.Errorf("Redis was asked %d times", n)
 	}
+}
+
+// When the cooldown is over one may look whether Redis is back, and the others wait for
+// what he finds.
+func TestCircuitLetsOneLook(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		c := circuit{cooldown: time.Second}
+		if !c.allow() || !c.open() || c.open() || c.allow() {
+			t.Error("a fault, and Redis is asked at once")
+		}
+		time.Sleep(time.Second)
+		if !c.allow() || c.allow() {
+			t.Error("nobody looks, or two do")
+		}
+		if !c.close() || c.close() || !c.allow() {
+			t.Error("it is back, and not asked")
+		}
+	})
 }
 
 // Redis goes and comes back: one line of the log each, however often it is asked.
