@@ -73,11 +73,12 @@ func TestEnsureKeepsLimits(t *testing.T) {
 		ensure(retention)
 		for _, name := range streams {
 			got := config(name)
-			if got.MaxBytes != limit || got.MaxConsumers != consumers && !strings.HasPrefix(name, "OBJ_") {
+			switch own := !strings.HasPrefix(name, "OBJ_"); {
+			case got.MaxBytes != limit || own && got.MaxConsumers != consumers:
 				t.Errorf("%s has limits of %d bytes and %d consumers after a start with a retention of %s, not those set by hand", name, got.MaxBytes, got.MaxConsumers, retention)
-			} else if got.AllowDirect && !strings.HasPrefix(name, "OBJ_") {
+			case own && got.AllowDirect:
 				t.Errorf("%s is read from any replica after a start", name)
-			} else if name != consumer.RequestStream && got.MaxAge != retention {
+			case name != consumer.RequestStream && got.MaxAge != retention:
 				t.Errorf("%s keeps for %s, not %s", name, got.MaxAge, retention)
 			}
 		}
