@@ -41,6 +41,16 @@ func TestBatchMerge(t *testing.T) {
 			return &zoho.Answer{}
 		}
 	}
+	const there = `{"code":"DUPLICATE_DATA","details":{"api_name":"R","id":"7"},"message":"duplicate data","status":"error"}`
+	find := func(a *zoho.Answer) step {
+		return func(b *batch) *zoho.Answer {
+			if b.collect(a, "R", true, false) {
+				t.Errorf("%s: sent again", a.Body)
+			}
+			return a
+		}
+	}
+	found207, found400 := find(answered(207, there, written(2), written(3))), find(answered(400, there, there, there))
 	unknown := string(unknownRecord)
 	const locked = "RECORD_LOCKED"
 	for name, c := range map[string]struct {
@@ -58,6 +68,13 @@ func TestBatchMerge(t *testing.T) {
 		"passing, then refused whole": {[]step{say(true, answered(207, written(1), refusedRecord(locked), written(3))), say(false, &zoho.Answer{Status: 403, Body: []byte(refusedRecord("NO_PERMISSION"))})}, []string{written(1), refusedRecord("NO_PERMISSION"), written(3)}, 207, "", 0},
 		"passing, then a page":        {[]step{say(true, answered(207, written(1), refusedRecord(locked), written(3))), say(false, &zoho.Answer{Status: 404, Body: []byte("<html>")})}, []string{written(1), string(composed("HTTP_404", "the call was refused as a whole").Raw), written(3)}, 207, "", 0},
 		"passing, then a strange 200": {[]step{say(true, answered(207, written(1), refusedRecord(locked), written(3))), say(false, answered(200, written(1), written(2)))}, []string{written(1), unknown, written(3)}, 207, "", 1},
+		"refused whole":               {[]step{say(false, &zoho.Answer{Status: 403, Body: []byte(refusedRecord("NO_PERMISSION"))})}, nil, 0, "", 0},
+		"passing, then a redirection": {[]step{say(true, answered(207, written(1), refusedRecord(locked), written(3))), say(false, &zoho.Answer{Status: 300})}, []string{written(1), string(composed("HTTP_300", "the call was refused as a whole").Raw), written(3)}, 207, "", 0},
+		"passing, then none":          {[]step{say(true, answered(400, refusedRecord(locked), refusedRecord("INVALID_DATA"), refusedRecord(locked))), say(false, answered(400, refusedRecord("INVALID_DATA"), refusedRecord("INVALID_DATA")))}, []string{refusedRecord("INVALID_DATA"), refusedRecord("INVALID_DATA"), refusedRecord("INVALID_DATA")}, 400, "", 0},
+		"passing, then one":           {[]step{say(true, answered(400, refusedRecord(locked), refusedRecord("INVALID_DATA"), refusedRecord("INVALID_DATA"))), say(false, answered(201, written(1)))}, []string{written(1), refusedRecord("INVALID_DATA"), refusedRecord("INVALID_DATA")}, 207, "", 0},
+		"one passing, then lost":      {[]step{say(true, answered(400, refusedRecord("INVALID_DATA"), refusedRecord(locked), refusedRecord("INVALID_DATA"))), lose}, []string{refusedRecord("INVALID_DATA"), unknown, refusedRecord("INVALID_DATA")}, 207, "", 1},
+		"found in a 207":              {[]step{found207}, []string{found("7"), written(2), written(3)}, 200, envelope.Confirmed, 0},
+		"found in a 400":              {[]step{found400}, []string{found("7"), found("7"), found("7")}, 200, envelope.Confirmed, 0},
 		"passing, then lost":          {[]step{say(true, answered(207, written(1), refusedRecord(locked), written(3))), lose}, []string{written(1), unknown, written(3)}, 207, "", 1},
 		"all passing, then lost":      {[]step{say(true, answered(400, refusedRecord(locked), refusedRecord(locked), refusedRecord(locked))), lose}, nil, 0, "", 3},
 		"lost, all found":             {[]step{lose, look(zoho.Row{ID: "3", Value: "17"}, zoho.Row{ID: "1", Value: "a"}, zoho.Row{ID: "2", Value: "b"})}, []string{found("1"), found("2"), found("3")}, 200, envelope.Confirmed, 0},
@@ -159,11 +176,40 @@ func TestRowSpelledOtherwise(t *testing.T) {
 		"phone":         {"'+49 30 1234'", "+49301234"},
 		"space inside":  {"'a  b'", "a b"},
 		"not told":      {"'a'", ""},
+		"case":          {"'a'", "A"},
+		"space around":  {"'a'", "a "},
 	} {
 		b, _ := newBatch([]byte(`{"data":[{"F":1}]}`))
 		b.absorb(b.pending(), []string{c.value}, []zoho.Row{{ID: "1", Value: c.found}}, false)
 		if n := len(b.pending()); n != 0 {
 			t.Errorf("%s: `F in (%s)` found F = %q, and the record is taken for not there", name, c.value, c.found)
+		}
+	}
+}
+
+// Several rows with one value can't be told apart, and that is known from then on. A
+// lookup that Zoho has more rows for says of none that it isn't there.
+func TestRowsThatCannotBeTold(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		rows []zoho.Row
+		more bool
+		code string // of the first record; "": pending
+	}{
+		"none":  {nil, false, ""},
+		"one":   {[]zoho.Row{{ID: "1", Value: "a"}}, false, "SUCCESS"},
+		"two":   {[]zoho.Row{{ID: "1", Value: "a"}, {ID: "2", Value: "a"}}, false, unknownCode},
+		"three": {[]zoho.Row{{ID: "1", Value: "a"}, {ID: "2", Value: "a"}, {ID: "3", Value: "a"}}, false, unknownCode},
+		"more":  {nil, true, unknownCode},
+	} {
+		b, _ := newBatch([]byte(`{"data":[{"F":"a"}]}`))
+		b.absorb(b.pending(), []string{"'a'"}, c.rows, c.more)
+		code := ""
+		if o := b.settled[0]; o != nil {
+			code = o.Code
+		}
+		if code != c.code || b.begun() != (code != "") {
+			t.Errorf("%s: %q, begun %v", name, code, b.begun())
 		}
 	}
 }
