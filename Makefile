@@ -22,7 +22,7 @@ build: ## bin/worker as it runs in production: static, without the sandbox
 	CGO_ENABLED=0 $(GO) build -trimpath -tags production,grpcnotrace -ldflags "$(LDFLAGS)" -o bin/worker ./cmd/worker
 
 .PHONY: test
-test: ## what the README says: all tests of the main module
+test: ## all tests of the main module
 	$(GO) test ./...
 
 .PHONY: check
@@ -59,6 +59,12 @@ failpoints: ## the tests that stop a worker at each step of the path
 .PHONY: browser
 browser: ## the console in a real browser (needs chromium and npm; REQUIRE_CHROMIUM=1 insists)
 	cd test/browser && npm ci --ignore-scripts --no-fund --no-audit --silent && $(GO) test -mod=mod -count=1 -timeout 10m ./...
+
+.PHONY: clients
+clients: ## the Python and Node programs of docs/clients.md (needs python3-venv and npm)
+	@dir=$$(mktemp -d) && trap "rm -rf $$dir" EXIT && python3 -m venv $$dir/venv && $$dir/venv/bin/pip install --quiet nats-py && \
+		npm install --prefix $$dir --ignore-scripts --no-fund --no-audit --silent @nats-io/transport-node @nats-io/jetstream && \
+		PATH=$$dir/venv/bin:$$PATH NODE_MODULES=$$dir/node_modules REQUIRE_CLIENTS=1 $(GO) test -count=1 -run ClientsOfTheDocs ./test
 
 .PHONY: deploy
 deploy: ## Compose file, Dockerfile, manifests, dashboard and alert rules (needs promtool, openssl; REQUIRE_PROMTOOL=1 insists)

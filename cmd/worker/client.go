@@ -99,6 +99,9 @@ func (c *client) call(ctx context.Context, lane string, request *envelope.Reques
 		wait, cancel := context.WithTimeout(ctx, time.Second)
 		msg, err := replies.NextMsgWithContext(wait)
 		cancel()
+		if err != nil && ctx.Err() != nil && request.Method == "GET" {
+			return nil, nil, errors.New("gave up waiting: the answer to a read goes to who waits for it alone, so call again")
+		}
 		if err != nil && ctx.Err() != nil {
 			return nil, nil, fmt.Errorf("gave up waiting: the request stays in the stream, its response will be at %s",
 				consumer.ResponseSubject(connection, request.ID))

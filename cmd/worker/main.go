@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"slices"
 	"strings"
 	"syscall"
 
@@ -46,49 +47,68 @@ func root() *cobra.Command {
 JetStream: with a valid token, within Zoho's limits, and never an insert twice.
 
 ` + tryIt + `Use it:   worker run      a worker against your NATS, Redis and Zoho`,
-		SilenceUsage: true, SilenceErrors: true,
+		SilenceUsage: true, SilenceErrors: true, Version: app.Version,
 		CompletionOptions: cobra.CompletionOptions{HiddenDefaultCmd: true},
 	}
-	cmd.AddCommand(runCommand(), callCommand(), checkCommand(), statusCommand(), whyCommand(), queuesCommand(), connectionsCommand(), deadCommand(), configCommand(), healthzCommand(), versionCommand())
-	cmd.AddCommand(sandboxCommands()...)
+	cmd.SetVersionTemplate("zoho-worker {{.Version}}\n")
+	cmd.SetUsageFunc(usage)
+	cmd.SetFlagErrorFunc(wrongFlag)
+	add := func(what string, commands ...*cobra.Command) {
+		if len(commands) > 0 {
+			cmd.AddGroup(&cobra.Group{ID: what, Title: what})
+		}
+		for _, c := range commands {
+			c.GroupID = what
+		}
+		cmd.AddCommand(commands...)
+	}
+	add(forTrying, sandboxCommands()...)
+	add(forRunning, runCommand(), checkCommand(), configCommand(), healthzCommand(), versionCommand())
+	add(forCalling, callCommand(), whyCommand())
+	add(forCaring, statusCommand(), connectionsCommand(), queuesCommand(), deadCommand())
 	strict(cmd)
 	return cmd
 }
 
-// strict has the commands below cmd refuse what they don't take: a command that is
+// parent reports whether a command is there for its sub-commands alone: strict says so.
+func parent(c *cobra.Command) bool { return c.DisableFlagsInUseLine }
+
+// strict has a command and those below it refuse what they don't take: one that is
 // there for its sub-commands any other word, which cobra answers with help and
 // status 0, and one with arguments another number of them, with its usage.
-func strict(cmd *cobra.Command) {
-	for _, c := range cmd.Commands() {
-		strict(c)
-		_, arguments, _ := strings.Cut(c.Use, " ")
-		switch check := c.Args; {
-		case c.HasSubCommands() && !c.Runnable():
-			c.DisableFlagsInUseLine, c.SuggestionsMinimumDistance = true, 2
-			c.RunE = func(c *cobra.Command, args []string) error {
-				if len(args) == 0 {
-					return c.Help()
-				}
-				return unknown(c, args[0])
+func strict(c *cobra.Command) {
+	for _, sub := range c.Commands() {
+		strict(sub)
+	}
+	_, arguments, _ := strings.Cut(c.Use, " ")
+	switch check := c.Args; {
+	case c.HasSubCommands() && !c.Runnable():
+		c.DisableFlagsInUseLine, c.SuggestionsMinimumDistance, c.Args = true, 2, cobra.ArbitraryArgs
+		c.RunE = func(c *cobra.Command, args []string) error {
+			if len(args) == 0 {
+				return c.Help()
 			}
-		case arguments != "" && check != nil:
-			c.Args = func(c *cobra.Command, args []string) error {
-				if check(c, args) != nil {
-					return fmt.Errorf("usage: %s %s", c.CommandPath(), arguments)
-				}
-				return nil
+			return unknown(c, args[0])
+		}
+	case arguments != "" && check != nil:
+		c.Args = func(c *cobra.Command, args []string) error {
+			if check(c, args) != nil {
+				return fmt.Errorf("usage: %s %s\n%[1]s --help says more", c.CommandPath(), arguments)
 			}
+			return nil
 		}
 	}
 }
 
-// unknown is what cobra says at the root.
+// unknown refuses a word that is no command of c.
 func unknown(c *cobra.Command, word string) error {
 	text := fmt.Sprintf("unknown command %q for %q", word, c.CommandPath())
-	if near := c.SuggestionsFor(word); len(near) > 0 {
+	if near := c.SuggestionsFor(word); !c.HasParent() && noSandbox != "" && slices.Contains([]string{"dev", "simulator"}, word) {
+		text += ": " + noSandbox
+	} else if len(near) > 0 {
 		text += "\n\nDid you mean this?\n\t" + strings.Join(near, "\n\t") + "\n"
 	}
-	return errors.New(text)
+	return fmt.Errorf("%s\n%s --help lists the commands", text, c.CommandPath())
 }
 
 func versionCommand() *cobra.Command {

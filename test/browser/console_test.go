@@ -210,6 +210,32 @@ func TestWithoutJavaScript(t *testing.T) {
 	b.sees("Disconnect Acme?")
 	b.press("Disconnect")
 	b.sees("acme is disconnected")
+	b.open("/connect")
+	b.fill("nickname", "Globex")
+	b.press("Make a link to send instead")
+	b.sees("A link to send")
+	if _, text := b.look(); strings.Contains(text, "Copy Good until") { // it takes a script
+		t.Errorf("there is a button that does nothing: %s", text)
+	}
+}
+
+// A list that is no longer live says so, until it is.
+func TestSaysWhenStale(t *testing.T) {
+	t.Parallel()
+	const notice = "The worker does not answer"
+	w := newWorld(t)
+	b := w.tab()
+	for _, page := range []string{"/", "/orgs"} {
+		b.open(page)
+		b.sees("zoho-worker")
+		if _, text := b.look(); strings.Contains(text, notice) {
+			t.Fatalf("%s: at once: %s", page, text)
+		}
+		b.do(chromedp.Evaluate[chromedp.Void](`window.was = window.fetch; window.fetch = () => Promise.reject(new Error("away"))`))
+		b.sees(notice)
+		b.do(chromedp.Evaluate[chromedp.Void](`window.fetch = window.was`))
+		w.eventually(page+" is live again", func() bool { _, text := b.look(); return text != "" && !strings.Contains(text, notice) })
+	}
 }
 
 // The whole way by keyboard, with the focus to be seen at every step.
