@@ -61,10 +61,10 @@ browser: ## the console in a real browser (needs chromium and npm; REQUIRE_CHROM
 	cd test/browser && npm ci --ignore-scripts --no-fund --no-audit --silent && $(GO) test -mod=mod -count=1 -timeout 10m ./...
 
 .PHONY: clients
-clients: ## the Python and Node programs of docs/clients.md (needs python3-venv and npm)
-	@dir=$$(mktemp -d) && trap "rm -rf $$dir" EXIT && python3 -m venv $$dir/venv && $$dir/venv/bin/pip install --quiet nats-py && \
-		npm install --prefix $$dir --ignore-scripts --no-fund --no-audit --silent @nats-io/transport-node @nats-io/jetstream && \
-		PATH=$$dir/venv/bin:$$PATH NODE_MODULES=$$dir/node_modules REQUIRE_CLIENTS=1 $(GO) test -count=1 -run ClientsOfTheDocs ./test
+clients: ## the programs of docs/clients.md, in Node (needs npm) and in Python where nats-py is there; REQUIRE_CLIENTS=python,js insists
+	@dir=$$(mktemp -d) && trap "rm -rf $$dir" EXIT && \
+		npm install --prefix $$dir --ignore-scripts --no-fund --no-audit --silent @nats-io/transport-node@3.4.0 @nats-io/jetstream@3.4.0 && \
+		NODE_MODULES=$$dir/node_modules $(GO) test -count=1 -v -run ClientsOfTheDocs ./test
 
 .PHONY: deploy
 deploy: ## Compose file, Dockerfile, manifests, dashboard and alert rules (needs promtool, openssl; REQUIRE_PROMTOOL=1 insists)
