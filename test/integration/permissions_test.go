@@ -150,6 +150,49 @@ func (s *secureRig) configAs(user string) app.Config {
 // connect2 adds a connection to the org of demo.
 func (s *secureRig) connect2(name string) { s.rig.connect(name, "770000001", 5) }
 
+// A caller that may put bodies into the object store can do that, and read none.
+func TestPermissionsForBodies(t *testing.T) {
+	t.Parallel()
+	s := newSecureRig(t)
+	s.Zoho.AddOrg(zohotest.Org{ID: "770000001", Name: "Demo", Concurrency: 5})
+	s.rig.connect("acme", "770000001", 5)
+	s.worker(s.as("worker"))
+	broken := make(chan error, 100)
+	nc := s.connect("bodies", nats.CustomInboxPrefix("_INBOX.acme"), nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) { broken <- err }))
+	js, err := jetstream.New(nc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	objects, err := js.ObjectStore(t.Context(), "ZOHO_BODIES")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := objects.PutString(t.Context(), "import", `{"data":[{"Last_Name":"Boyle"}]}`); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case err := <-broken:
+		t.Fatalf("what it needs is refused: %v", err)
+	default:
+	}
+	msg, err := nc.Request("zoho.call.acme", []byte(`{"id":"a","method":"POST","url":"/v8/Leads","headers":{"Content-Type":"application/json"},"body_object":"import"}`), patience)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if response, err := envelope.DecodeResponse(msg.Data); err != nil || response.Status != 201 {
+		t.Fatalf("%s, %v", msg.Data, err)
+	}
+	if n := s.Zoho.Count(zohotest.Match{Method: "POST", Path: "/crm/v8/Leads"}); n != 1 {
+		t.Errorf("%d inserts", n)
+	}
+	for _, subject := range []string{
+		"$JS.API.DIRECT.GET.OBJ_ZOHO_BODIES.$O.ZOHO_BODIES.C.x", "$JS.API.DIRECT.GET.OBJ_ZOHO_BODIES", "$JS.API.STREAM.MSG.GET.OBJ_ZOHO_BODIES",
+		"$JS.API.STREAM.PURGE.OBJ_ZOHO_BODIES", "$JS.API.STREAM.DELETE.OBJ_ZOHO_BODIES", "$JS.API.CONSUMER.CREATE.OBJ_ZOHO_BODIES.x",
+	} {
+		mayNotPublish(t, nc, broken, subject)
+	}
+}
+
 // A caller of one connection may use that one and see nothing else.
 func TestPermissionsOfCaller(t *testing.T) {
 	t.Parallel()

@@ -12,6 +12,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"sync"
 	"testing"
@@ -134,7 +135,7 @@ func newSecureRig(t *testing.T) *secureRig {
 	r := newRig(t, zohotest.Options{})
 	s := &secureRig{rig: r, authority: newAuthority(t), violations: &violations{}}
 	s.authority.issue("nats", x509.ExtKeyUsageServerAuth, "localhost")
-	for _, name := range []string{"worker", "observer", "acme", "test", "stranger"} {
+	for _, name := range []string{"worker", "observer", "acme", "bodies", "test", "stranger"} {
 		s.authority.issue(name, x509.ExtKeyUsageClientAuth, name+".zoho-worker")
 	}
 	ns := s.serve()
@@ -164,7 +165,8 @@ func newSecureRig(t *testing.T) *secureRig {
 }
 
 // serve starts a server with the shipped configuration: other paths, a free
-// port, and one user more, the test.
+// port, and two users more: the test, and bodies, which has what the configuration
+// says in a comment besides what acme has.
 func (s *secureRig) serve() *server.Server {
 	s.t.Helper()
 	conf, err := os.ReadFile("../../deploy/nats/nats-server.conf")
@@ -186,7 +188,14 @@ func (s *secureRig) serve() *server.Server {
 	}
 	main := swap(string(conf), "/etc/nats/tls", s.authority.dir, `"/data"`, `"`+s.t.TempDir()+`"`, "http_port: 8222", "", "port: 4222", "port: -1",
 		"sync_interval: always", "sync_interval: always")
-	users := swap(string(accounts), `{ user: "acme.zoho-worker",`, `{ user: "test.zoho-worker" }
+	besides := strings.Join(regexp.MustCompile(`(?m)^#     (".*),$`).FindAllString(string(accounts), -1), "\n")
+	caller := regexp.MustCompile(`(?ms)^CALLER_ACME: \{.*?^\}\n`).FindString(string(accounts))
+	if caller == "" || besides == "" {
+		s.t.Fatal("the shipped configuration has no caller, or no subjects for bodies")
+	}
+	bodies := swap(caller, "CALLER_ACME:", "CALLER_BODIES:", "publish: { allow: [", "publish: { allow: ["+strings.ReplaceAll(besides, "#     ", ""))
+	users := swap(string(accounts), caller, caller+bodies, `{ user: "acme.zoho-worker",`, `{ user: "test.zoho-worker" }
+      { user: "bodies.zoho-worker", permissions: $CALLER_BODIES }
       { user: "acme.zoho-worker",`)
 	dir := s.t.TempDir()
 	for name, text := range map[string]string{"nats-server.conf": main, "accounts.conf": users} {
