@@ -260,7 +260,7 @@ func TestLongNames(t *testing.T) {
 		if page == "/" {
 			b.sees("Revoked")
 		}
-		for _, width := range []int64{1280, 1101, 1000, 360} {
+		for _, width := range []int64{1280, 1161, 1000, 360} {
 			b.do(chromedp.EmulateViewport(width, 800))
 			over := get(b, chromedp.Evaluate[[]string](`[document.documentElement, ...document.querySelectorAll("main a, main button")]
 				.filter(e => e.scrollWidth > e.clientWidth + 1 && e === document.documentElement || e.getBoundingClientRect().right > innerWidth + 1)
