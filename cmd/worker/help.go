@@ -62,7 +62,7 @@ func usage(c *cobra.Command) error {
 func usageText(c *cobra.Command, width int) string {
 	var b strings.Builder
 	b.WriteString("Usage:\n")
-	if !parent(c) {
+	if c.Runnable() && !parent(c) {
 		fmt.Fprintf(&b, "  %s\n", c.UseLine())
 	}
 	if c.HasAvailableSubCommands() {

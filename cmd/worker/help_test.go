@@ -98,6 +98,7 @@ func TestWrongWords(t *testing.T) {
 		"run --max-in-flight ten":               {`invalid argument "ten" for "--max-in-flight"`, "worker run --help lists its flags"},
 		"dead list -x":                          {"unknown shorthand flag: 'x'", "worker dead list --help lists its flags"},
 		"nope":                                  {`unknown command "nope" for "worker"`, "worker --help lists the commands"},
+		"nope --with --flags":                   {`unknown command "nope" for "worker"`},
 		"dead nope":                             {"worker dead --help lists the commands"},
 		"call demo GET":                         {"usage: worker call CONNECTION METHOD URL", "worker call --help says more"},
 		"dead list --code nope":                 {"it is one of", "outcome_unknown"},
@@ -107,7 +108,7 @@ func TestWrongWords(t *testing.T) {
 		cmd := root()
 		cmd.SetOut(io.Discard)
 		cmd.SetArgs(strings.Fields(line))
-		err := cmd.ExecuteContext(t.Context())
+		err := hinted(cmd.ExecuteContext(t.Context()))
 		for _, want := range want {
 			if err == nil || !strings.Contains(err.Error(), want) {
 				t.Errorf("%s: %v, want %s", line, err, want)

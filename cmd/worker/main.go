@@ -9,7 +9,6 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
-	"slices"
 	"strings"
 	"syscall"
 
@@ -27,7 +26,7 @@ func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	// A second signal ends the process at once.
 	context.AfterFunc(ctx, stop)
-	err := root().ExecuteContext(ctx)
+	err := hinted(root().ExecuteContext(ctx))
 	stop()
 	var exit exitError
 	switch {
@@ -73,42 +72,53 @@ JetStream: with a valid token, within Zoho's limits, and never an insert twice.
 // parent reports whether a command is there for its sub-commands alone: strict says so.
 func parent(c *cobra.Command) bool { return c.DisableFlagsInUseLine }
 
-// strict has a command and those below it refuse what they don't take: one that is
+// strict has the commands below cmd refuse what they don't take: a command that is
 // there for its sub-commands any other word, which cobra answers with help and
 // status 0, and one with arguments another number of them, with its usage.
-func strict(c *cobra.Command) {
-	for _, sub := range c.Commands() {
-		strict(sub)
-	}
-	_, arguments, _ := strings.Cut(c.Use, " ")
-	switch check := c.Args; {
-	case c.HasSubCommands() && !c.Runnable():
-		c.DisableFlagsInUseLine, c.SuggestionsMinimumDistance, c.Args = true, 2, cobra.ArbitraryArgs
-		c.RunE = func(c *cobra.Command, args []string) error {
-			if len(args) == 0 {
-				return c.Help()
+func strict(cmd *cobra.Command) {
+	for _, c := range cmd.Commands() {
+		strict(c)
+		_, arguments, _ := strings.Cut(c.Use, " ")
+		switch check := c.Args; {
+		case c.HasSubCommands() && !c.Runnable():
+			c.DisableFlagsInUseLine, c.SuggestionsMinimumDistance = true, 2
+			c.RunE = func(c *cobra.Command, args []string) error {
+				if len(args) == 0 {
+					return c.Help()
+				}
+				return unknown(c, args[0])
 			}
-			return unknown(c, args[0])
-		}
-	case arguments != "" && check != nil:
-		c.Args = func(c *cobra.Command, args []string) error {
-			if check(c, args) != nil {
-				return fmt.Errorf("usage: %s %s\n%[1]s --help says more", c.CommandPath(), arguments)
+		case arguments != "" && check != nil:
+			c.Args = func(c *cobra.Command, args []string) error {
+				if check(c, args) != nil {
+					return fmt.Errorf("usage: %s %s\n%[1]s --help says more", c.CommandPath(), arguments)
+				}
+				return nil
 			}
-			return nil
 		}
 	}
 }
 
-// unknown refuses a word that is no command of c.
+// unknown is what cobra says at the root, and where all commands are.
 func unknown(c *cobra.Command, word string) error {
 	text := fmt.Sprintf("unknown command %q for %q", word, c.CommandPath())
-	if near := c.SuggestionsFor(word); !c.HasParent() && noSandbox != "" && slices.Contains([]string{"dev", "simulator"}, word) {
-		text += ": " + noSandbox
-	} else if len(near) > 0 {
+	if near := c.SuggestionsFor(word); len(near) > 0 {
 		text += "\n\nDid you mean this?\n\t" + strings.Join(near, "\n\t") + "\n"
 	}
 	return fmt.Errorf("%s\n%s --help lists the commands", text, c.CommandPath())
+}
+
+// hinted is what cobra says of a word at the root that is no command, with where to
+// look; of the sandbox's, where this build has none, with where it is.
+func hinted(err error) error {
+	if err == nil || !strings.HasPrefix(err.Error(), "unknown command ") || !strings.Contains(err.Error(), ` for "worker"`) {
+		return err
+	}
+	text, _, _ := strings.Cut(err.Error(), "\n")
+	if sandbox := strings.Contains(text, `"dev"`) || strings.Contains(text, `"simulator"`); noSandbox != "" && sandbox {
+		return fmt.Errorf("%s: %s", text, noSandbox)
+	}
+	return fmt.Errorf("%w\nworker --help lists the commands", err)
 }
 
 func versionCommand() *cobra.Command {
