@@ -22,7 +22,7 @@ build: ## bin/worker as it runs in production: static, without the sandbox
 	CGO_ENABLED=0 $(GO) build -trimpath -tags production,grpcnotrace -ldflags "$(LDFLAGS)" -o bin/worker ./cmd/worker
 
 .PHONY: test
-test: ## what the README says: all tests of the main module
+test: ## all tests of the main module
 	$(GO) test ./...
 
 .PHONY: check
@@ -63,6 +63,12 @@ failpoints: ## the tests that stop a worker at each step of the path
 .PHONY: browser
 browser: ## the console in a real browser (needs chromium and npm; REQUIRE_CHROMIUM=1 insists)
 	cd test/browser && npm ci --ignore-scripts --no-fund --no-audit --silent && $(GO) test -mod=mod -count=1 -timeout 10m ./...
+
+.PHONY: clients
+clients: ## the programs of docs/clients.md, in Node (needs npm) and in Python where nats-py is there; REQUIRE_CLIENTS=python,js insists
+	@dir=$$(mktemp -d) && trap "rm -rf $$dir" EXIT && \
+		npm install --prefix $$dir --ignore-scripts --no-fund --no-audit --silent @nats-io/transport-node@3.4.0 @nats-io/jetstream@3.4.0 && \
+		NODE_MODULES=$$dir/node_modules $(GO) test -count=1 -v -run ClientsOfTheDocs ./test
 
 .PHONY: deploy
 deploy: ## Compose file, Dockerfile, manifests, dashboard and alert rules (needs promtool, openssl; REQUIRE_PROMTOOL=1 insists)

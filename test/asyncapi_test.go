@@ -3,6 +3,7 @@ package test
 import (
 	"os"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -58,6 +59,16 @@ func TestAsyncAPI(t *testing.T) {
 	for _, name := range slices.Concat(event.Posted, []string{"paused", "resumed"}) {
 		if !strings.Contains(description, name) {
 			t.Errorf("the event %s is not named: %s", name, description)
+		}
+		if kinds, _ := find("components/messages/event/payload/properties/event/enum").([]any); !slices.Contains(kinds, any(name)) {
+			t.Errorf("the event %s is not in the payload's list: %v", name, kinds)
+		}
+	}
+	fields, _ := find("components/messages/event/payload/properties").(map[string]any)
+	for i := range reflect.TypeFor[event.Event]().NumField() {
+		name, _, _ := strings.Cut(reflect.TypeFor[event.Event]().Field(i).Tag.Get("json"), ",")
+		if fields[name] == nil {
+			t.Errorf("the event's field %s is not described", name)
 		}
 	}
 }

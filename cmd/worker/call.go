@@ -7,6 +7,7 @@ import (
 	"io"
 	"net/url"
 	"os"
+	"slices"
 	"strings"
 	"time"
 	"unicode/utf8"
@@ -47,6 +48,9 @@ Exit status: 0 for 2xx and 3xx, 1 for 4xx and 5xx, 2 for an error of the worker.
 		request, err := flags.request(args[1], args[2], cmd.InOrStdin())
 		if err != nil {
 			return err
+		}
+		if slip := almostJSON(request.Body); slip != nil {
+			fmt.Fprintf(cmd.ErrOrStderr(), "the body is sent as text: it is no JSON: %v\n", slip)
 		}
 		return call(cmd, config, args[0], request, flags.bulk)
 	}
@@ -139,6 +143,16 @@ func (f callFlags) request(method, target string, stdin io.Reader) (*envelope.Re
 	return (&envelope.Decoder{MaxBytes: 64 << 20}).Decode(data.Bytes(), time.Now())
 }
 
+// almostJSON is what is wrong with a text that begins as JSON does; nil for any other.
+func almostJSON(body envelope.Body) error {
+	text := bytes.TrimSpace(body.Data)
+	if body.Kind != envelope.TextBody || len(text) == 0 || text[0] != '{' && text[0] != '[' {
+		return nil
+	}
+	var into any
+	return json.Unmarshal(text, &into)
+}
+
 // put sets what isn't empty.
 func put[T string | map[string]any](document map[string]any, name string, value T) {
 	if len(value) > 0 {
@@ -171,7 +185,11 @@ func readBody(arg string, stdin io.Reader) ([]byte, error) {
 	case arg == "-":
 		return io.ReadAll(stdin)
 	case strings.HasPrefix(arg, "@"):
-		return os.ReadFile(arg[1:])
+		data, err := os.ReadFile(arg[1:])
+		if err != nil {
+			return nil, fmt.Errorf("--body: %w", err)
+		}
+		return data, nil
 	}
 	return []byte(arg), nil
 }
@@ -228,16 +246,16 @@ func summary(r *envelope.Response, took time.Duration) string {
 	return fmt.Sprintf("%s  (%s, %s, id %s)", strings.Join(parts, "  "), attempts, took.Round(time.Millisecond), r.ID)
 }
 
-// writeBody writes a body for its reader: indented on a terminal, raw in a pipe.
+// writeBody writes a body for its reader: JSON indented on a terminal, and as a line in
+// a pipe; all else raw.
 func writeBody(w io.Writer, body envelope.Body) error {
 	data := body.Data
-	file, ok := w.(*os.File)
-	if ok && body.Kind == envelope.JSONBody && term.IsTerminal(int(file.Fd())) {
+	if body.Kind == envelope.JSONBody {
 		var indented bytes.Buffer
-		if json.Indent(&indented, data, "", "  ") == nil {
-			indented.WriteByte('\n')
+		if file, ok := w.(*os.File); ok && term.IsTerminal(int(file.Fd())) && json.Indent(&indented, data, "", "  ") == nil {
 			data = indented.Bytes()
 		}
+		data = append(slices.Clip(data), '\n')
 	}
 	_, err := w.Write(data)
 	return err

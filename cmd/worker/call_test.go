@@ -106,7 +106,7 @@ func TestWhatCommandsRefuse(t *testing.T) {
 		cmd := root()
 		cmd.SetOut(&out)
 		cmd.SetArgs([]string{parent})
-		if err := cmd.ExecuteContext(t.Context()); err != nil || !strings.Contains(out.String(), "Available Commands:") {
+		if err := cmd.ExecuteContext(t.Context()); err != nil || !strings.Contains(out.String(), "\nCommands:\n") {
 			t.Errorf("%s: %v, %s", parent, err, out.String())
 		}
 	}
@@ -405,5 +405,56 @@ func TestCallOrderAndLane(t *testing.T) {
 	}
 	if _, err := stream.GetLastMsgForSubject(t.Context(), consumer.ResponseSubject("demo", "second")); err != nil {
 		t.Error(err)
+	}
+}
+
+// Who stops waiting hears where the answer will be, or that it will be nowhere.
+func TestCallGivenUp(t *testing.T) {
+	t.Parallel()
+	s := newShell(t)
+	s.serve()
+	if out, _, err := s.command("queues", "pause", "demo", "10m"); err != nil || !strings.Contains(out, "no request waits") {
+		t.Fatalf("%v, %s", err, out)
+	}
+	for method, want := range map[string]string{
+		"GET":    "so call again",
+		"DELETE": "its response will be at zoho.responses.demo.given-up-DELETE",
+	} {
+		ctx, cancel := context.WithCancel(t.Context())
+		errs := &output{}
+		cmd := root()
+		cmd.SetErr(errs)
+		cmd.SetArgs([]string{"call", "demo", method, "/v8/Leads/1", "--id", "given-up-" + method, "--nats-url", s.box.NATSURL})
+		result := make(chan error)
+		go func() { result <- cmd.ExecuteContext(ctx) }()
+		for !strings.Contains(errs.String(), "paused") {
+			time.Sleep(10 * time.Millisecond)
+			if t.Context().Err() != nil {
+				t.Fatal(errs.String())
+			}
+		}
+		cancel()
+		if err := <-result; err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v, want %s", method, err, want)
+		}
+	}
+	if out, _, err := s.command("queues", "resume", "demo"); err != nil || !strings.Contains(out, "2 requests wait") {
+		t.Errorf("%v, %s", err, out)
+	}
+}
+
+// A limit is no secret: to change it takes no keys, and the token stays as it is.
+func TestLimitWithoutKeys(t *testing.T) {
+	t.Parallel()
+	s := newShell(t)
+	s.serve()
+	if out, errs, err := s.command("connections", "limit", "demo", "3"); err != nil || errs != "" || !strings.Contains(out, "demo: 3 calls") {
+		t.Fatalf("%v, %s%s", err, out, errs)
+	}
+	if out, errs, err := s.command("call", "demo", "POST", "/v8/Leads", "--body", `{"data":[{"Last_Name":"Byron"}]}`); err != nil || !strings.HasSuffix(out, "}\n") {
+		t.Errorf("%v, %s%s", err, out, errs)
+	}
+	if out, _, err := s.command("connections", "show", "demo", "--encryption-keys", s.keys); err != nil || !strings.Contains(out, "status        active") {
+		t.Errorf("%v, %s", err, out)
 	}
 }

@@ -138,6 +138,9 @@ func (c *client) call(ctx context.Context, lane string, request *envelope.Reques
 		wait, cancel := context.WithTimeout(ctx, time.Second)
 		msg, err := replies.NextMsgWithContext(wait)
 		cancel()
+		if err != nil && ctx.Err() != nil && request.Method == "GET" {
+			return nil, nil, errors.New("gave up waiting: the answer to a read goes to who waits for it alone, so call again")
+		}
 		if err != nil && ctx.Err() != nil {
 			return nil, nil, fmt.Errorf("gave up waiting: the request stays in the stream, its response will be at %s",
 				consumer.ResponseSubject(connection, request.ID))
@@ -182,6 +185,15 @@ func (c *client) state(ctx context.Context, connection, id string, sequence uint
 	return why.Sentence
 }
 
+// inPlace is as much of a line as can be written over: one that the terminal breaks
+// stays, with each that follows below it. A terminal that doesn't know its width says 0.
+func inPlace(s string, width int) string {
+	if width < 2 {
+		return s
+	}
+	return cut(s, width-1)
+}
+
 // progressLine shows progress on a terminal, in place; elsewhere a line every ten seconds.
 func progressLine(w io.Writer) (show func(string), done func()) {
 	file, ok := w.(*os.File)
@@ -197,7 +209,8 @@ func progressLine(w io.Writer) (show func(string), done func()) {
 	shown := false
 	return func(s string) {
 			shown = true
-			fmt.Fprint(w, "\r\x1b[K"+s)
+			width, _, _ := term.GetSize(int(file.Fd()))
+			fmt.Fprint(w, "\r\x1b[K"+inPlace(s, width))
 		}, func() {
 			if shown {
 				fmt.Fprint(w, "\r\x1b[K")

@@ -57,7 +57,8 @@ func withRecords(cmd *cobra.Command, config *app.Config, work func(context.Conte
 	return openRecords(cmd, config, true, there, work)
 }
 
-// withLook is withRecords for who looks: without keys, refresh tokens stay sealed.
+// withLook is withRecords for who looks, or changes a limit: without keys, refresh
+// tokens stay sealed.
 func withLook(cmd *cobra.Command, config *app.Config, work func(context.Context, *records) error) error {
 	return openRecords(cmd, config, false, there, work)
 }
@@ -267,7 +268,7 @@ func readToken(arg, flag string, stdin io.Reader) (secret.Text, error) {
 	case strings.HasPrefix(arg, "@"):
 		data, err := os.ReadFile(arg[1:])
 		if err != nil {
-			return secret.Text{}, err
+			return secret.Text{}, fmt.Errorf("%s: %w", flag, err)
 		}
 		arg = string(data)
 	}

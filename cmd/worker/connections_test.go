@@ -198,12 +198,13 @@ func TestConnectionsCommands(t *testing.T) {
 	s.want([]string{"limit", "elif", "--credits-per-day", "2000"}, "elif: 7 calls of its org in flight at most, 2000 credits in 24 hours\n")
 	s.want([]string{"limit", "elif", "--ordered"}, "at most, 2000 credits in 24 hours, one request after the other")
 	s.want([]string{"limit", "elif", "0", "--ordered=false", "--credits-per-day", "0"}, "elif: 10 calls of its org in flight at most\n")
-	// Who looks needs no keys.
+	// Who looks needs no keys, nor who changes a limit.
 	looker := &shell{t: s.t, box: s.box}
 	looker.want([]string{"list"}, "acme", "active")
 	looker.want([]string{"show", "acme"}, "active", "3 so far")
-	if _, err := looker.run("limit", "acme", "5"); err == nil || !strings.Contains(err.Error(), "keys are needed") {
-		t.Errorf("without keys, limit: %v", err)
+	looker.want([]string{"limit", "acme", "5"}, "acme: 5 calls of its org in flight at most")
+	if _, err := looker.run("reseal"); err == nil || !strings.Contains(err.Error(), "keys are needed") {
+		t.Errorf("without keys, reseal: %v", err)
 	}
 	other := &shell{t: s.t, box: s.box, keys: secret.Generate().Reveal()}
 	other.want([]string{"list"}, "acme", "open refresh token")

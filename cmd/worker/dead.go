@@ -85,7 +85,7 @@ func (f *deadFlags) bind(cmd *cobra.Command) {
 			return fmt.Errorf("--connection %q: the name of one connection", f.filter.Connection)
 		}
 		if f.filter.Code != "" && !slices.Contains(envelope.Codes(), envelope.Code(f.filter.Code)) {
-			return fmt.Errorf("--code %q: no such error code: docs/envelope.md has them all", f.filter.Code)
+			return fmt.Errorf("--code %q: no such error code: it is one of %v", f.filter.Code, envelope.Codes())
 		}
 		if f.rate < 0 || math.IsNaN(f.rate) {
 			return fmt.Errorf("--rate %v: 0 (as fast as it goes) or more", f.rate)

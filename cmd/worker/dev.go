@@ -30,6 +30,8 @@ func sandboxCommands() []*cobra.Command { return []*cobra.Command{devCommand(), 
 // tryIt is the line of the help about the sandbox.
 const tryIt = "Try it:   worker dev      everything in one process, with a simulated Zoho\n"
 
+const noSandbox = ""
+
 type devFlags struct {
 	natsAddr, httpAddr, zohoAddr, dataDir, logLevel string
 	once                                            bool
@@ -226,6 +228,11 @@ or with the nats command line:
 
   nats%[3]s pub zoho.requests.demo '%[4]s'
   nats%[3]s stream get ZOHO_RESPONSES --last-for zoho.responses.demo.job-1
+
+What became of a request, and how all is:
+
+  %[1]sgo run ./cmd/worker why demo job-1
+  %[1]sgo run ./cmd/worker status
 
 Ctrl-C stops everything.
 `, env, quoteURL("/v8/Leads?fields=Last_Name,Email&per_page=3"), server, example.AppendJSON(nil))

@@ -26,7 +26,7 @@ func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	// A second signal ends the process at once.
 	context.AfterFunc(ctx, stop)
-	err := root().ExecuteContext(ctx)
+	err := hinted(root().ExecuteContext(ctx))
 	stop()
 	var exit exitError
 	switch {
@@ -46,14 +46,31 @@ func root() *cobra.Command {
 JetStream: with a valid token, within Zoho's limits, and never an insert twice.
 
 ` + tryIt + `Use it:   worker run      a worker against your NATS, Redis and Zoho`,
-		SilenceUsage: true, SilenceErrors: true,
+		SilenceUsage: true, SilenceErrors: true, Version: app.Version,
 		CompletionOptions: cobra.CompletionOptions{HiddenDefaultCmd: true},
 	}
-	cmd.AddCommand(runCommand(), callCommand(), checkCommand(), statusCommand(), whyCommand(), queuesCommand(), connectionsCommand(), deadCommand(), configCommand(), healthzCommand(), versionCommand())
-	cmd.AddCommand(sandboxCommands()...)
+	cmd.SetVersionTemplate("zoho-worker {{.Version}}\n")
+	cmd.SetUsageFunc(usage)
+	cmd.SetFlagErrorFunc(wrongFlag)
+	add := func(what string, commands ...*cobra.Command) {
+		if len(commands) > 0 {
+			cmd.AddGroup(&cobra.Group{ID: what, Title: what})
+		}
+		for _, c := range commands {
+			c.GroupID = what
+		}
+		cmd.AddCommand(commands...)
+	}
+	add(forTrying, sandboxCommands()...)
+	add(forRunning, runCommand(), checkCommand(), configCommand(), healthzCommand(), versionCommand())
+	add(forCalling, callCommand(), whyCommand())
+	add(forCaring, statusCommand(), connectionsCommand(), queuesCommand(), deadCommand())
 	strict(cmd)
 	return cmd
 }
+
+// parent reports whether a command is there for its sub-commands alone: strict says so.
+func parent(c *cobra.Command) bool { return c.DisableFlagsInUseLine }
 
 // strict has the commands below cmd refuse what they don't take: a command that is
 // there for its sub-commands any other word, which cobra answers with help and
@@ -74,7 +91,7 @@ func strict(cmd *cobra.Command) {
 		case arguments != "" && check != nil:
 			c.Args = func(c *cobra.Command, args []string) error {
 				if check(c, args) != nil {
-					return fmt.Errorf("usage: %s %s", c.CommandPath(), arguments)
+					return fmt.Errorf("usage: %s %s\n%[1]s --help says more", c.CommandPath(), arguments)
 				}
 				return nil
 			}
@@ -82,13 +99,26 @@ func strict(cmd *cobra.Command) {
 	}
 }
 
-// unknown is what cobra says at the root.
+// unknown is what cobra says at the root, and where all commands are.
 func unknown(c *cobra.Command, word string) error {
 	text := fmt.Sprintf("unknown command %q for %q", word, c.CommandPath())
 	if near := c.SuggestionsFor(word); len(near) > 0 {
 		text += "\n\nDid you mean this?\n\t" + strings.Join(near, "\n\t") + "\n"
 	}
-	return errors.New(text)
+	return fmt.Errorf("%s\n%s --help lists the commands", text, c.CommandPath())
+}
+
+// hinted is what cobra says of a word at the root that is no command, with where to
+// look; of the sandbox's, where this build has none, with where it is.
+func hinted(err error) error {
+	if err == nil || !strings.HasPrefix(err.Error(), "unknown command ") || !strings.Contains(err.Error(), ` for "worker"`) {
+		return err
+	}
+	text, _, _ := strings.Cut(err.Error(), "\n")
+	if sandbox := strings.Contains(text, `"dev"`) || strings.Contains(text, `"simulator"`); noSandbox != "" && sandbox {
+		return fmt.Errorf("%s: %s", text, noSandbox)
+	}
+	return fmt.Errorf("%w\nworker --help lists the commands", err)
 }
 
 func versionCommand() *cobra.Command {

@@ -9,3 +9,6 @@ import "github.com/spf13/cobra"
 func sandboxCommands() []*cobra.Command { return nil }
 
 const tryIt = ""
+
+// noSandbox is said to who asks for it.
+const noSandbox = "the sandbox is not in a production build; go run ./cmd/worker dev has it"

@@ -51,7 +51,7 @@ restart, and survives one.`,
 			if err := setPause(ctx, r, q, &flow.Pause{Until: until.UTC(), Cause: cause}, now); err != nil {
 				return err
 			}
-			fmt.Fprintf(cmd.OutOrStdout(), "queue %s is paused until %s: %d requests wait\n", q.Name, until.Format("15:04:05"), q.Waiting)
+			fmt.Fprintf(cmd.OutOrStdout(), "queue %s is paused until %s: %s\n", q.Name, until.Local().Format(time.DateTime), waiting(q.Waiting))
 			return tellPause(ctx, r, map[string]any{
 				"event": "paused", "connection": args[0], "queue": q.Name, "at": now.UTC(), "until": until.UTC(), "cause": cause,
 			})
@@ -77,11 +77,22 @@ because Zoho refused calls: it will be paused again if Zoho still does.`,
 			if err := setPause(ctx, r, q, nil, now); err != nil {
 				return err
 			}
-			fmt.Fprintf(cmd.OutOrStdout(), "queue %s goes on: %d requests wait\n", q.Name, q.Waiting)
+			fmt.Fprintf(cmd.OutOrStdout(), "queue %s goes on: %s\n", q.Name, waiting(q.Waiting))
 			return tellPause(ctx, r, map[string]any{"event": "resumed", "connection": args[0], "queue": q.Name, "at": now.UTC(), "cause": inspect.ByHand})
 		})
 	}
 	return cmd
+}
+
+// waiting is a number of requests, in words.
+func waiting(n int) string {
+	switch n {
+	case 0:
+		return "no request waits"
+	case 1:
+		return "1 request waits"
+	}
+	return fmt.Sprint(n, " requests wait")
 }
 
 // setPause changes the org's record: the worker that serves it follows at once,
@@ -152,7 +163,7 @@ order in which they were stored; those that name an order_key, within it.`,
 					return fmt.Errorf("%q: a number from 0 to 100", args[1])
 				}
 			}
-			return withRecords(cmd, config, func(ctx context.Context, r *records) error {
+			return withLook(cmd, config, func(ctx context.Context, r *records) error { // the token stays sealed
 				changed, err := r.store.Update(ctx, args[0], func(c *connection.Connection) error {
 					if len(args) == 2 {
 						c.Concurrency = places

@@ -48,6 +48,9 @@ only: see the user "observer" in deploy/nats/accounts.conf.`,
 				}
 				select {
 				case <-cmd.Context().Done():
+					if file, ok := out.(*os.File); ok && term.IsTerminal(int(file.Fd())) {
+						fmt.Fprintln(out) // the prompt begins a line
+					}
 					return nil
 				case <-time.After(max(every, 200*time.Millisecond)):
 				}

@@ -76,3 +76,16 @@ func TestRender(t *testing.T) {
 		t.Errorf("an empty screen is\n%s", empty)
 	}
 }
+
+// Progress that is longer than the terminal is wide would fill it, a line a second.
+func TestInPlace(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		width int
+		want  string
+	}{{0, "waiting 3s: päused"}, {80, "waiting 3s: päused"}, {19, "waiting 3s: päused"}, {18, "waiting 3s: päus…"}, {1, "waiting 3s: päused"}} {
+		if got := inPlace("waiting 3s: päused", c.width); got != c.want {
+			t.Errorf("%d wide: %q, want %q", c.width, got, c.want)
+		}
+	}
+}

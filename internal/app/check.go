@@ -64,14 +64,22 @@ func (f *findings) fault(what, mend, detail string, args ...any) {
 // 2.14 and newer; older ones are not.
 const minNATS = "2.14.0"
 
+// minRedis is the oldest Redis that the lock is made for.
+const minRedis = "6.0.0"
+
 // Check validates the configuration and reaches every server that it names. It
 // writes nothing but a lock in Redis, which it gives back. All faults are found
 // at once: one server's don't hide another's.
 func Check(ctx context.Context, c Config, logger *slog.Logger) []Finding {
 	f := &findings{}
 	if err := c.Validate(); err != nil {
-		for _, fault := range unjoin(err) {
-			f.fault("configuration", "worker config print shows where each value came from", "%v", fault)
+		faults := unjoin(err)
+		for i, fault := range faults {
+			mend := "" // the fault says it; where to look is said once
+			if i == len(faults)-1 {
+				mend = "worker config print shows where each value came from"
+			}
+			f.fault("configuration", mend, "%v", fault)
 		}
 	} else {
 		detail := "valid"
@@ -353,9 +361,12 @@ func checkRedis(ctx context.Context, f *findings, c Config, logger *slog.Logger)
 	took := time.Since(asked)
 	info := redisInfo(bounded, client)
 	detail := fmt.Sprintf("Redis %s, ping %s", cmp.Or(info["redis_version"], "of unknown version"), took.Round(10*time.Microsecond))
-	if took > 100*time.Millisecond {
+	switch {
+	case older(info["redis_version"], minRedis):
+		f.warn("Redis", "upgrade Redis to "+minRedis+" or newer: older ones are not tried", "%s", detail)
+	case took > 100*time.Millisecond:
 		f.warn("Redis", "a lock that takes longer than 300 ms is gone without: bring Redis nearer, or raise ?read_timeout in --redis-url", "%s: slow", detail)
-	} else {
+	default:
 		f.ok("Redis", "%s", detail)
 	}
 	if err := lock.New(client, lock.Options{Prefix: "zoho:lock:", TTL: 2 * time.Second, Logger: logger}).Check(bounded, "check"); err != nil {

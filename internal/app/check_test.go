@@ -1,7 +1,10 @@
 package app
 
 import (
+	"bufio"
 	"cmp"
+	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"path/filepath"
@@ -9,6 +12,8 @@ import (
 	"testing"
 
 	"github.com/nats-io/nats.go/jetstream"
+
+	"zoho-worker/internal/secret"
 )
 
 func TestOlder(t *testing.T) {
@@ -120,6 +125,62 @@ func TestNATSMend(t *testing.T) {
 			if _, err := Connect(c, "test", slog.New(slog.DiscardHandler)); err == nil || !strings.Contains(err.Error(), want) {
 				t.Errorf("%v, want %s", err, want)
 			}
+		}
+	}
+}
+
+// A Redis that the lock is not made for is told.
+func TestCheckOldRedis(t *testing.T) {
+	t.Parallel()
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = listener.Close() })
+	go func() {
+		for {
+			conn, err := listener.Accept()
+			if err != nil {
+				return
+			}
+			go oldRedis(conn)
+		}
+	}()
+	f := &findings{}
+	checkRedis(t.Context(), f, Config{RedisURL: secret.New("redis://" + listener.Addr().String())}, slog.New(slog.DiscardHandler))
+	if len(f.all) == 0 || f.all[0].State != FindingWarning || !strings.Contains(f.all[0].Detail, "Redis 5.0.14") || !strings.Contains(f.all[0].Mend, minRedis) {
+		t.Errorf("found %+v", f.all)
+	}
+}
+
+// oldRedis answers as Redis 5 does, as far as that matters here.
+func oldRedis(conn net.Conn) {
+	defer conn.Close()
+	in := bufio.NewReader(conn)
+	for {
+		var n, size int
+		if _, err := fmt.Fscanf(in, "*%d\r\n", &n); err != nil {
+			return
+		}
+		var words []string
+		for range n {
+			if _, err := fmt.Fscanf(in, "$%d\r\n", &size); err != nil {
+				return
+			}
+			word := make([]byte, size+2)
+			if _, err := io.ReadFull(in, word); err != nil {
+				return
+			}
+			words = append(words, strings.ToUpper(string(word[:size])))
+		}
+		switch words[0] {
+		case "PING":
+			fmt.Fprint(conn, "+PONG\r\n")
+		case "INFO":
+			const info = "# Server\r\nredis_version:5.0.14\r\n"
+			fmt.Fprintf(conn, "$%d\r\n%s\r\n", len(info), info)
+		default:
+			fmt.Fprint(conn, "-ERR unknown command\r\n")
 		}
 	}
 }

@@ -171,7 +171,7 @@ func (c Config) Validate() error {
 		wrong("encryption-keys", "%v", err)
 	}
 	if _, _, err := net.SplitHostPort(c.HTTPAddr); err != nil {
-		wrong("http-addr", "%v", err)
+		wrong("http-addr", "%v: write host:port, like 127.0.0.1:8080, or :8080 for all addresses", err)
 	}
 	if u, err := url.Parse(c.PublicURL); err != nil || c.PublicURL != "" && (u.Host == "" || u.Scheme != "https" && u.Scheme != "http") {
 		wrong("public-url", "must be an http or https address, like https://zoho.example.com")

@@ -74,7 +74,8 @@ type entry struct {
 }
 
 // Open returns a Store that knows every connection there is. The stream must
-// exist; see StreamConfig. Without a keyring the store is for looking only.
+// exist; see StreamConfig. Without a keyring refresh tokens are neither sealed nor opened: all else can be
+// looked at and changed.
 func Open(ctx context.Context, js jetstream.JetStream, keyring *secret.Keyring, options Options) (*Store, error) {
 	options.Timeout = cmp.Or(options.Timeout, 5*time.Second)
 	if options.Now == nil {

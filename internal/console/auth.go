@@ -132,7 +132,7 @@ func (b *Basic) person(w http.ResponseWriter, r *http.Request, c *Console) (stri
 		c.fail(w, r, http.StatusTooManyRequests, &consent.Fault{
 			Code: consent.Invalid, Title: "Too many wrong passwords", Text: "Signing in from your address is closed for a moment.",
 			Todo: "Wait a minute, then try again.",
-		})
+		}, again(r, "Try again"))
 		return "", false
 	}
 	select {
@@ -175,7 +175,7 @@ func (b *Basic) ask(w http.ResponseWriter, r *http.Request, c *Console) {
 	c.fail(w, r, http.StatusUnauthorized, &consent.Fault{
 		Code: consent.Invalid, Title: "Please sign in", Text: "The console is for people who look after this worker.",
 		Todo: "Load the page again and enter your name and password.",
-	})
+	}, again(r, "Sign in"))
 }
 
 func (b *Basic) routes(*http.ServeMux, *Console) {}
@@ -217,7 +217,7 @@ func (p *ProxyHeader) person(w http.ResponseWriter, r *http.Request, c *Console)
 		c.fail(w, r, http.StatusForbidden, &consent.Fault{
 			Code: consent.Invalid, Title: "Please come by the front door", Text: "The console is reached through the proxy that knows who you are.",
 			Todo: "Open " + c.PublicURL + ".",
-		})
+		}, c.home("Open the console"))
 		return "", false
 	}
 	return clip(strings.TrimSpace(values[0])), true
@@ -317,7 +317,7 @@ func (o *OIDC) person(w http.ResponseWriter, r *http.Request, c *Console) (strin
 	if r.Method != http.MethodGet {
 		c.fail(w, r, http.StatusUnauthorized, &consent.Fault{
 			Code: consent.Invalid, Title: "Your session has ended", Text: "Nothing was changed.", Todo: "Sign in again and repeat what you did.",
-		})
+		}, c.from(r, "Sign in"))
 		return "", false
 	}
 	if r.URL.Query().Has("rows") {
@@ -351,7 +351,7 @@ func (o *OIDC) unavailable(w http.ResponseWriter, r *http.Request, c *Console, e
 	c.Logger.Error("OpenID provider does not answer", "err", err)
 	c.fail(w, r, http.StatusBadGateway, &consent.Fault{
 		Code: consent.Unavailable, Title: "Sign-in is not possible now", Text: "The OpenID provider does not answer as it should.", Todo: "Try again in a minute.",
-	})
+	}, c.home("Try again"))
 }
 
 func (o *OIDC) refused(w http.ResponseWriter, r *http.Request, c *Console, why string) {
@@ -359,7 +359,7 @@ func (o *OIDC) refused(w http.ResponseWriter, r *http.Request, c *Console, why s
 	c.fail(w, r, http.StatusForbidden, &consent.Fault{
 		Code: consent.Invalid, Title: "You are not signed in", Text: "The sign-in was not completed, or this account may not open the console.",
 		Todo: "Open the console again, and sign in with an account that is allowed.",
-	})
+	}, c.home("Sign in"))
 }
 
 func (o *OIDC) routes(mux *http.ServeMux, c *Console) {
@@ -398,17 +398,14 @@ func (o *OIDC) routes(mux *http.ServeMux, c *Console) {
 		}
 		c.setCookie(w, "session", session{Email: clip(claims.Email)}, sessionLife)
 		c.Logger.Info("console sign-in", "person", claims.Email)
-		next := begun.Next
-		if !strings.HasPrefix(next, "/") || strings.HasPrefix(next, "//") || strings.HasPrefix(next, "/\\") {
-			next = "/"
-		}
-		http.Redirect(w, r, next, http.StatusSeeOther)
+		http.Redirect(w, r, local(begun.Next), http.StatusSeeOther)
 	})
 	mux.Handle("POST /auth/signout", c.private(func(w http.ResponseWriter, r *http.Request) {
 		c.dropCookie(w, "session")
-		c.render(w, r, http.StatusOK, "fault", page{Title: "Signed out", Data: &consent.Fault{
+		out := r.WithContext(context.WithValue(r.Context(), personKey{}, "")) // nobody any more
+		c.fail(w, out, http.StatusOK, &consent.Fault{
 			Title: "You are signed out", Text: "The console has forgotten this browser.", Todo: "Close the tab, or sign in again.",
-		}})
+		}, c.home("Sign in"))
 	}))
 }
 

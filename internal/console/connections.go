@@ -209,31 +209,35 @@ func (c *Console) pendingOf(conn *connection.Connection, r *http.Request) consen
 }
 
 func (c *Console) reauthorizeForm(w http.ResponseWriter, r *http.Request) {
-	if conn, ok := c.named(w, r); ok {
+	if conn, ok := c.readable(w, r); ok {
 		line := c.row(conn, queueState{}, false, use{})
 		c.render(w, r, http.StatusOK, "reauthorize", page{Title: "Re-authorize " + line.Label(), Nav: "connections", Data: line})
 	}
 }
 
 func (c *Console) reauthorize(w http.ResponseWriter, r *http.Request) {
-	conn, ok := c.named(w, r)
-	if !ok {
-		return
+	if conn, ok := c.readable(w, r); ok {
+		c.begin(w, r, c.pendingOf(conn, r))
 	}
-	if conn.Status == connection.Unreadable {
-		c.fail(w, r, http.StatusConflict, &consent.Fault{
-			Code: consent.Invalid, Title: "The record can't be read", Text: "Without knowing what the connection was it can't be authorized again.",
-			Todo: "Disconnect it and connect anew under the same name, so that nothing changes for its callers.",
-		})
-		return
-	}
-	c.begin(w, r, c.pendingOf(conn, r))
 }
 
 func (c *Console) shareExisting(w http.ResponseWriter, r *http.Request) {
-	if conn, ok := c.named(w, r); ok && conn.Status != connection.Unreadable {
+	if conn, ok := c.readable(w, r); ok {
 		c.share(w, r, c.pendingOf(conn, r))
 	}
+}
+
+// readable is named, for what takes more of the connection than its name.
+func (c *Console) readable(w http.ResponseWriter, r *http.Request) (*connection.Connection, bool) {
+	conn, ok := c.named(w, r)
+	if ok && conn.Status == connection.Unreadable {
+		c.fail(w, r, http.StatusConflict, &consent.Fault{
+			Code: consent.Invalid, Title: "The record can't be read", Text: "Without knowing what the connection was it can't be authorized again.",
+			Todo: "Disconnect it and connect anew under the same name, so that nothing changes for its callers.",
+		}, way{"/connections/" + url.PathEscape(conn.Name), "Back to the connection"})
+		return nil, false
+	}
+	return conn, ok
 }
 
 // shareLife is how long a one-time link is good.

@@ -137,7 +137,7 @@ func (c *Console) welcome(w http.ResponseWriter, r *http.Request) bool {
 	w.Header().Set("Retry-After", "5")
 	c.fail(w, r, http.StatusTooManyRequests, &consent.Fault{
 		Code: consent.Invalid, Title: "Too many at once", Text: "Many people open links right now.", Todo: "Try again in a few seconds.",
-	})
+	}, again(r, "Try again"))
 	return false
 }
 

@@ -107,6 +107,12 @@ func (c *Console) Handler() http.Handler {
 	private("POST /connections/{name}/share", c.shareExisting)
 	private("POST /connections/{name}/test", c.test)
 	private("GET /connections/{name}/disconnect", c.disconnectForm)
+	// The address that a button leaves in the browser's bar.
+	for _, what := range []string{"test", "share"} {
+		private("GET /connections/{name}/"+what, func(w http.ResponseWriter, r *http.Request) {
+			http.Redirect(w, r, "/connections/"+url.PathEscape(r.PathValue("name")), http.StatusSeeOther)
+		})
+	}
 	private("POST /connections/{name}/disconnect", c.disconnect)
 	private("GET /orgs", c.orgs)
 	c.deadRoutes(private)
@@ -122,7 +128,7 @@ func (c *Console) Handler() http.Handler {
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		c.fail(w, r, http.StatusNotFound, &consent.Fault{
 			Code: consent.Invalid, Title: "There is no such page", Text: "The address is not one of the console's.", Todo: "Go to the list of connections.",
-		})
+		}, c.home("Open the console"))
 	})
 	return c.guard(mux)
 }

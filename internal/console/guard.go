@@ -24,7 +24,7 @@ func (c *Console) guard(next http.Handler) http.Handler {
 		c.fail(w, r, http.StatusForbidden, &consent.Fault{
 			Code: consent.Invalid, Title: "This came from another site", Text: "The console takes changes from its own pages only. Nothing was changed.",
 			Todo: "Open the console itself and do it there.",
-		})
+		}, c.home("Open the console"))
 	}))
 	checked := origins.Handler(next)
 	policy := strings.Join([]string{
@@ -51,7 +51,7 @@ func (c *Console) guard(next http.Handler) http.Handler {
 			c.fail(w, r, http.StatusMisdirectedRequest, &consent.Fault{
 				Code: consent.Invalid, Title: "The console has another address", Text: "It answers at " + c.PublicURL + " only (--public-url).",
 				Todo: "Open it there.",
-			})
+			}, c.home("Open the console"))
 			return
 		}
 		r.Body = http.MaxBytesReader(w, r.Body, maxForm)

@@ -10,6 +10,7 @@ import (
 	"html/template"
 	"io/fs"
 	"net/http"
+	"net/url"
 	"path"
 	"strconv"
 	"strings"
@@ -65,10 +66,12 @@ func parsePages() (*pages, error) {
 			}
 			return strings.ToUpper(s[:1]) + s[1:]
 		},
-		"day":  func(t time.Time) string { return t.UTC().Format("2 Jan 2006, 15:04 UTC") },
-		"iso":  func(t time.Time) string { return t.UTC().Format(time.RFC3339) },
-		"join": strings.Join,
-		"list": func(items ...any) []any { return items },
+		"day": func(t time.Time) string { return t.UTC().Format("2 Jan 2006, 15:04 UTC") },
+		// moment tells apart what happened within a minute.
+		"moment": func(t time.Time) string { return t.UTC().Format("2 Jan 2006, 15:04:05 UTC") },
+		"iso":    func(t time.Time) string { return t.UTC().Format(time.RFC3339) },
+		"join":   strings.Join,
+		"list":   func(items ...any) []any { return items },
 	}
 	names, err := fs.Glob(templateFiles, "templates/*.html")
 	if err != nil {
@@ -98,6 +101,7 @@ type page struct {
 	Form    string
 	Leave   string // where the page leads by itself
 	Flash   *flash
+	Way     *way // out of a fault
 	Version string
 	Data    any
 }
@@ -125,8 +129,35 @@ func (c *Console) render(w http.ResponseWriter, r *http.Request, status int, nam
 	_, _ = body.WriteTo(w)
 }
 
-// fail is the end of a way that did not work out.
-func (c *Console) fail(w http.ResponseWriter, r *http.Request, status int, fault *consent.Fault) {
+// way is where a page leads on to.
+type way struct{ Href, Text string }
+
+// home leads to the console, and so to its sign-in.
+func (c *Console) home(text string) way { return way{c.PublicURL + "/", text} }
+
+// again leads to the page that was asked for.
+func again(r *http.Request, text string) way { return way{local(r.URL.RequestURI()), text} }
+
+// from leads back to the page that a form was on.
+func (c *Console) from(r *http.Request, text string) way {
+	page, err := url.Parse(r.Referer())
+	if err != nil || page.Host == "" || page.Host != r.Host {
+		return c.home(text)
+	}
+	return way{local(page.RequestURI()), text}
+}
+
+// local is an address of this host's; one that a browser would take for another
+// host's is the first page.
+func local(to string) string {
+	if !strings.HasPrefix(to, "/") || strings.HasPrefix(to, "//") || strings.HasPrefix(to, "/\\") {
+		return "/"
+	}
+	return to
+}
+
+// fail is the end of a way that did not work out, and where to go on from there.
+func (c *Console) fail(w http.ResponseWriter, r *http.Request, status int, fault *consent.Fault, to ...way) {
 	if fault.Err != nil {
 		log := c.Logger.Info
 		if status >= 500 {
@@ -134,7 +165,11 @@ func (c *Console) fail(w http.ResponseWriter, r *http.Request, status int, fault
 		}
 		log("console: a consent or a change was refused", "code", fault.Code, "path", routeOf(r), "err", fault.Err)
 	}
-	c.render(w, r, status, "fault", page{Title: fault.Title, Data: fault})
+	p := page{Title: fault.Title, Data: fault}
+	if len(to) > 0 {
+		p.Way = &to[0]
+	}
+	c.render(w, r, status, "fault", p)
 }
 
 // routeOf is the request's pattern: paths can hold one-time words.

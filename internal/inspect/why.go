@@ -113,7 +113,7 @@ func (r *Reader) Why(ctx context.Context, name, id string) (*Why, error) {
 		if answered, err := r.answered(ctx, w); err != nil || answered {
 			return w, err
 		}
-		return w.say(Unknown, "there is neither a request %s of %s nor a response to it: it was never published, was answered to an inbox only (a GET), is a dead letter, or its response was kept for its time", id, name), nil
+		return w.say(Unknown, "there is neither a request %s of %s nor a response to it: it was never published, was answered to an inbox only (a GET), is a dead letter, or its response is no longer kept", id, name), nil
 	}
 	return w, r.explain(ctx, w, found, true)
 }

@@ -16,6 +16,7 @@ import (
 
 	"zoho-worker/internal/connection"
 	"zoho-worker/internal/dead"
+	"zoho-worker/internal/secret"
 )
 
 func TestConnect(t *testing.T) {
@@ -210,6 +211,65 @@ func TestWithoutJavaScript(t *testing.T) {
 	b.sees("Disconnect Acme?")
 	b.press("Disconnect")
 	b.sees("acme is disconnected")
+	b.open("/connect")
+	b.fill("nickname", "Globex")
+	b.press("Make a link to send instead")
+	b.sees("A link to send")
+	if _, text := b.look(); strings.Contains(text, "Copy Good until") { // it takes a script
+		t.Errorf("there is a button that does nothing: %s", text)
+	}
+}
+
+// A list that is no longer live says so, until it is.
+func TestSaysWhenStale(t *testing.T) {
+	t.Parallel()
+	const notice = "The worker does not answer"
+	w := newWorld(t)
+	b := w.tab()
+	for _, page := range []string{"/", "/orgs"} {
+		b.open(page)
+		b.sees("zoho-worker")
+		if _, text := b.look(); strings.Contains(text, notice) {
+			t.Fatalf("%s: at once: %s", page, text)
+		}
+		b.do(chromedp.Evaluate[chromedp.Void](`window.was = window.fetch; window.fetch = () => Promise.reject(new Error("away"))`))
+		b.sees(notice)
+		b.do(chromedp.Evaluate[chromedp.Void](`window.fetch = window.was`))
+		w.eventually(page+" is live again", func() bool { _, text := b.look(); return text != "" && !strings.Contains(text, notice) })
+	}
+}
+
+// Whatever names people at Zoho have, and whatever callers send: nothing is wider than
+// the window, and no button is out of reach.
+func TestLongNames(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	b := w.tab()
+	long := strings.Repeat("Rindfleischetikettierung", 4)
+	name := strings.Repeat("n", 63)
+	b.connect("Acme", ada)
+	if _, err := w.store.Add(t.Context(), connection.Connection{
+		Name: name, Nickname: long, Location: "us", OrgID: euOrg, OrgName: long + " mbH", UserID: "long", UserName: long + " <" + long + "@example.com>",
+	}, secret.New("dead")); err != nil {
+		t.Fatal(err)
+	}
+	w.publish(name, "a") // for which Zoho refuses the token: the row says why
+	w.bury(name, "invalid_request", long+long, long)
+	for _, page := range []string{"/", "/connections/" + name, "/orgs", "/dead", "/dead/1", "/dead/drop?number=1"} {
+		b.open(page)
+		if page == "/" {
+			b.sees("Revoked")
+		}
+		for _, width := range []int64{1280, 1161, 1000, 360} {
+			b.do(chromedp.EmulateViewport(width, 800))
+			over := get(b, chromedp.Evaluate[[]string](`[document.documentElement, ...document.querySelectorAll("main a, main button")]
+				.filter(e => e.scrollWidth > e.clientWidth + 1 && e === document.documentElement || e.getBoundingClientRect().right > innerWidth + 1)
+				.map(e => e.tagName + " " + (e.id || e.className || e.innerText.slice(0, 30)))`))
+			if len(over) > 0 {
+				t.Errorf("%s at %d: too wide: %q", page, width, over)
+			}
+		}
+	}
 }
 
 // The whole way by keyboard, with the focus to be seen at every step.

@@ -6,7 +6,7 @@
 (() => {
   const card = document.querySelector("[data-live]");
   if (!card) return;
-  const live = document.getElementById("live");
+  const live = document.getElementById("live"), stale = document.getElementById("stale");
   const every = 2000;
   let failures = 0;
 
@@ -64,6 +64,7 @@
       } catch {
         failures++;
       }
+      if (stale) stale.hidden = failures < 2; // one may be a worker that is replaced
     }
     setTimeout(look, every * Math.min(2 ** failures, 15));
   };
