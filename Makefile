@@ -22,7 +22,7 @@ build: ## bin/worker as it runs in production: static, without the sandbox
 	CGO_ENABLED=0 $(GO) build -trimpath -tags production,grpcnotrace -ldflags "$(LDFLAGS)" -o bin/worker ./cmd/worker
 
 .PHONY: test
-test: ## all tests of the main module
+test: ## what the README says: all tests of the main module
 	$(GO) test ./...
 
 .PHONY: check
