@@ -20,6 +20,7 @@ type entry struct {
 	subject, connection string
 	header              nats.Header
 	data                []byte
+	size                int64 // in hand, headers included
 	sequence            uint64
 	stored              time.Time // by the server's clock
 	again               bool      // handed over before
@@ -78,7 +79,7 @@ func (o *org) arrived(l *lane, msg *nats.Msg) {
 		return
 	}
 	e := &entry{
-		subject: msg.Subject, connection: l.connection, header: msg.Header, data: msg.Data,
+		subject: msg.Subject, connection: l.connection, header: msg.Header, data: msg.Data, size: int64(msg.Size()),
 		sequence: meta.Sequence.Stream, stored: StoredAt(msg.Subject, msg.Header, meta.Timestamp),
 		// A consumer that is made anew after a death counts its deliveries from one.
 		again: meta.NumDelivered > 1 || meta.Sequence.Stream <= l.died,
@@ -117,6 +118,7 @@ func (o *org) arrived(l *lane, msg *nats.Msg) {
 		return
 	}
 	l.inHand++
+	l.bytes += e.size
 	o.queue(e)
 	o.dispatch()
 }
