@@ -44,10 +44,11 @@ var arrows = map[string][]string{
 	"bench/flow":                   {"internal/connection", "internal/consumer", "internal/secret", "internal/zoho/zohotest"},
 	"internal/lock/redistest":      {},
 	"internal/connection/natstest": {},
+	"internal/register/storedtest": {},
 }
 
 // simulated are packages that no production code imports but the sandbox's own.
-var simulated = []string{"internal/zoho/zohotest", "internal/devbox", "internal/lock/redistest", "internal/connection/natstest"}
+var simulated = []string{"internal/zoho/zohotest", "internal/devbox", "internal/lock/redistest", "internal/connection/natstest", "internal/register/storedtest"}
 
 type listed struct {
 	ImportPath string

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -367,3 +368,51 @@ func TestReadersGuide(t *testing.T) {
 
 // function is a declaration: the receiver's type, and the name.
 var function = regexp.MustCompile(`(?m)^func (?:\(\w* ?\*?(\w+)\) )?(\w+)[(\[]`)
+
+var warning = regexp.MustCompile(`[lL]ogger\.(?:Warn|Error)\(\s*"([^"]+)"`)
+
+// Whoever reads a warning finds in docs/troubleshooting.md what to do, and nothing there
+// is of a line that no worker writes.
+func TestEveryWarningIsExplained(t *testing.T) {
+	t.Parallel()
+	lines := map[string]bool{
+		"NATS is not there yet": true, "JetStream is not there yet": true, // app.await makes these
+		"request settled": true, "token is not refreshed": true, // their levels depend
+	}
+	for _, dir := range []string{"internal", "cmd"} {
+		if err := filepath.WalkDir(filepath.Join(root, dir), func(path string, entry fs.DirEntry, err error) error {
+			if err != nil || !strings.HasSuffix(path, ".go") || strings.HasSuffix(path, "_test.go") {
+				return err
+			}
+			source, err := os.ReadFile(path)
+			for _, m := range warning.FindAllStringSubmatch(string(source), -1) {
+				lines[m[1]] = true
+			}
+			return err
+		}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	page := read(t, "docs/troubleshooting.md")
+	table := section(t, page, "## Warnings and errors in the log")
+	explained := map[string]bool{}
+	for _, row := range regexp.MustCompile("(?m)^\\| (`.*?) \\|").FindAllStringSubmatch(table, -1) {
+		for _, m := range regexp.MustCompile("`([^`]+)`").FindAllStringSubmatch(row[1], -1) {
+			explained[m[1]] = true
+		}
+	}
+	for line := range lines {
+		found := strings.Contains(page, "`"+line+"`")
+		for beginning := range explained {
+			found = found || strings.HasPrefix(line, beginning)
+		}
+		if !found {
+			t.Errorf("docs/troubleshooting.md doesn't say what to do about the line %q", line)
+		}
+	}
+	for beginning := range explained {
+		if !slices.ContainsFunc(slices.Collect(maps.Keys(lines)), func(line string) bool { return strings.HasPrefix(line, beginning) }) {
+			t.Errorf("docs/troubleshooting.md explains %q, which no worker writes", beginning)
+		}
+	}
+}

@@ -218,7 +218,7 @@ Secrets are sealed before they leave this process and never shown.`,
 	f.StringVar(&c.OrgID, "org-id", "", "with --refresh-token: Zoho organisation id, digits only: connections of one org share its limits")
 	f.StringVar(&c.UserID, "user-id", "", "with --refresh-token: Zoho user id: a user may have one connection")
 	f.StringVar(&c.Edition, "edition", "", "with --refresh-token: "+strings.Join(connection.Editions(), ", ")+": how many calls may be in flight (left out: 10)")
-	f.IntVar(&c.Concurrency, "concurrency", 0, "calls of the org that may be in flight (default as the edition allows)")
+	f.Var((*app.Decimal)(&c.Concurrency), "concurrency", "calls of the org that may be in flight (default as the edition allows)")
 	grant.bind(cmd)
 	return cmd
 }

@@ -187,7 +187,7 @@ order in which they were stored; those that name an order_key, within it.`,
 			})
 		},
 	}
-	cmd.Flags().IntVar(&credits, "credits-per-day", 0, "API credits of the org that the connection may use in 24 hours; 0: any")
+	cmd.Flags().Var((*app.Decimal)(&credits), "credits-per-day", "API credits of the org that the connection may use in 24 hours; 0: any")
 	cmd.Flags().BoolVar(&ordered, "ordered", false, "carry out the connection's requests one after the other; --ordered=false: no longer")
 	return cmd
 }

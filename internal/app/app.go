@@ -79,6 +79,7 @@ func Start(ctx context.Context, c Config, logger *slog.Logger) (_ *Worker, err e
 	}
 	metrics := prometheus.NewRegistry()
 	metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	w.watchStart(metrics)
 
 	listener, err := w.listen(c.HTTPAddr)
 	if err != nil {

@@ -170,8 +170,10 @@ func (c Config) Validate() error {
 	} else if _, err := secret.ParseKeyring(c.EncryptionKeys.Reveal()); err != nil {
 		wrong("encryption-keys", "%v", err)
 	}
-	if _, _, err := net.SplitHostPort(c.HTTPAddr); err != nil {
+	if _, port, err := net.SplitHostPort(c.HTTPAddr); err != nil {
 		wrong("http-addr", "%v: write host:port, like 127.0.0.1:8080, or :8080 for all addresses", err)
+	} else if port == "" {
+		wrong("http-addr", "%q: the port is missing, like :8080", c.HTTPAddr)
 	}
 	if u, err := url.Parse(c.PublicURL); err != nil || c.PublicURL != "" && (u.Host == "" || u.Scheme != "https" && u.Scheme != "http") {
 		wrong("public-url", "must be an http or https address, like https://zoho.example.com")

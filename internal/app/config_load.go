@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -229,7 +230,7 @@ func text(name string, field *string, help string) setting {
 }
 
 func number(name string, field *int, help string) setting {
-	return setting{Flag: made(func(f *pflag.FlagSet) { f.IntVar(field, name, *field, help) })}
+	return setting{Flag: made(func(f *pflag.FlagSet) { f.Var((*Decimal)(field), name, help) })}
 }
 
 func fraction(name string, field *float64, help string) setting {
@@ -247,6 +248,25 @@ func list(name string, field *[]string, help string) setting {
 func hidden(name string, field *secret.Text, help string) setting {
 	return setting{secret: field, Flag: made(func(f *pflag.FlagSet) { f.Var((*secretValue)(field), name, help) })}
 }
+
+// Decimal is a flag with digits alone: of pflag's own, 010 would be eight.
+type Decimal int
+
+// Set implements pflag.Value.
+func (d *Decimal) Set(s string) error {
+	n, err := strconv.Atoi(s)
+	if err != nil {
+		return errors.New("must be an integer, like 10")
+	}
+	*d = Decimal(n)
+	return nil
+}
+
+// String implements pflag.Value.
+func (d *Decimal) String() string { return strconv.Itoa(int(*d)) }
+
+// Type implements pflag.Value.
+func (d *Decimal) Type() string { return "int" }
 
 // secretValue is a flag that help and error messages never show.
 type secretValue secret.Text

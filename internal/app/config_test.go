@@ -107,6 +107,34 @@ encryption-keys-file: none-such
 	}
 }
 
+// A number is what its digits say, from wherever it comes, and nothing else is one.
+func TestNumbersAreDecimal(t *testing.T) {
+	t.Parallel()
+	for where, read := range map[string]func(value string) (Config, error){
+		"flag": func(value string) (Config, error) {
+			c := Defaults()
+			flags := pflag.NewFlagSet("test", pflag.ContinueOnError)
+			c.BindWorker(flags)
+			return c, flags.Parse([]string{"--max-in-flight", value})
+		},
+		"environment": func(value string) (Config, error) { return load(t, nil, map[string]string{"MAX_IN_FLIGHT": value}) },
+		"file": func(value string) (Config, error) {
+			return load(t, []string{"--config", write(t, "c.yaml", "max-in-flight: "+value+"\n")}, nil)
+		},
+	} {
+		for _, value := range []string{"010", "10", "+10"} {
+			if c, err := read(value); err != nil || c.MaxInFlight != 10 {
+				t.Errorf("%s from the %s is %d, %v", value, where, c.MaxInFlight, err)
+			}
+		}
+		for _, value := range []string{"0x10", "0b1", "1_000", "1e3", "10.0", "ten", "99999999999999999999"} {
+			if c, err := read(value); err == nil || !strings.Contains(err.Error(), "max-in-flight") || !strings.Contains(err.Error(), "must be an integer") {
+				t.Errorf("%s from the %s is %d, %v", value, where, c.MaxInFlight, err)
+			}
+		}
+	}
+}
+
 // A file may hold what a client has no use for; it may not hold what nobody has.
 func TestConfigFileOfClient(t *testing.T) {
 	t.Parallel()

@@ -18,8 +18,9 @@ import (
 	"zoho-worker/internal/register"
 )
 
-// watch registers what is known of the worker as a whole.
-func (w *Worker) watch(metrics prometheus.Registerer) {
+// watchStart registers what is known of a worker from its first moment, also while it
+// waits for NATS: an alert on what isn't there would never fire.
+func (w *Worker) watchStart(metrics prometheus.Registerer) {
 	f := promauto.With(metrics)
 	f.NewGaugeVec(prometheus.GaugeOpts{
 		Name: "zoho_worker_build_info", Help: "1, with the version of this worker.",
@@ -27,6 +28,11 @@ func (w *Worker) watch(metrics prometheus.Registerer) {
 	f.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "zoho_worker_ready", Help: "1 where the worker takes requests: started, not stopping, connected to NATS, which lets it do its work.",
 	}, func() float64 { return number01(w.ready()) })
+}
+
+// watch registers what else is known of the worker as a whole.
+func (w *Worker) watch(metrics prometheus.Registerer) {
+	f := promauto.With(metrics)
 	f.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "zoho_worker_nats_connected", Help: "1 while connected to NATS.",
 	}, func() float64 { return number01(w.nc.IsConnected()) })

@@ -20,6 +20,7 @@ type entry struct {
 	subject, connection string
 	header              nats.Header
 	data                []byte
+	size                int64 // in hand, headers included
 	sequence            uint64
 	entered             time.Time // into the stream, by the server's clock
 	stored              time.Time // the same, or when it was before it was moved to another lane
@@ -82,7 +83,7 @@ func (o *org) arrived(l *lane, msg *nats.Msg) {
 		return
 	}
 	e := &entry{
-		subject: msg.Subject, connection: l.connection, header: msg.Header, data: msg.Data,
+		subject: msg.Subject, connection: l.connection, header: msg.Header, data: msg.Data, size: int64(msg.Size()),
 		sequence: meta.Sequence.Stream, entered: meta.Timestamp, stored: StoredAt(msg.Subject, msg.Header, meta.Timestamp), era: l.era,
 		// A consumer that is made anew after a death counts its deliveries from one.
 		again: meta.NumDelivered > 1 || l.was(meta.Sequence.Stream),
@@ -121,6 +122,7 @@ func (o *org) arrived(l *lane, msg *nats.Msg) {
 		return
 	}
 	l.inHand++
+	l.bytes += e.size
 	o.queue(e)
 	o.dispatch()
 }

@@ -2,7 +2,9 @@ package consumer
 
 import (
 	"context"
+	"runtime/debug"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -11,6 +13,8 @@ import (
 // hand is what this worker has in hand. One ticker keeps all of it alive.
 type hand struct {
 	every time.Duration
+	most  int64        // bytes of requests in hand, where more wait in the stream
+	bytes atomic.Int64 // of those that are
 	mu    sync.Mutex
 	held  map[origin]*entry
 }
@@ -22,9 +26,31 @@ type origin struct {
 	at       int64 // when it was stored there, in nanoseconds by the server's clock
 }
 
+// handMost is how many bytes of requests a worker has in hand, and a quarter of the
+// runtime's memory limit where that is less. More than that, a few of each lane
+// aside, wait in the stream: in hand they would only be closer to their start.
+const handMost = 256 << 20
+
 func newHand(every time.Duration) *hand {
-	return &hand{every: every, held: map[origin]*entry{}}
+	return &hand{every: every, most: min(handMost, debug.SetMemoryLimit(-1)/4), held: map[origin]*entry{}}
 }
+
+// room is how many bytes more a lane may have in hand that has some already, 0 for
+// none. While there is any, all lanes that are pulled from may ask for a part of it; when
+// there is none, each still has its share, if others don't hold twice as much as there
+// is room for, from when there were fewer lanes. What a lane asks for at a time grows
+// with what it has, because all that is on its way is in nobody's hand yet.
+func (h *hand) room(has int64) int64 {
+	lanes, left := max(1, openLanes.Load()), h.most-h.bytes.Load()
+	if left <= -h.most {
+		return 0
+	}
+	return min(max(0, h.most/lanes-has, left/lanes), 2*has+firstAsk)
+}
+
+// firstAsk is as much as a lane that has nothing in hand asks for: what one request may
+// be by the server's default, which is its share at least.
+const firstAsk = 1 << 20
 
 // take takes a delivery in hand; false: the request is there already, and is
 // settled by this, its latest delivery.
@@ -36,6 +62,7 @@ func (h *hand) take(e *entry) bool {
 		return false
 	}
 	h.held[e.origin()] = e
+	h.bytes.Add(e.size)
 	return true
 }
 
@@ -44,6 +71,7 @@ func (h *hand) leave(e *entry) {
 	defer h.mu.Unlock()
 	if h.held[e.origin()] == e {
 		delete(h.held, e.origin())
+		h.bytes.Add(-e.size)
 	}
 }
 

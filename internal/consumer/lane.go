@@ -51,8 +51,10 @@ type lane struct {
 	losses   atomic.Uint64 // how often it was lost, and not ended
 	behind   []*entry      // ordered requests, until no other worker has one of the lane
 	inHand   int
-	chained  int // of them, those that stand behind another of their order
-	received int // since it is served, whatever became of them
+	bytes    int64 // of those
+	large    bool  // the next one did not fit into the last pull
+	chained  int   // of them, those that stand behind another of their order
+	received int   // since it is served, whatever became of them
 	turns
 	share   *turns // of the connection's lanes of this kind together
 	foreign int    // in hand of the worker before: each may be a call in flight
@@ -219,7 +221,7 @@ func (l *lane) follow(p *pulls) (done bool, err error) {
 			l.org.moveAside(t.aside)
 			continue
 		case t.ask > 0:
-			if err := p.ask(t.ask); err != nil {
+			if err := p.ask(t.ask, t.bytes); err != nil {
 				return false, fmt.Errorf("ask for requests: %w", err)
 			}
 		}
@@ -243,6 +245,7 @@ type turn struct {
 	done   bool     // it is closed
 	silent bool     // its pulls are lost
 	ask    int      // for so many requests
+	bytes  int64    // and no more than this of them
 	aside  []*entry // to be moved to another lane
 }
 
@@ -257,15 +260,33 @@ func (l *lane) turn() (t turn) {
 	case l.full() && l.awaited == 0:
 		t.aside = l.setAside()
 	case l.room() >= l.window/4, l.awaited > 0 && l.asked == 0 && l.room() > 0:
-		t.ask = l.room()
+		t.ask, t.bytes = l.ask()
 		l.asked += t.ask
 	}
 	return t
 }
 
-// full reports whether the lane has so many requests in hand that it asks for no
-// more. The lock is held.
-func (l *lane) full() bool { return l.most()-l.inHand < l.window/4 }
+// ask is how many requests are asked for, and how many bytes of them at most, 0 for
+// any. One that doesn't fit into a pull comes alone: the server hands over nothing else
+// before it. The lock is held.
+func (l *lane) ask() (n int, bytes int64) {
+	bytes = l.org.hand.room(l.bytes)
+	alone := l.large || bytes == 0
+	l.large = false
+	switch {
+	case !alone:
+		return l.room(), bytes
+	case l.asked == 0:
+		return 1, 0
+	}
+	return 0, 0
+}
+
+// full reports whether the lane has so many requests in hand, or so much of them,
+// that it asks for no more. The lock is held.
+func (l *lane) full() bool {
+	return l.most()-l.inHand < l.window/4 || l.inHand > 0 && l.org.hand.room(l.bytes) == 0
+}
 
 // most is how many requests the lane has in hand at most. Those that stand behind
 // another don't count: there may be some behind them that needn't wait. The lock is held.
@@ -302,6 +323,7 @@ func (l *lane) take(msg *nats.Msg) error {
 	if there {
 		l.heard = time.Now()
 	}
+	l.large = l.large || msg.Header.Get("Description") == tooLarge
 	l.asked = max(l.asked-left, 0)
 	return err
 }
@@ -532,6 +554,7 @@ func (l *lane) shut() []*entry {
 	for _, e := range back {
 		l.org.hand.leave(e)
 		l.inHand--
+		l.bytes -= e.size
 		if c := l.org.chains[e.key]; e.key != "" && c != nil {
 			c.waiting = slices.DeleteFunc(c.waiting, func(w *entry) bool { return w == e })
 			if len(c.waiting) == 0 && !l.org.chained(e.key) {

@@ -129,14 +129,18 @@ func (m *metrics) start(method, class string) {
 	for _, code := range envelope.Codes() {
 		begin(outcomeAnswered, string(code))
 	}
-	begin(outcomeDead, string(envelope.InvalidRequest))
+	// What settlement.bury is called with.
+	for _, code := range []envelope.Code{envelope.InvalidRequest, envelope.IDConflict, envelope.Internal} {
+		begin(outcomeDead, string(code))
+	}
 }
 
 func (m *metrics) settled(method, class, outcome string, code envelope.Code) {
 	if method == "" {
 		method = none
 	}
-	if code == "" {
+	// Of the other outcomes nobody was told the code of this worker.
+	if code == "" || outcome != outcomeAnswered && outcome != outcomeDead {
 		code = none
 	}
 	requests, ok := m.begun[labels{method, class, outcome, string(code)}]

@@ -40,10 +40,13 @@ func listen(conn *nats.Conn, durable string, most int) (*pulls, error) {
 	return p, nil
 }
 
-// ask asks for n requests.
-func (p *pulls) ask(n int) error {
-	var room [96]byte
+// ask asks for n requests, and no more than bytes of them; 0: any.
+func (p *pulls) ask(n int, bytes int64) error {
+	var room [128]byte
 	ask := strconv.AppendInt(append(room[:0], `{"batch":`...), int64(n), 10)
+	if bytes > 0 {
+		ask = strconv.AppendInt(append(ask, `,"max_bytes":`...), bytes, 10)
+	}
 	ask = strconv.AppendInt(append(ask, `,"expires":`...), int64(pullExpiry), 10)
 	ask = strconv.AppendInt(append(ask, `,"idle_heartbeat":`...), int64(pullHeartbeat), 10)
 	return p.conn.PublishRequest(p.subject, p.sub.Subject, append(ask, '}'))
@@ -57,6 +60,9 @@ func (p *pulls) end() {
 // errMoved says that the consumer is gone, or has another leader, which knows no pull.
 var errMoved = errors.New("the consumer is elsewhere")
 
+// tooLarge is what the server says where the next request doesn't fit into a pull.
+const tooLarge = "Message Size Exceeds MaxBytes"
+
 // said reads what the server says of a pull: how many of its requests won't come
 // any more, and whether the consumer is there to say so. Any error ends all of them.
 func said(msg *nats.Msg) (left int, there bool, err error) {
@@ -64,7 +70,8 @@ func said(msg *nats.Msg) (left int, there bool, err error) {
 	switch {
 	case status == "100": // it is open
 		return 0, true, nil
-	case status == "404", status == "408", text == "Server Shutdown": // it is over
+	// It is over. The last is said where all came that was asked for and more bytes might have.
+	case status == "404", status == "408", text == "Server Shutdown", text == tooLarge, text == "Batch Completed":
 		left, _ = strconv.Atoi(msg.Header.Get("Nats-Pending-Messages"))
 		return left, true, nil
 	case text == "Leadership Change", text == "Consumer Deleted":

@@ -22,6 +22,8 @@ func TestSaid(t *testing.T) {
 		{"408", "Interest Expired", "3", 3, true, nil},
 		{"404", "No Messages", "", 0, true, nil},
 		{"409", "Server Shutdown", "12", 12, true, nil},
+		{"409", "Message Size Exceeds MaxBytes", "9", 9, true, nil},
+		{"409", "Batch Completed", "0", 0, true, nil},
 		{"409", "Leadership Change", "", 0, true, errMoved},
 		{"409", "Consumer Deleted", "", 0, true, errMoved},
 		{"503", "", "", 0, false, nil},

@@ -377,6 +377,7 @@ func (o *org) left(e *entry) {
 	o.hand.leave(e)
 	delete(o.trials.accused, e.sequence)
 	l := e.lane
+	l.bytes -= e.size
 	if l.inHand--; l.inHand == l.window-1 || l.room() >= l.window/4 {
 		l.nudge()
 	}

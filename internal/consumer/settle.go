@@ -127,7 +127,7 @@ func (s *settlement) end(begun time.Time) *relay.Wait {
 		return nil
 	}
 	s.again = true
-	return &relay.Wait{Reason: relay.WaitStorage, For: time.Second}
+	return &relay.Wait{Reason: relay.WaitStorage, For: max(s.pause, time.Second)}
 }
 
 func asError(err error) *envelope.Error {
@@ -148,6 +148,7 @@ type settlement struct {
 	queue    string
 	response *envelope.Response
 	outcome  string
+	pause    time.Duration // before what is not stored is tried again; 0: a short one
 
 	// What only the line says.
 	operation    string
@@ -292,11 +293,17 @@ func (s *settlement) reply(data []byte) bool {
 	if s.request == nil || s.request.ReplyTo == "" {
 		return true
 	}
-	var err error
-	if header := trace.Inject(s.ctx, nil); header == nil {
-		err = s.Conn.Publish(s.request.ReplyTo, data)
-	} else {
-		err = s.Conn.PublishMsg(&nats.Msg{Subject: s.request.ReplyTo, Data: data, Header: header})
+	err := s.send(data)
+	if errors.Is(err, nats.ErrMaxPayload) {
+		// It was stored when a message could be larger, and would come again for ever.
+		err = s.send((&envelope.Response{
+			ID: s.request.ID, Connection: s.connection, ReceivedAt: s.stored, FinishedAt: s.Clock.Now(),
+			Error: &envelope.Error{
+				Code: envelope.TooLarge,
+				Message: fmt.Sprintf("the response is stored at %s, its %d bytes are more than a message holds now, %d",
+					ResponseSubject(s.connection, s.request.ID), len(data), s.Conn.MaxPayload()),
+			},
+		}).AppendJSON(nil))
 	}
 	if err != nil {
 		s.outcome = outcomeNotStored
@@ -305,6 +312,15 @@ func (s *settlement) reply(data []byte) bool {
 	}
 	failpoint.Hit(failpoint.Replied)
 	return true
+}
+
+// send sends a reply.
+func (s *settlement) send(data []byte) error {
+	header := trace.Inject(s.ctx, nil)
+	if header == nil {
+		return s.Conn.Publish(s.request.ReplyTo, data)
+	}
+	return s.Conn.PublishMsg(&nats.Msg{Subject: s.request.ReplyTo, Data: data, Header: header})
 }
 
 func (s *settlement) ack() {
@@ -355,6 +371,9 @@ func (s *settlement) keep(e *envelope.Error) bool {
 	if err != nil {
 		s.outcome = outcomeNotStored
 		s.Logger.Error("dead letter not stored: the request comes again", "connection", s.connection, "err", err)
+	}
+	if errors.Is(err, nats.ErrMaxPayload) {
+		s.pause = time.Minute // until the server's max_payload is again what it was when this was published
 	}
 	return err == nil
 }

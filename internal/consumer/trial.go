@@ -69,7 +69,7 @@ func (l *lane) mourn(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("look at consumer %s: %w", l.durable(), err)
 	}
-	handed := there.CachedInfo().Delivered.Stream
+	handed, settled := there.CachedInfo().Delivered.Stream, there.CachedInfo().AckFloor.Stream
 	if o.hold.Own {
 		l.died, l.mourned = handed, true
 		return nil
@@ -77,6 +77,9 @@ func (l *lane) mourn(ctx context.Context) error {
 	o.mu.Lock()
 	// What is loaded is of the death before; a write that failed is written again.
 	l.died, l.twice = handed, min(o.trials.died[l.rest()], handed)
+	if l.twice <= settled {
+		l.twice = 0 // the worker that died now outlived them all
+	}
 	o.trials.deaths[l.rest()] = handed
 	twice := l.twice
 	o.mu.Unlock()

@@ -307,3 +307,29 @@ func TestRequestsOfKilledWorkers(t *testing.T) {
 		t.Errorf("%d requests are convicted, and one was tried when the fourth worker died", convicted)
 	}
 }
+
+// Two workers that die with other requests in hand, months apart as it were, are no
+// two in a row: what the first had in hand is long answered.
+func TestDeathsThatHaveNothingInCommon(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, zohotest.Options{})
+	r.demo(5)
+	die := func(p *process, id string) {
+		hold := r.Zoho.Hold(zohotest.Arrived, zohotest.Match{Method: "GET"})
+		r.publish("demo", list(id))
+		r.reached(hold)
+		p.signal(syscall.SIGKILL)
+		p.died()
+		hold.Release()
+	}
+	die(r.process(), "first")
+	next := r.process()
+	wantStatus(t, r.await("demo", "first"), 200)
+	r.drained()
+	die(next, "second")
+	r.process()
+	wantStatus(t, r.await("demo", "second"), 200)
+	if strings.Contains(r.logs.text.String(), "two workers in a row died") {
+		t.Error("the log takes what was answered for what killed the worker")
+	}
+}

@@ -221,6 +221,54 @@ func TestMetricsAreBounded(t *testing.T) {
 	}
 }
 
+// An alert on a counter sees nothing of a series that begins with its first event: so
+// all that a worker counts of requests begins at zero.
+func TestRequestsAreCountedFromZero(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, zohotest.Options{})
+	r.demo(10)
+	w := r.worker()
+	values := func() map[string]float64 {
+		values := map[string]float64{}
+		for _, m := range scrape(t, w.HTTPAddr)["zoho_worker_requests_total"].Metric {
+			var labels []string
+			for _, l := range m.Label {
+				labels = append(labels, l.GetName()+"="+l.GetValue())
+			}
+			values[strings.Join(labels, " ")] = m.GetCounter().GetValue()
+		}
+		return values
+	}
+	before := values()
+	for _, id := range []string{"one", "two"} {
+		r.publish("demo", insert(id, "One"))
+		wantStatus(t, r.await("demo", id), 201)
+	}
+	r.publish("demo", insert("one", "One"))   // repeated
+	r.publish("demo", insert("one", "Other")) // dead: nobody can be told of the conflict
+	r.publishRaw("demo", []byte("no request"))
+	r.publish("stranger", list("one"))
+	late := list("late")
+	late["deadline"] = "2020-01-01T00:00:00Z"
+	r.publish("demo", late)
+	r.drained()
+	counted := 0
+	for labels, value := range values() {
+		if _, begun := before[labels]; !begun {
+			t.Errorf("the series %s begins at %v", labels, value)
+		}
+		counted += int(value)
+	}
+	if counted != 7 {
+		t.Errorf("%d requests are counted, of 7", counted)
+	}
+	for _, code := range []string{"invalid_request", "id_conflict", "internal"} {
+		if _, begun := before["class=none code="+code+" method=none outcome=dead"]; !begun {
+			t.Errorf("dead letters with the code %s are not counted from zero", code)
+		}
+	}
+}
+
 // What is runnable is what only a place of a worker is missing for: it leaves out
 // orgs at their limit, paused ones and revoked connections. Another worker starts
 // it, though an org is served by one at a time.

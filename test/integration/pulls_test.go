@@ -3,7 +3,9 @@ package integration
 import (
 	"errors"
 	"fmt"
+	"strings"
 	"testing"
+	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
 
@@ -136,4 +138,66 @@ func TestRefusedPulls(t *testing.T) {
 		wantStatus(t, response, 200)
 	}
 	r.drained()
+}
+
+// A worker's memory has room for so much of what waits: the rest of it stays in the
+// stream, whatever the size of the requests and the number of lanes they wait in.
+func TestInHandIsBoundedInBytes(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, zohotest.Options{})
+	const (
+		limit = 64 << 20 // of the worker's memory, of which a quarter is for what is in hand
+		lanes = 12
+		each  = 16 // no more than the worker takes in hand of small ones
+		size  = 400 << 10
+	)
+	name := func(i int) string { return fmt.Sprint("org-", i) }
+	for i := range lanes {
+		org := fmt.Sprint(770_000_000 + i)
+		r.Zoho.AddOrg(zohotest.Org{ID: org, Name: name(i), Concurrency: 2})
+		r.connect(name(i), org, 2)
+	}
+	posts := zohotest.Match{Method: "POST"}
+	hold := r.Zoho.Hold(zohotest.BodyRead, posts)
+	padding := strings.Repeat("x", size)
+	for i := range lanes {
+		for n := range each {
+			d := insert(fmt.Sprint("post-", n), "Large")
+			d["body"] = doc{"data": []doc{{"Last_Name": "Large", "Description": padding}}}
+			r.publish(name(i), d)
+		}
+	}
+	r.process("CALL_TIMEOUT=2m", "STOP_TIMEOUT=3m", fmt.Sprint("GOMEMLIMIT=", limit))
+	for range lanes { // none is left without any
+		r.reached(hold)
+	}
+	settled := 0
+	eventually(t, "every lane has what it may", func() bool {
+		requests := 0
+		for i := range lanes {
+			n, _ := r.handedOut(name(i))
+			requests += n
+		}
+		if requests != settled {
+			settled = requests
+			time.Sleep(500 * time.Millisecond)
+			return false
+		}
+		return true
+	})
+	// Twice the room, one of each lane, and what was on its way when the room was taken.
+	if most := 3*limit/4 + lanes*size; settled*size > most {
+		t.Errorf("%d requests of %d KiB are in hand, %d MiB, and there is room for %d MiB", settled, size>>10, settled*size>>20, most>>20)
+	}
+	t.Logf("%d of %d in hand", settled, lanes*each)
+	hold.Release()
+	for i := range lanes {
+		for _, response := range r.awaitAll(name(i), each) {
+			wantStatus(t, response, 201)
+		}
+	}
+	r.drained()
+	if n := r.Zoho.Count(posts); n != lanes*each {
+		t.Errorf("%d calls for %d requests", n, lanes*each)
+	}
 }

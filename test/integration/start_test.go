@@ -91,6 +91,9 @@ func TestStartBeforeNATS(t *testing.T) {
 	if status, _ := page(addr, "/healthz"); status != http.StatusOK {
 		t.Errorf("/healthz answers %d to a worker that waits", status)
 	}
+	if ready := metric(t, addr, "zoho_worker_ready"); ready != 0 {
+		t.Errorf("zoho_worker_ready is %v", ready)
+	}
 	// Past several tries, it still waits and has said so once.
 	select {
 	case <-triedAgain(t, strings.TrimPrefix(r.NATSURL, "nats://")):
@@ -107,6 +110,9 @@ func TestStartBeforeNATS(t *testing.T) {
 		t.Fatal(err)
 	}
 	isReady(t, addr)
+	if ready := metric(t, addr, "zoho_worker_ready"); ready != 1 {
+		t.Errorf("zoho_worker_ready is %v", ready)
+	}
 	wantStatus(t, r.await("demo", "early"), 201)
 	p.signal(syscall.SIGTERM)
 	p.exited()
