@@ -177,7 +177,7 @@ func (h *health) stored(stream string, err error) {
 		h.failed[stream] = 0
 	case errors.Is(err, context.Canceled), errors.Is(err, nats.ErrConnectionClosed), errors.Is(err, nats.ErrDisconnected),
 		errors.Is(err, nats.ErrConnectionReconnecting), errors.Is(err, nats.ErrReconnectBufExceeded),
-		register.IsTooLarge(err): // a caller's doing
+		register.IsTooLarge(err), laneIsFull(err): // a caller's doing
 		h.mu.Unlock()
 		return // says nothing of the server
 	default:
@@ -204,6 +204,13 @@ func (h *health) connected() {
 	for _, stream := range streams {
 		h.over(writes + stream + ".>")
 	}
+}
+
+// laneIsFull: as many requests of one lane wait as somebody allowed by hand. The
+// server has the same error for it as for a stream that is full.
+func laneIsFull(err error) bool {
+	var api *jetstream.APIError
+	return errors.As(err, &api) && api.ErrorCode == 10077 && strings.Contains(api.Description, "per subject")
 }
 
 // full: the server has no room, or the stream is at its limit.

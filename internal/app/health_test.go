@@ -18,6 +18,8 @@ import (
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
+
+	"zoho-worker/internal/connection/natstest"
 )
 
 // What a start waits for, and what ends it.
@@ -141,5 +143,29 @@ func TestWritesThatFail(t *testing.T) {
 	h.connected()
 	if got := h.reasons(); len(got) > 0 {
 		t.Errorf("on a new connection: %q", got)
+	}
+}
+
+// A caller that has too many requests waiting, where that is bounded by hand, keeps no
+// worker from the others' work; a stream that is full does.
+func TestLaneThatIsFull(t *testing.T) {
+	t.Parallel()
+	server := natstest.Start(t)
+	js := server.JetStream()
+	server.Create(js,
+		jetstream.StreamConfig{Name: "LANES", Subjects: []string{"lanes.*"}, Discard: jetstream.DiscardNew, MaxMsgsPerSubject: 1, DiscardNewPerSubject: true},
+		jetstream.StreamConfig{Name: "ROOM", Subjects: []string{"room.*"}, Discard: jetstream.DiscardNew, MaxMsgs: 1})
+	for subject, trouble := range map[string]bool{"lanes.a": false, "room.a": true} {
+		h := newHealth(slog.New(slog.DiscardHandler))
+		for i := range 4 {
+			_, err := js.Publish(t.Context(), subject, []byte("x"))
+			if (err == nil) != (i == 0) {
+				t.Fatalf("%s, %d: %v", subject, i, err)
+			}
+			h.stored("requests", err)
+		}
+		if why := h.reasons(); (len(why) > 0) != trouble {
+			t.Errorf("%s: not ready for %q", subject, why)
+		}
 	}
 }

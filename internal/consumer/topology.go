@@ -51,6 +51,9 @@ func (t Topology) Ensure(ctx context.Context, js jetstream.JetStream) error {
 			return ensure(ctx, js, config.Name, config, config.AllowDirect, func(made map[string]string, there jetstream.StreamConfig) error {
 				config.Metadata, config.MaxBytes, config.MaxMsgs, config.Placement = made, there.MaxBytes, there.MaxMsgs, there.Placement
 				config.MaxConsumers = max(config.MaxConsumers, there.MaxConsumers)
+				if there.DiscardNewPerSubject && config.MaxMsgsPerSubject == 0 { // how much of one lane may wait
+					config.MaxMsgsPerSubject, config.DiscardNewPerSubject = there.MaxMsgsPerSubject, true
+				}
 				_, err := js.CreateOrUpdateStream(ctx, config)
 				return err
 			})

@@ -84,3 +84,46 @@ func TestEnsureKeepsLimits(t *testing.T) {
 		}
 	}
 }
+
+// How many requests of a lane may wait can be bounded by hand, and stays bounded. What
+// one caller has too many of is refused to that one, and to nobody else.
+func TestEnsureKeepsTheLimitOfALane(t *testing.T) {
+	t.Parallel()
+	box, err := devbox.Start(devbox.Options{DataDir: t.TempDir()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(box.Close)
+	nc, err := nats.Connect(box.NATSURL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(nc.Close)
+	js, err := jetstream.New(nc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	topology := consumer.Topology{Replicas: 1, Retention: time.Hour}
+	if err := topology.Ensure(t.Context(), js); err != nil {
+		t.Fatal(err)
+	}
+	stream, err := js.Stream(t.Context(), consumer.RequestStream)
+	if err != nil {
+		t.Fatal(err)
+	}
+	by := stream.CachedInfo().Config
+	by.MaxMsgsPerSubject, by.DiscardNewPerSubject = 2, true
+	by.Metadata = nil // as of another version, which the next start brings up to date
+	if _, err := js.UpdateStream(t.Context(), by); err != nil {
+		t.Fatal(err)
+	}
+	if err := topology.Ensure(t.Context(), js); err != nil {
+		t.Fatal(err)
+	}
+	for i, subject := range []string{"zoho.requests.acme", "zoho.requests.acme", "zoho.requests.acme", "zoho.requests.acme.bulk", "zoho.requests.globex"} {
+		_, err := js.Publish(t.Context(), subject, []byte("{}"))
+		if refused := err != nil; refused != (i == 2) {
+			t.Errorf("request %d, to %s: %v", i, subject, err)
+		}
+	}
+}
