@@ -236,11 +236,24 @@ func TestRefused(t *testing.T) {
 		code               string
 		function, anything bool
 	}{
-		{401, "", false, true}, {401, "INVALID_TOKEN", true, true}, {401, "AUTHENTICATION_FAILURE", true, true},
-		{401, "OAUTH_SCOPE_MISMATCH", true, true}, {401, "NO_STOCK", false, true}, {401, "TOO_MANY_REQUESTS", false, true},
-		{429, "", false, true}, {429, "TOO_MANY_REQUESTS", true, true}, {429, "INVALID_TOKEN", false, true}, {429, "OAUTH_SCOPE_MISMATCH", false, true},
-		{0, "", false, false}, {200, "INVALID_TOKEN", false, false}, {400, "INVALID_TOKEN", false, false}, {402, "", false, false},
-		{403, "OAUTH_SCOPE_MISMATCH", false, false}, {430, "", false, false}, {500, "TOO_MANY_REQUESTS", false, false}, {503, "", false, false},
+		{401, "", false, true},
+		{401, "INVALID_TOKEN", true, true},
+		{401, "AUTHENTICATION_FAILURE", true, true},
+		{401, "OAUTH_SCOPE_MISMATCH", true, true},
+		{401, "NO_STOCK", false, true},
+		{401, "TOO_MANY_REQUESTS", false, true},
+		{429, "", false, true},
+		{429, "TOO_MANY_REQUESTS", true, true},
+		{429, "INVALID_TOKEN", false, true},
+		{429, "OAUTH_SCOPE_MISMATCH", false, true},
+		{0, "", false, false},
+		{200, "INVALID_TOKEN", false, false},
+		{400, "INVALID_TOKEN", false, false},
+		{402, "", false, false},
+		{403, "OAUTH_SCOPE_MISMATCH", false, false},
+		{430, "", false, false},
+		{500, "TOO_MANY_REQUESTS", false, false},
+		{503, "", false, false},
 	} {
 		for name, want := range map[string]bool{"function": row.function, "records.insert": row.anything, "": row.anything} {
 			if got := (Operation{Name: name}).Refused(&Answer{Status: row.status, Code: row.code}); got != want {
