@@ -143,6 +143,11 @@ func TestMayRepeat(t *testing.T) {
 		{"upsert, fields twice", "POST", upsertPath, `{"data":[{"Email":"a@b"}],"duplicate_check_fields":["Email"],"duplicate_check_fields":[]}`, "", false},
 		{"upsert, fields twice, last right", "POST", upsertPath, `{"data":[{"Email":"a@b"}],"duplicate_check_fields":[],"duplicate_check_fields":["Email"]}`, "", false},
 		{"upsert, a record without a value", "POST", upsertPath, `{"data":[{"Email":"a@b"},{"Email":" "}],"duplicate_check_fields":["Email"]}`, "", false},
+		{"upsert, a record without the field", "POST", upsertPath, `{"data":[{"Email":"a@b"},{"Last_Name":"a"}],"duplicate_check_fields":["Email"]}`, "", false},
+		{"upsert, no records", "POST", upsertPath, `{"data":[],"duplicate_check_fields":["Email"]}`, "", false},
+		{"upsert, one of the fields a number", "POST", upsertPath, `{"data":[{"Email":"a@b"}],"duplicate_check_fields":["Email",5]}`, "", false},
+		{"upsert, numbers of all kinds", "POST", upsertPath, `{"data":[{"No":0},{"No":9},{"No":-1}],"duplicate_check_fields":["No"]}`, "", true},
+		{"upsert, true", "POST", upsertPath, `{"data":[{"No":true}],"duplicate_check_fields":["No"]}`, "", false},
 		{"upsert, value null", "POST", upsertPath, `{"data":[{"Email":null}],"duplicate_check_fields":["Email"]}`, "", false},
 		{"upsert, no data", "POST", upsertPath, `{"duplicate_check_fields":["Email"]}`, "", false},
 		{"upsert, a list", "POST", upsertPath, `[]`, "", false},
@@ -156,6 +161,7 @@ func TestMayRepeat(t *testing.T) {
 		{"update, a body that isn't JSON", "PATCH", insertPath + "/1", `x`, "", false},
 		{"update of a layout, a new field", "PATCH", "/crm/v8/settings/layouts/1", `{"layouts":[{"sections":[{"id":"1","fields":[{"field_label":"x"}]}]}]}`, "", false},
 		{"delete", "DELETE", insertPath + "/1", "", "", true},
+		{"update without a body", "PUT", insertPath + "/1", "", "", true},
 		{"composite", "PUT", "/crm/v8/__composite_requests", `{}`, "", false},
 		{"function", "GET", "/crm/v8/functions/f/actions/execute", "", "", false},
 	} {
@@ -168,6 +174,17 @@ func TestMayRepeat(t *testing.T) {
 		}
 		if r.Body.Kind = envelope.ObjectBody; row.method != "GET" && row.method != "DELETE" && row.name != "coql" && OperationOf(r.Method, r.Path).MayRepeat(r) {
 			t.Errorf("%s: repeatable with a body that isn't seen", row.name)
+		}
+	}
+}
+
+// An id of digits may stand as a number.
+func TestMayRepeatWithANumber(t *testing.T) {
+	t.Parallel()
+	for body, want := range map[string]bool{`{"data":[{"Ext":17}]}`: true, `{"data":[{"Ext":"17"}]}`: true, `{"data":[{"Ext":17.0}]}`: false, `{"data":[{"Ext":18}]}`: false} {
+		r := &envelope.Request{ID: "17", Method: "POST", Path: "/crm/v8/Leads", UniqueField: "Ext", Body: envelope.Body{Kind: envelope.JSONBody, Data: []byte(body)}}
+		if got := OperationOf(r.Method, r.Path).MayRepeat(r); got != want {
+			t.Errorf("%s: %v", body, got)
 		}
 	}
 }
@@ -219,11 +236,24 @@ func TestRefused(t *testing.T) {
 		code               string
 		function, anything bool
 	}{
-		{401, "", false, true}, {401, "INVALID_TOKEN", true, true}, {401, "AUTHENTICATION_FAILURE", true, true},
-		{401, "OAUTH_SCOPE_MISMATCH", true, true}, {401, "NO_STOCK", false, true}, {401, "TOO_MANY_REQUESTS", false, true},
-		{429, "", false, true}, {429, "TOO_MANY_REQUESTS", true, true}, {429, "INVALID_TOKEN", false, true}, {429, "OAUTH_SCOPE_MISMATCH", false, true},
-		{0, "", false, false}, {200, "INVALID_TOKEN", false, false}, {400, "INVALID_TOKEN", false, false}, {402, "", false, false},
-		{403, "OAUTH_SCOPE_MISMATCH", false, false}, {430, "", false, false}, {500, "TOO_MANY_REQUESTS", false, false}, {503, "", false, false},
+		{401, "", false, true},
+		{401, "INVALID_TOKEN", true, true},
+		{401, "AUTHENTICATION_FAILURE", true, true},
+		{401, "OAUTH_SCOPE_MISMATCH", true, true},
+		{401, "NO_STOCK", false, true},
+		{401, "TOO_MANY_REQUESTS", false, true},
+		{429, "", false, true},
+		{429, "TOO_MANY_REQUESTS", true, true},
+		{429, "INVALID_TOKEN", false, true},
+		{429, "OAUTH_SCOPE_MISMATCH", false, true},
+		{0, "", false, false},
+		{200, "INVALID_TOKEN", false, false},
+		{400, "INVALID_TOKEN", false, false},
+		{402, "", false, false},
+		{403, "OAUTH_SCOPE_MISMATCH", false, false},
+		{430, "", false, false},
+		{500, "TOO_MANY_REQUESTS", false, false},
+		{503, "", false, false},
 	} {
 		for name, want := range map[string]bool{"function": row.function, "records.insert": row.anything, "": row.anything} {
 			if got := (Operation{Name: name}).Refused(&Answer{Status: row.status, Code: row.code}); got != want {
