@@ -217,10 +217,6 @@ func anchors(page string) []string {
 	return found
 }
 
-// pending are pages and files that others link to before they are there: to be
-// emptied as they come.
-var pending = []string{"docs/console.md", "deploy/nats/nats-server.conf"}
-
 // Every relative link leads to a file that is there, and to a heading it has.
 func TestLinks(t *testing.T) {
 	t.Parallel()
@@ -235,10 +231,7 @@ func TestLinks(t *testing.T) {
 			if target != "" {
 				to = filepath.ToSlash(filepath.Join(filepath.Dir(page), target))
 			}
-			if _, err := os.Stat(filepath.Join(root, to)); err != nil && slices.Contains(pending, to) {
-				t.Logf("%s: %s is not there yet", page, m[1])
-				continue
-			} else if err != nil {
+			if _, err := os.Stat(filepath.Join(root, to)); err != nil {
 				t.Errorf("%s: %s leads nowhere", page, m[1])
 				continue
 			}
