@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"maps"
 	"slices"
 	"sync/atomic"
@@ -101,6 +102,7 @@ const (
 // that it is served for the first time since the org was taken.
 func (l *lane) serve(fresh bool) {
 	o := l.org
+	var told time.Time
 	for first := true; ; {
 		done := false
 		p, err := l.open(fresh, first)
@@ -109,7 +111,11 @@ func (l *lane) serve(fresh bool) {
 			done, err = l.follow(p)
 		}
 		if err != nil && !errors.Is(err, errMoved) && o.pulling.Err() == nil {
-			o.Logger.Warn("lane not served for a moment", "queue", o.name, "subject", l.subject(), "err", err)
+			level := slog.LevelDebug
+			if time.Since(told) > tellAfter {
+				level, told = slog.LevelWarn, time.Now()
+			}
+			o.Logger.Log(o.pulling, level, "lane not served for a moment", "queue", o.name, "subject", l.subject(), "err", err)
 			o.sleep(time.Second)
 		}
 		if (done || o.pulling.Err() != nil) && l.retire() {
@@ -125,7 +131,7 @@ func (l *lane) retire() bool {
 	if done, idle := l.over(); done || !idle {
 		return done
 	}
-	if o.consumers.Load() > consumersKept {
+	if o.consumers.Load() > consumersKept || time.Since(time.Unix(o.crowded.Load(), 0)) < inactive {
 		// What comes meanwhile is in the stream, and wanted.
 		ctx, cancel := context.WithTimeout(o.pulling, 5*time.Second)
 		defer cancel()
@@ -181,6 +187,9 @@ func (l *lane) open(fresh, first bool) (*pulls, error) {
 		}
 	}
 	source, err := ensureConsumer(setup, o.JetStream, l.config())
+	if tooManyConsumers(err) {
+		o.crowded.Store(time.Now().Unix())
+	}
 	if err != nil {
 		return nil, fmt.Errorf("create consumer %s: %w", l.durable(), err)
 	}
