@@ -104,6 +104,7 @@ type Consumer struct {
 	metrics   *metrics
 	census    census
 	consumers atomic.Int64  // of the stream, when it was last looked at
+	crowded   atomic.Int64  // Unix time when it took no more of them
 	eras      atomic.Uint64 // signs that the stream may be another one, see era
 	strangers chan struct{} // one for each connection nobody knows that is answered for
 	dock      chan struct{} // one for the accused request that is tried

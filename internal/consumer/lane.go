@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"maps"
 	"slices"
 	"sync/atomic"
@@ -104,6 +105,7 @@ const (
 // that it is served for the first time since the org was taken.
 func (l *lane) serve(fresh bool) {
 	o := l.org
+	var told time.Time
 	for first := true; ; {
 		done := false
 		p, err := l.open(fresh, first)
@@ -115,7 +117,11 @@ func (l *lane) serve(fresh bool) {
 			}
 		}
 		if err != nil && !errors.Is(err, errMoved) && o.pulling.Err() == nil {
-			o.Logger.Warn("lane not served for a moment", "queue", o.name, "subject", l.subject(), "err", err)
+			level := slog.LevelDebug
+			if time.Since(told) > tellAfter {
+				level, told = slog.LevelWarn, time.Now()
+			}
+			o.Logger.Log(o.pulling, level, "lane not served for a moment", "queue", o.name, "subject", l.subject(), "err", err)
 			o.sleep(time.Second)
 		}
 		if (done || o.pulling.Err() != nil) && l.retire() {
@@ -131,7 +137,7 @@ func (l *lane) retire() bool {
 	if done, idle := l.over(); done || !idle {
 		return done
 	}
-	if o.consumers.Load() > consumersKept {
+	if o.consumers.Load() > consumersKept || time.Since(time.Unix(o.crowded.Load(), 0)) < inactive {
 		// What comes meanwhile is in the stream, and wanted.
 		ctx, cancel := context.WithTimeout(o.pulling, 5*time.Second)
 		defer cancel()
@@ -188,6 +194,9 @@ func (l *lane) open(fresh, first bool) (*pulls, error) {
 	}
 	l.era = o.era(l)
 	source, err := ensureConsumer(setup, o.JetStream, l.config())
+	if tooManyConsumers(err) {
+		o.crowded.Store(time.Now().Unix())
+	}
 	if err != nil {
 		return nil, fmt.Errorf("create consumer %s: %w", l.durable(), err)
 	}

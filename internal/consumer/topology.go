@@ -55,6 +55,11 @@ func (t Topology) Ensure(ctx context.Context, js jetstream.JetStream) error {
 					config.MaxMsgsPerSubject, config.DiscardNewPerSubject = there.MaxMsgsPerSubject, true
 				}
 				_, err := js.CreateOrUpdateStream(ctx, config)
+				if tooManyConsumers(err) {
+					// The account has a lower limit, which holds for the stream that has none.
+					config.MaxConsumers = -1
+					_, err = js.CreateOrUpdateStream(ctx, config)
+				}
 				return err
 			})
 		})
@@ -119,6 +124,13 @@ const letterRoom = 8 << 10
 // maxConsumers is the limit to the consumers of a stream whose consumers grow with
 // the users. Without one, which -1 is too, the server's default of 1,000 holds.
 const maxConsumers = 20_000
+
+// tooManyConsumers reports whether a stream was refused because it may have more consumers
+// than its account, or a consumer because there are as many as may be.
+func tooManyConsumers(err error) bool {
+	var api *jetstream.APIError
+	return errors.As(err, &api) && api.ErrorCode == 10026
+}
 
 func (t Topology) streams(maxPayload int64) []jetstream.StreamConfig {
 	return append([]jetstream.StreamConfig{

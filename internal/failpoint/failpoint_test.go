@@ -33,6 +33,9 @@ func TestPointsAreOnThePath(t *testing.T) {
 			t.Fatal(err)
 		}
 		for _, f := range files {
+			if f.IsDir() {
+				continue
+			}
 			text, err := os.ReadFile(dir + "/" + f.Name())
 			if err != nil {
 				t.Fatal(err)

@@ -79,7 +79,7 @@ func TestConsoleDeadLetters(t *testing.T) {
 	}
 	one := p.get(fmt.Sprint("/dead/", first)).want(t, 200, "no id", "invalid_request", "zoho.requests.acme", "no such connection now",
 		"X-Trace", "<b>abc</b>", "traceparent", `"method": "GET"`, "<script>alert(1)</script>", "published to zoho.requests.acme", "in hand of worker <i>h</i> (pid 7), delivery 3",
-		"sent to Zoho, which answered 503", "set aside as dead letter", "replayed", "4 Mar 2026, 05:06 UTC")
+		"sent to Zoho, which answered 503", "set aside as dead letter", "replayed", "4 Mar 2026, 05:06:07 UTC")
 	if strings.Contains(one.body, "<script>alert") || strings.Contains(one.body, "<b>abc") || strings.Contains(one.body, "<i>h") {
 		t.Error("a letter's content is markup")
 	}
