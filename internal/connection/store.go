@@ -92,7 +92,7 @@ func Open(ctx context.Context, js jetstream.JetStream, keyring *secret.Keyring, 
 	s.close = sync.OnceFunc(func() { close(s.closing) })
 	go s.notify()
 	follower, err := follow.Start(ctx, js, follow.Options{
-		Stream: StreamName, Apply: s.change, Check: options.Check, Now: options.Now, Logger: options.Logger,
+		Stream: StreamName, Apply: s.change, Kept: s.kept, Check: options.Check, Now: options.Now, Logger: options.Logger,
 	})
 	if err != nil {
 		s.Close()
@@ -192,6 +192,15 @@ func (s *Store) epoch() uint64 {
 		return 0
 	}
 	return s.follower.Epoch()
+}
+
+// kept are the subjects of the records in memory.
+func (s *Store) kept() (subjects []string) {
+	s.names.Range(func(name, _ any) bool {
+		subjects = append(subjects, subjectPrefix+name.(string))
+		return true
+	})
+	return subjects
 }
 
 // change takes in what the stream says.

@@ -179,9 +179,9 @@ func New(o Options) *Book {
 func (b *Book) Start(ctx context.Context) error {
 	o := b.options
 	var following errgroup.Group
-	watch := func(stream string, apply func(follow.Change)) {
+	watch := func(stream string, apply func(follow.Change), kept func() []string) {
 		following.Go(func() error {
-			f, err := follow.Start(ctx, o.JS, follow.Options{Stream: stream, Apply: apply, Logger: o.Logger})
+			f, err := follow.Start(ctx, o.JS, follow.Options{Stream: stream, Apply: apply, Kept: kept, Logger: o.Logger})
 			if err == nil {
 				b.mu.Lock()
 				b.followers = append(b.followers, f)
@@ -190,8 +190,8 @@ func (b *Book) Start(ctx context.Context) error {
 			return err
 		})
 	}
-	watch(WorkerStream, b.sawSession)
-	watch(QueueStream, b.sawRecord)
+	watch(WorkerStream, b.sawSession, nil) // its own isn't kept
+	watch(QueueStream, b.sawRecord, b.kept)
 	if err := following.Wait(); err != nil {
 		return err // Close ends what was begun
 	}
@@ -265,6 +265,16 @@ func (b *Book) sawSession(c follow.Change) {
 	if fresh {
 		b.options.Changed("")
 	}
+}
+
+// kept are the subjects of the records in memory.
+func (b *Book) kept() (subjects []string) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for queue := range b.records {
+		subjects = append(subjects, queuePrefix+queue)
+	}
+	return subjects
 }
 
 func (b *Book) sawRecord(c follow.Change) {

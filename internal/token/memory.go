@@ -65,6 +65,15 @@ func (s *Source) entry(name string) *entry {
 	return v.(*entry)
 }
 
+// kept are the subjects of the records in memory.
+func (s *Source) kept() (subjects []string) {
+	s.entries.Range(func(name, _ any) bool {
+		subjects = append(subjects, subjectPrefix+name.(string))
+		return true
+	})
+	return subjects
+}
+
 // change takes in what the stream says.
 func (s *Source) change(change follow.Change) {
 	name := strings.TrimPrefix(change.Subject, subjectPrefix)

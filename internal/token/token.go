@@ -187,7 +187,7 @@ func Open(ctx context.Context, options Options) (*Source, error) {
 	}
 	s.ctx, s.stop = context.WithCancel(context.WithoutCancel(ctx))
 	s.follower, err = follow.Start(ctx, options.JS, follow.Options{
-		Stream: StreamName, Apply: s.change, Check: options.Check, Now: options.Now, Logger: options.Logger,
+		Stream: StreamName, Apply: s.change, Kept: s.kept, Check: options.Check, Now: options.Now, Logger: options.Logger,
 		Measured: s.measure,
 	})
 	if err != nil {

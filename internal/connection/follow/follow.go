@@ -55,6 +55,9 @@ type Options struct {
 	Stream string
 	// Apply gets every change, one at a time. It must not block for long.
 	Apply func(Change)
+	// Kept, if set, returns the subjects of which the user keeps a value. One that it
+	// wrote itself may have been lost with its stream before it was handed over.
+	Kept func() []string
 	// Check is how often the stream is asked whether it is still the one that
 	// is followed and whether anything was missed. Too long: a recreated stream
 	// goes unnoticed; too short: a request to the server each time. Default 15 s.
@@ -83,6 +86,7 @@ type Follower struct {
 	reached uint64         // highest sequence applied in this epoch
 	reading uint64         // counts how often the stream was begun to be read
 	doubts  int            // how many readings in a row missed what was there
+	settled uint64         // the epoch that was read whole last
 	clock   register.Clock // the server's, or a little less
 }
 
@@ -335,6 +339,14 @@ func (f *Follower) settle(target uint64) (all bool) {
 			all = false
 		}
 	}
+	if f.options.Kept != nil && f.settled != epoch {
+		for _, subject := range f.options.Kept() {
+			if _, there := f.known[subject]; !there {
+				f.options.Apply(Change{Subject: subject, Position: Position{Epoch: epoch}, Gone: true})
+			}
+		}
+	}
+	f.settled = epoch
 	f.doubts++
 	if all {
 		f.doubts = 0

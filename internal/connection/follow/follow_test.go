@@ -118,3 +118,38 @@ func TestValuesLostAndOthersWritten(t *testing.T) {
 	write("e", "2")
 	m.becomes(t, map[string]string{"values.a": "1", "values.b": "2", "values.d": "2", "values.e": "2"})
 }
+
+// A value that its user wrote, and that was lost with the stream before it was handed over.
+func TestOwnValueLost(t *testing.T) {
+	t.Parallel()
+	server := natstest.Start(t)
+	js := server.JetStream()
+	config := jetstream.StreamConfig{Name: "VALUES", Subjects: []string{"values.*"}, MaxMsgsPerSubject: 1}
+	server.Create(js, config)
+	gone := make(chan follow.Change, 10)
+	f, err := follow.Start(t.Context(), js, follow.Options{
+		Stream: "VALUES", Check: 50 * time.Millisecond, Logger: slog.New(slog.DiscardHandler),
+		Kept: func() []string { return []string{"values.own"} }, Apply: func(c follow.Change) { gone <- c },
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if err := js.DeleteStream(t.Context(), "VALUES"); err != nil {
+		t.Fatal(err)
+	}
+	server.Create(js, config)
+	for deadline := time.After(30 * time.Second); ; {
+		select {
+		case c := <-gone:
+			if !c.Gone || c.Subject != "values.own" {
+				t.Fatalf("%+v", c)
+			}
+			if c.Position.Epoch == 2 {
+				return
+			}
+		case <-deadline:
+			t.Fatal("nobody says that the value is gone")
+		}
+	}
+}
