@@ -1,6 +1,7 @@
 package consumer
 
 import (
+	"bytes"
 	"container/heap"
 	"context"
 	"errors"
@@ -295,15 +296,18 @@ func (o *Objects) Load(ctx context.Context, name string) ([]byte, error) {
 		return nil, err
 	}
 	defer func() { _ = object.Close() }()
-	if info, err = object.Info(); err != nil {
+	got, err := object.Info()
+	if err != nil {
 		return nil, err
 	}
-	if info.Name != name { // it became a link meanwhile, and Get followed it
+	if got.Name != name { // it became a link meanwhile, and Get followed it
 		return nil, relay.ErrNoObject
 	}
-	body, err := io.ReadAll(io.LimitReader(object, o.most+1))
-	if int64(len(body)) > o.most {
+	var body bytes.Buffer
+	body.Grow(int(info.Size) + bytes.MinRead) // or each growth would leave a copy behind
+	_, err = body.ReadFrom(io.LimitReader(object, o.most+1))
+	if int64(body.Len()) > o.most {
 		return nil, tooLarge
 	}
-	return body, err
+	return body.Bytes(), err
 }
