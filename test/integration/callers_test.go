@@ -560,7 +560,6 @@ func TestCallersWhoShareBodies(t *testing.T) {
 		return strings.ReplaceAll(sharing(t, accounts), "accounts: [GLOBEX]", "accounts: [GLOBEX, ACME]")
 	}
 	s.reload(with)
-	s.reload(with) // nats-server 2.15 begins an account's service imports at the second
 	s.worker(s.as("worker"), unhurried)
 	acme, _ := s.caller("acme")
 	globex, _ := s.caller("globex")
