@@ -1,9 +1,11 @@
 package consumer
 
 import (
+	"bytes"
 	"container/heap"
 	"context"
 	"errors"
+	"io"
 	"maps"
 	"math"
 	"slices"
@@ -270,20 +272,42 @@ func OpenObjects(ctx context.Context, js jetstream.JetStream, most int64) (*Obje
 }
 
 // Load reads a body. The errors are relay.ErrNoObject and *envelope.Error with TooLarge.
+//
+// What an object says of itself its writer has written. A link would lead to another
+// connection's object, or round and round, and the size may be anything.
 func (o *Objects) Load(ctx context.Context, name string) ([]byte, error) {
+	tooLarge := &envelope.Error{Code: envelope.TooLarge, Message: "body_object: the object is larger than a call may be"}
 	info, err := o.store.GetInfo(ctx, name)
+	switch {
+	case errors.Is(err, jetstream.ErrObjectNotFound):
+		return nil, relay.ErrNoObject
+	case err != nil:
+		return nil, err
+	case info.Name != name || info.Opts != nil && info.Opts.Link != nil:
+		return nil, relay.ErrNoObject
+	case info.Size > uint64(o.most):
+		return nil, tooLarge
+	}
+	object, err := o.store.Get(ctx, name)
 	if errors.Is(err, jetstream.ErrObjectNotFound) {
 		return nil, relay.ErrNoObject
 	}
 	if err != nil {
 		return nil, err
 	}
-	if info.Size > uint64(o.most) {
-		return nil, &envelope.Error{Code: envelope.TooLarge, Message: "body_object: the object is larger than a call may be"}
+	defer func() { _ = object.Close() }()
+	got, err := object.Info()
+	if err != nil {
+		return nil, err
 	}
-	body, err := o.store.GetBytes(ctx, name)
-	if errors.Is(err, jetstream.ErrObjectNotFound) {
+	if got.Name != name { // it became a link meanwhile, and Get followed it
 		return nil, relay.ErrNoObject
 	}
-	return body, err
+	var body bytes.Buffer
+	body.Grow(int(info.Size) + bytes.MinRead) // or each growth would leave a copy behind
+	_, err = body.ReadFrom(io.LimitReader(object, o.most+1))
+	if int64(body.Len()) > o.most {
+		return nil, tooLarge
+	}
+	return body.Bytes(), err
 }

@@ -1,0 +1,97 @@
+package consumer_test
+
+import (
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"zoho-worker/internal/consumer"
+	"zoho-worker/internal/devbox"
+	"zoho-worker/internal/envelope"
+	"zoho-worker/internal/relay"
+)
+
+// What an object says of itself its writer has written: it is no way to another's
+// object, nor past the bound of a body.
+func TestObjectsAreNotBelieved(t *testing.T) {
+	t.Parallel()
+	box, err := devbox.Start(devbox.Options{DataDir: t.TempDir()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(box.Close)
+	nc, err := nats.Connect(box.NATSURL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(nc.Close)
+	js, err := jetstream.New(nc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := (consumer.Topology{Replicas: 1, Retention: time.Hour}).Ensure(t.Context(), js); err != nil {
+		t.Fatal(err)
+	}
+	store, err := js.ObjectStore(t.Context(), consumer.BodyBucket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const most = 1 << 10
+	objects, err := consumer.OpenObjects(t.Context(), js, most)
+	if err != nil {
+		t.Fatal(err)
+	}
+	put := func(name string, size int) *jetstream.ObjectInfo {
+		t.Helper()
+		info, err := store.PutBytes(t.Context(), name, []byte(strings.Repeat("x", size)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return info
+	}
+	// say writes an object's description as nobody's client does.
+	say := func(name string, info *jetstream.ObjectInfo) {
+		t.Helper()
+		data, err := json.Marshal(info)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := js.Publish(t.Context(), "$O.ZOHO_BODIES.M."+base64.URLEncoding.EncodeToString([]byte(name)), data); err != nil {
+			t.Fatal(err)
+		}
+	}
+	put("acme/full", most)
+	if body, err := objects.Load(t.Context(), "acme/full"); err != nil || len(body) != most {
+		t.Errorf("the largest body: %d bytes, %v", len(body), err)
+	}
+	put("acme/large", most+1)
+	modest := put("acme/modest", 10*most)
+	modest.Size = 1
+	say("acme/modest", modest)
+	for _, name := range []string{"acme/large", "acme/modest"} {
+		var refused *envelope.Error
+		if body, err := objects.Load(t.Context(), name); !errors.As(err, &refused) || refused.Code != envelope.TooLarge {
+			t.Errorf("%s: %d bytes, %v", name, len(body), err)
+		}
+	}
+	of := put("globex/secret", 1)
+	if _, err := store.AddLink(t.Context(), "acme/link", of); err != nil {
+		t.Fatal(err)
+	}
+	say("acme/copied", of)
+	itself := &jetstream.ObjectInfo{ObjectMeta: jetstream.ObjectMeta{Name: "acme/itself", Opts: &jetstream.ObjectMetaOptions{
+		Link: &jetstream.ObjectLink{Bucket: consumer.BodyBucket, Name: "acme/itself"},
+	}}, Bucket: consumer.BodyBucket, NUID: "x"}
+	say("acme/itself", itself)
+	for _, name := range []string{"acme/link", "acme/copied", "acme/itself", "acme/none"} {
+		if body, err := objects.Load(t.Context(), name); !errors.Is(err, relay.ErrNoObject) {
+			t.Errorf("%s: %q, %v", name, body, err)
+		}
+	}
+}
