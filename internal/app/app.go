@@ -14,6 +14,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"runtime/debug"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -45,6 +46,10 @@ var Version = "0.1.0-dev"
 
 // maxObject bounds a body_object: 100 MB is the most Zoho takes in one body.
 const maxObject = 100 << 20
+
+// objectRoom is how many bytes of them a worker has in memory, and a quarter of the
+// runtime's memory limit where that is less. While one is sent it takes twice its size.
+const objectRoom = 256 << 20
 
 // Worker is a running worker.
 type Worker struct {
@@ -123,7 +128,7 @@ func Start(ctx context.Context, c Config, logger *slog.Logger) (_ *Worker, err e
 		return err
 	})
 	opening.Go(func() (err error) {
-		if objects, err = consumer.OpenObjects(ctx, js, maxObject); err != nil {
+		if objects, err = consumer.OpenObjects(ctx, js, maxObject, min(objectRoom, debug.SetMemoryLimit(-1)/4)); err != nil {
 			return fmt.Errorf("open %s: %w", consumer.BodyBucket, err)
 		}
 		return nil

@@ -1,11 +1,9 @@
 package consumer
 
 import (
-	"bytes"
 	"container/heap"
 	"context"
 	"errors"
-	"io"
 	"maps"
 	"math"
 	"slices"
@@ -16,7 +14,6 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"zoho-worker/internal/dead"
-	"zoho-worker/internal/envelope"
 	"zoho-worker/internal/flow"
 	"zoho-worker/internal/relay"
 )
@@ -254,60 +251,4 @@ func StoredAt(subject string, header nats.Header, at time.Time) time.Time {
 		return first
 	}
 	return at
-}
-
-// Objects are the bodies too large for a message.
-type Objects struct {
-	store jetstream.ObjectStore
-	most  int64
-}
-
-// OpenObjects opens the bucket; bodies above most bytes are refused.
-func OpenObjects(ctx context.Context, js jetstream.JetStream, most int64) (*Objects, error) {
-	store, err := js.ObjectStore(ctx, BodyBucket)
-	if err != nil {
-		return nil, err
-	}
-	return &Objects{store: store, most: most}, nil
-}
-
-// Load reads a body. The errors are relay.ErrNoObject and *envelope.Error with TooLarge.
-//
-// What an object says of itself its writer has written. A link would lead to another
-// connection's object, or round and round, and the size may be anything.
-func (o *Objects) Load(ctx context.Context, name string) ([]byte, error) {
-	tooLarge := &envelope.Error{Code: envelope.TooLarge, Message: "body_object: the object is larger than a call may be"}
-	info, err := o.store.GetInfo(ctx, name)
-	switch {
-	case errors.Is(err, jetstream.ErrObjectNotFound):
-		return nil, relay.ErrNoObject
-	case err != nil:
-		return nil, err
-	case info.Name != name || info.Opts != nil && info.Opts.Link != nil:
-		return nil, relay.ErrNoObject
-	case info.Size > uint64(o.most):
-		return nil, tooLarge
-	}
-	object, err := o.store.Get(ctx, name)
-	if errors.Is(err, jetstream.ErrObjectNotFound) {
-		return nil, relay.ErrNoObject
-	}
-	if err != nil {
-		return nil, err
-	}
-	defer func() { _ = object.Close() }()
-	got, err := object.Info()
-	if err != nil {
-		return nil, err
-	}
-	if got.Name != name { // it became a link meanwhile, and Get followed it
-		return nil, relay.ErrNoObject
-	}
-	var body bytes.Buffer
-	body.Grow(int(info.Size) + bytes.MinRead) // or each growth would leave a copy behind
-	_, err = body.ReadFrom(io.LimitReader(object, o.most+1))
-	if int64(body.Len()) > o.most {
-		return nil, tooLarge
-	}
-	return body.Bytes(), err
 }

@@ -1,6 +1,7 @@
 package consumer_test
 
 import (
+	"context"
 	"encoding/base64"
 	"encoding/json"
 	"errors"
@@ -43,7 +44,7 @@ func TestObjectsAreNotBelieved(t *testing.T) {
 		t.Fatal(err)
 	}
 	const most = 1 << 10
-	objects, err := consumer.OpenObjects(t.Context(), js, most)
+	objects, err := consumer.OpenObjects(t.Context(), js, most, 100*most)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -67,7 +68,7 @@ func TestObjectsAreNotBelieved(t *testing.T) {
 		}
 	}
 	put("acme/full", most)
-	if body, err := objects.Load(t.Context(), "acme/full"); err != nil || len(body) != most {
+	if body, _, err := objects.Load(t.Context(), "acme/full"); err != nil || len(body) != most {
 		t.Errorf("the largest body: %d bytes, %v", len(body), err)
 	}
 	put("acme/large", most+1)
@@ -76,7 +77,7 @@ func TestObjectsAreNotBelieved(t *testing.T) {
 	say("acme/modest", modest)
 	for _, name := range []string{"acme/large", "acme/modest"} {
 		var refused *envelope.Error
-		if body, err := objects.Load(t.Context(), name); !errors.As(err, &refused) || refused.Code != envelope.TooLarge {
+		if body, _, err := objects.Load(t.Context(), name); !errors.As(err, &refused) || refused.Code != envelope.TooLarge {
 			t.Errorf("%s: %d bytes, %v", name, len(body), err)
 		}
 	}
@@ -90,8 +91,73 @@ func TestObjectsAreNotBelieved(t *testing.T) {
 	}}, Bucket: consumer.BodyBucket, NUID: "x"}
 	say("acme/itself", itself)
 	for _, name := range []string{"acme/link", "acme/copied", "acme/itself", "acme/none"} {
-		if body, err := objects.Load(t.Context(), name); !errors.Is(err, relay.ErrNoObject) {
+		if body, _, err := objects.Load(t.Context(), name); !errors.Is(err, relay.ErrNoObject) {
 			t.Errorf("%s: %q, %v", name, body, err)
 		}
+	}
+}
+
+// Bodies that are being sent take no more memory than there is for them: the next one
+// waits until one of them is sent.
+func TestRoomForObjects(t *testing.T) {
+	t.Parallel()
+	box, err := devbox.Start(devbox.Options{DataDir: t.TempDir()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(box.Close)
+	nc, err := nats.Connect(box.NATSURL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(nc.Close)
+	js, err := jetstream.New(nc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := (consumer.Topology{Replicas: 1, Retention: time.Hour}).Ensure(t.Context(), js); err != nil {
+		t.Fatal(err)
+	}
+	store, err := js.ObjectStore(t.Context(), consumer.BodyBucket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const size = 100
+	for _, name := range []string{"acme/a", "acme/b", "acme/c"} {
+		if _, err := store.PutBytes(t.Context(), name, make([]byte, size)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	objects, err := consumer.OpenObjects(t.Context(), js, size, 2*size)
+	if err != nil {
+		t.Fatal(err)
+	}
+	load := func(ctx context.Context, name string) (func(), error) {
+		_, release, err := objects.Load(ctx, name)
+		return release, err
+	}
+	first, err := load(t.Context(), "acme/a")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := load(t.Context(), "acme/b"); err != nil {
+		t.Fatal(err)
+	}
+	short, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+	defer cancel()
+	if _, err := load(short, "acme/c"); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("a third body beside two for which there is room: %v", err)
+	}
+	first()
+	if _, err := load(t.Context(), "acme/c"); err != nil {
+		t.Errorf("when one of them is sent: %v", err)
+	}
+	// One that is larger than the room comes alone, and not never.
+	alone, err := consumer.OpenObjects(t.Context(), js, size, size/2)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := alone.Load(t.Context(), "acme/a"); err != nil {
+		t.Errorf("a body larger than the room: %v", err)
 	}
 }

@@ -163,9 +163,10 @@ type Responses interface {
 }
 
 // Objects loads bodies too large for a message. The error is ErrNoObject where
-// the object isn't there, and an *envelope.Error where it can't be sent.
+// the object isn't there, and an *envelope.Error where it can't be sent. Release is
+// called when the body is needed no more; it is nil where there is an error.
 type Objects interface {
-	Load(ctx context.Context, name string) ([]byte, error)
+	Load(ctx context.Context, name string) (body []byte, release func(), err error)
 }
 
 // ErrNoObject says that a request names an object that isn't in the bucket.
@@ -202,6 +203,11 @@ func New(o Options) *Relay {
 // of the calls and the pauses between them, so its caller keeps the message alive.
 func (r *Relay) Do(ctx context.Context, d *Delivery) Result {
 	j := &job{Relay: r, Delivery: d, once: !d.Operation.MayRepeat(d.Request), credits: envelope.Credits{Used: d.Sendings.Credits}}
+	defer func() {
+		if j.free != nil {
+			j.free()
+		}
+	}()
 	result := j.finish(ctx, j.do(ctx))
 	result.last = j.last
 	return result
@@ -264,6 +270,7 @@ type job struct {
 	// sent says that the claim can't be given back: a byte may have left.
 	sent     bool
 	body     []byte
+	free     func() // of a body that isn't the envelope's; nil: there is none
 	batch    *batch // of a request that is settled record by record
 	credits  envelope.Credits
 	refusals int
@@ -289,7 +296,7 @@ func (j *job) load(ctx context.Context) (Result, bool) {
 	if own := j.Delivery.Connection + "/"; !strings.HasPrefix(name, own) {
 		return j.fail(envelope.InvalidRequest, "body_object: must begin with "+own+", as the objects of this connection do"), false
 	}
-	body, err := j.Objects.Load(ctx, name)
+	body, release, err := j.Objects.Load(ctx, name)
 	var refused *envelope.Error
 	switch {
 	case errors.As(err, &refused):
@@ -299,7 +306,7 @@ func (j *job) load(ctx context.Context) (Result, bool) {
 	case err != nil:
 		return j.wait(WaitStorage, storagePause()), false
 	}
-	j.body = body
+	j.body, j.free = body, release
 	return Result{}, true
 }
 
