@@ -6,6 +6,7 @@ package integration
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"log/slog"
 	"strings"
@@ -179,7 +180,14 @@ func list(id string) doc {
 // await returns the stored response.
 func (r *rig) await(name, id string) *envelope.Response {
 	r.t.Helper()
-	msg, err := r.follow(consumer.ResponseSubject(name, id)).Next(jetstream.FetchMaxWait(patience))
+	watch := r.follow(consumer.ResponseSubject(name, id))
+	var msg jetstream.Msg
+	var err error
+	// In a cluster the consumer may be on a node of which this one hasn't heard yet.
+	eventually(r.t, "the responses' consumer is heard of", func() bool {
+		msg, err = watch.Next(jetstream.FetchMaxWait(patience))
+		return !errors.Is(err, nats.ErrNoResponders)
+	})
 	if err != nil {
 		r.t.Fatalf("no response to %s of %s: %v", id, name, err)
 	}
