@@ -60,8 +60,8 @@ func (o *Objects) Load(ctx context.Context, name string) (body []byte, release f
 	weight := min(size, o.room)
 	waiting, cancel := context.WithTimeout(ctx, roomWithin)
 	defer cancel()
-	if err := o.used.Acquire(waiting, weight); err != nil {
-		return nil, nil, fmt.Errorf("wait for room for a body of %d bytes: %w", size, err)
+	if o.used.Acquire(waiting, weight) != nil {
+		return nil, nil, fmt.Errorf("body of %d bytes: %w", size, relay.ErrNoRoom)
 	}
 	defer func() {
 		if err != nil {

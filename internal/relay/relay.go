@@ -163,14 +163,18 @@ type Responses interface {
 }
 
 // Objects loads bodies too large for a message. The error is ErrNoObject where
-// the object isn't there, and an *envelope.Error where it can't be sent. Release is
-// called when the body is needed no more; it is nil where there is an error.
+// the object isn't there, ErrNoRoom where there was none for it until ctx ended, or for
+// long, and an *envelope.Error where it can't be sent. Release is called when the body is
+// needed no more; it is nil where there is an error.
 type Objects interface {
 	Load(ctx context.Context, name string) (body []byte, release func(), err error)
 }
 
 // ErrNoObject says that a request names an object that isn't in the bucket.
 var ErrNoObject = errors.New("no such object")
+
+// ErrNoRoom says that the bodies that are being sent take all the memory for them.
+var ErrNoRoom = errors.New("bodies that are being sent take up the room for this one")
 
 // Options are the parts a Relay works with; all but Logger are required.
 type Options struct {
@@ -235,11 +239,11 @@ func (j *job) do(ctx context.Context) Result {
 		}
 		return j.expired("before it was sent to Zoho")
 	}
-	if result, ok := j.load(ctx); !ok {
-		return result
-	}
 	if j.Idle {
 		return j.wait(WaitPause, time.Second) // a clock went back, or its connection is known now
+	}
+	if result, ok := j.load(ctx); !ok {
+		return result
 	}
 	return j.send(ctx)
 }
@@ -296,6 +300,8 @@ func (j *job) load(ctx context.Context) (Result, bool) {
 	if own := j.Delivery.Connection + "/"; !strings.HasPrefix(name, own) {
 		return j.fail(envelope.InvalidRequest, "body_object: must begin with "+own+", as the objects of this connection do"), false
 	}
+	ctx, cancel := context.WithTimeout(ctx, j.left())
+	defer cancel()
 	body, release, err := j.Objects.Load(ctx, name)
 	var refused *envelope.Error
 	switch {
@@ -303,6 +309,10 @@ func (j *job) load(ctx context.Context) (Result, bool) {
 		return j.fail(refused.Code, refused.Message), false
 	case errors.Is(err, ErrNoObject):
 		return j.fail(envelope.InvalidRequest, "body_object: there is no such object in ZOHO_BODIES"), false
+	case errors.Is(err, ErrNoRoom) && j.left() <= 0:
+		return j.expired("while " + ErrNoRoom.Error()), false
+	case errors.Is(err, ErrNoRoom):
+		return j.wait(WaitStorage, storagePause()).because(ErrNoRoom.Error()), false
 	case err != nil:
 		return j.wait(WaitStorage, storagePause()), false
 	}

@@ -1,6 +1,8 @@
 package relay
 
 import (
+	"context"
+	"strings"
 	"testing"
 	"time"
 
@@ -74,5 +76,41 @@ func TestDeletes(t *testing.T) {
 		if got := j.deletes(); got != "" {
 			t.Errorf("%v is a record's id by an external field: %q", target, got)
 		}
+	}
+}
+
+// full has no room for another body.
+type full struct{}
+
+func (full) Load(ctx context.Context, _ string) ([]byte, func(), error) {
+	<-ctx.Done()
+	return nil, nil, ErrNoRoom
+}
+
+// A body for which there is no room is waited for until the request's deadline, and no
+// longer.
+func TestNoRoomForBody(t *testing.T) {
+	t.Parallel()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	j := &job{
+		Relay: New(Options{Clock: &register.Clock{}, Objects: full{}, Metrics: prometheus.NewRegistry()}),
+		Delivery: &Delivery{Connection: "acme", Request: &envelope.Request{
+			Deadline: time.Now().Add(10 * time.Millisecond), Body: envelope.Body{Kind: envelope.ObjectBody, Data: []byte("acme/large")},
+		}},
+	}
+	result, ok := j.load(ctx)
+	if ctx.Err() != nil {
+		t.Fatal("it waits beyond the deadline")
+	}
+	if ok || result.Response == nil || result.Response.Error.Code != envelope.DeadlineExceeded || !strings.Contains(result.Response.Error.Message, ErrNoRoom.Error()) {
+		t.Errorf("%+v", result)
+	}
+	// With time left it comes again, and whoever asks is told why.
+	j.Request.Deadline = time.Now().Add(time.Hour)
+	ended, end := context.WithCancel(t.Context())
+	end()
+	if result, ok := j.load(ended); ok || result.Wait == nil || result.Wait.Why != ErrNoRoom.Error() {
+		t.Errorf("%+v", result)
 	}
 }
