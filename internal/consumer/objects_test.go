@@ -9,33 +9,18 @@ import (
 	"testing"
 	"time"
 
-	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
+	"zoho-worker/internal/connection/natstest"
 	"zoho-worker/internal/consumer"
-	"zoho-worker/internal/devbox"
 	"zoho-worker/internal/envelope"
 	"zoho-worker/internal/relay"
 )
 
-// What an object says of itself its writer has written: it is no way to another's
-// object, nor past the bound of a body.
-func TestObjectsAreNotBelieved(t *testing.T) {
-	t.Parallel()
-	box, err := devbox.Start(devbox.Options{DataDir: t.TempDir()})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(box.Close)
-	nc, err := nats.Connect(box.NATSURL)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(nc.Close)
-	js, err := jetstream.New(nc)
-	if err != nil {
-		t.Fatal(err)
-	}
+// bucket is the object store of bodies, on a server of its own.
+func bucket(t *testing.T) (jetstream.JetStream, jetstream.ObjectStore) {
+	t.Helper()
+	js := natstest.Start(t).JetStream()
 	if err := (consumer.Topology{Replicas: 1, Retention: time.Hour}).Ensure(t.Context(), js); err != nil {
 		t.Fatal(err)
 	}
@@ -43,6 +28,14 @@ func TestObjectsAreNotBelieved(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	return js, store
+}
+
+// What an object says of itself its writer has written: it is no way to another's
+// object, nor past the bound of a body.
+func TestObjectsAreNotBelieved(t *testing.T) {
+	t.Parallel()
+	js, store := bucket(t)
 	const most = 1 << 10
 	objects, err := consumer.OpenObjects(t.Context(), js, most, 100*most)
 	if err != nil {
@@ -101,27 +94,7 @@ func TestObjectsAreNotBelieved(t *testing.T) {
 // waits until one of them is sent.
 func TestRoomForObjects(t *testing.T) {
 	t.Parallel()
-	box, err := devbox.Start(devbox.Options{DataDir: t.TempDir()})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(box.Close)
-	nc, err := nats.Connect(box.NATSURL)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(nc.Close)
-	js, err := jetstream.New(nc)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := (consumer.Topology{Replicas: 1, Retention: time.Hour}).Ensure(t.Context(), js); err != nil {
-		t.Fatal(err)
-	}
-	store, err := js.ObjectStore(t.Context(), consumer.BodyBucket)
-	if err != nil {
-		t.Fatal(err)
-	}
+	js, store := bucket(t)
 	const size = 100
 	for _, name := range []string{"acme/a", "acme/b", "acme/c"} {
 		if _, err := store.PutBytes(t.Context(), name, make([]byte, size)); err != nil {
@@ -145,7 +118,7 @@ func TestRoomForObjects(t *testing.T) {
 	}
 	short, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
 	defer cancel()
-	if _, err := load(short, "acme/c"); !errors.Is(err, context.DeadlineExceeded) {
+	if _, err := load(short, "acme/c"); !errors.Is(err, relay.ErrNoRoom) {
 		t.Errorf("a third body beside two for which there is room: %v", err)
 	}
 	first()

@@ -5,31 +5,17 @@ import (
 	"testing"
 	"time"
 
-	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
+	"zoho-worker/internal/connection/natstest"
 	"zoho-worker/internal/consumer"
-	"zoho-worker/internal/devbox"
 )
 
 // A worker's start leaves the limits that somebody has set by hand, and brings what
 // is the worker's own up to date.
 func TestEnsureKeepsLimits(t *testing.T) {
 	t.Parallel()
-	box, err := devbox.Start(devbox.Options{DataDir: t.TempDir()})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(box.Close)
-	nc, err := nats.Connect(box.NATSURL)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(nc.Close)
-	js, err := jetstream.New(nc)
-	if err != nil {
-		t.Fatal(err)
-	}
+	js := natstest.Start(t).JetStream()
 	ensure := func(retention time.Duration) {
 		t.Helper()
 		if err := (consumer.Topology{Replicas: 1, Retention: retention}).Ensure(t.Context(), js); err != nil {
@@ -89,20 +75,7 @@ func TestEnsureKeepsLimits(t *testing.T) {
 // one caller has too many of is refused to that one, and to nobody else.
 func TestEnsureKeepsTheLimitOfALane(t *testing.T) {
 	t.Parallel()
-	box, err := devbox.Start(devbox.Options{DataDir: t.TempDir()})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(box.Close)
-	nc, err := nats.Connect(box.NATSURL)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(nc.Close)
-	js, err := jetstream.New(nc)
-	if err != nil {
-		t.Fatal(err)
-	}
+	js := natstest.Start(t).JetStream()
 	topology := consumer.Topology{Replicas: 1, Retention: time.Hour}
 	if err := topology.Ensure(t.Context(), js); err != nil {
 		t.Fatal(err)
