@@ -3,6 +3,7 @@
 package main
 
 import (
+	"bufio"
 	"context"
 	"encoding/json"
 	"errors"
@@ -421,18 +422,20 @@ func TestCallGivenUp(t *testing.T) {
 		"DELETE": "its response will be at zoho.responses.demo.given-up-DELETE",
 	} {
 		ctx, cancel := context.WithCancel(t.Context())
-		errs := &output{}
+		progress, errs := io.Pipe()
 		cmd := root()
 		cmd.SetErr(errs)
 		cmd.SetArgs([]string{"call", "demo", method, "/v8/Leads/1", "--id", "given-up-" + method, "--nats-url", s.box.NATSURL})
 		result := make(chan error)
-		go func() { result <- cmd.ExecuteContext(ctx) }()
-		for !strings.Contains(errs.String(), "paused") {
-			time.Sleep(10 * time.Millisecond)
-			if t.Context().Err() != nil {
-				t.Fatal(errs.String())
-			}
+		go func() {
+			err := cmd.ExecuteContext(ctx)
+			_ = errs.Close()
+			result <- err
+		}()
+		told := bufio.NewScanner(progress)
+		for told.Scan() && !strings.Contains(told.Text(), "paused") {
 		}
+		go io.Copy(io.Discard, progress) //nolint:errcheck // it ends with the pipe
 		cancel()
 		if err := <-result; err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: %v, want %s", method, err, want)

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
 
@@ -173,17 +172,14 @@ func TestInHandIsBoundedInBytes(t *testing.T) {
 	}
 	settled := 0
 	eventually(t, "every lane has what it may", func() bool {
-		requests := 0
+		requests, asked := 0, 0
 		for i := range lanes {
-			n, _ := r.handedOut(name(i))
-			requests += n
+			n, pulls := r.handedOut(name(i))
+			requests, asked = requests+n, asked+pulls
 		}
-		if requests != settled {
-			settled = requests
-			time.Sleep(500 * time.Millisecond)
-			return false
-		}
-		return true
+		same := requests == settled
+		settled = requests
+		return same && asked == 0
 	})
 	// Twice the room, one of each lane, and what was on its way when the room was taken.
 	if most := 3*limit/4 + lanes*size; settled*size > most {

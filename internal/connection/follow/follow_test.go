@@ -50,9 +50,10 @@ func TestStartWhileTheLastValueEnds(t *testing.T) {
 
 // mirror is what a follower handed over, as its users keep it.
 type mirror struct {
-	mu     sync.Mutex
-	at     map[string]follow.Position
-	values map[string]string
+	mu      sync.Mutex
+	at      map[string]follow.Position
+	values  map[string]string
+	changed chan struct{} // there is news
 }
 
 func (m *mirror) apply(c follow.Change) {
@@ -60,6 +61,10 @@ func (m *mirror) apply(c follow.Change) {
 	defer m.mu.Unlock()
 	if at, ok := m.at[c.Subject]; ok && !c.Position.After(at) {
 		return
+	}
+	select {
+	case m.changed <- struct{}{}:
+	default: // it was told already
 	}
 	m.at[c.Subject] = c.Position
 	if delete(m.values, c.Subject); !c.Gone {
@@ -69,16 +74,19 @@ func (m *mirror) apply(c follow.Change) {
 
 func (m *mirror) becomes(t *testing.T, want map[string]string) {
 	t.Helper()
-	var got map[string]string
-	for deadline := time.Now().Add(30 * time.Second); time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
+	for deadline := time.After(30 * time.Second); ; {
 		m.mu.Lock()
-		got = maps.Clone(m.values)
+		got := maps.Clone(m.values)
 		m.mu.Unlock()
 		if maps.Equal(got, want) {
 			return
 		}
+		select {
+		case <-m.changed:
+		case <-deadline:
+			t.Fatalf("the stream has %v, the follower handed over %v", want, got)
+		}
 	}
-	t.Fatalf("the stream has %v, the follower handed over %v", want, got)
 }
 
 // A stream that has lost its last values, and has got as many others before anybody
@@ -103,7 +111,7 @@ func TestValuesLostAndOthersWritten(t *testing.T) {
 	write("a", "1")
 	write("b", "1")
 	server.Save()
-	m := &mirror{at: map[string]follow.Position{}, values: map[string]string{}}
+	m := &mirror{at: map[string]follow.Position{}, values: map[string]string{}, changed: make(chan struct{}, 1)}
 	f, err := follow.Start(t.Context(), js, follow.Options{Stream: "VALUES", Check: time.Hour, Apply: m.apply, Logger: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		t.Fatal(err)
