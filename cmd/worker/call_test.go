@@ -435,7 +435,7 @@ func TestCallGivenUp(t *testing.T) {
 		told := bufio.NewScanner(progress)
 		for told.Scan() && !strings.Contains(told.Text(), "paused") {
 		}
-		go io.Copy(io.Discard, progress) //nolint:errcheck // it ends with the pipe
+		go io.Copy(io.Discard, progress) // it ends with the pipe
 		cancel()
 		if err := <-result; err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: %v, want %s", method, err, want)
