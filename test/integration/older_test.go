@@ -56,7 +56,7 @@ func TestSequencesBeginAgain(t *testing.T) {
 			r.worker(patientCalls)
 			wantStatus(t, r.call("demo", list("warm")), 200) // its session and the org are in what is saved
 			s.Save()
-			eventually(t, "the test is connected again", r.nc.IsConnected)
+			r.connectedAgain()
 			hold := r.Zoho.Hold(zohotest.BodyRead, zohotest.Match{Method: "POST"})
 			const n = 4
 			for i := range n {
@@ -66,7 +66,7 @@ func TestSequencesBeginAgain(t *testing.T) {
 			eventually(t, "all are in hand", func() bool { s := r.sight(); return s != nil && s.Running+s.Held == n })
 
 			again(r, s)
-			eventually(t, "the test is connected again", r.nc.IsConnected)
+			r.connectedAgain()
 			for i := range n {
 				r.publish("demo", insert(fmt.Sprint("new-", i), fmt.Sprint("New ", i)))
 			}
@@ -100,7 +100,7 @@ func TestRestartIsTheSameStream(t *testing.T) {
 		wantStatus(t, r.call("demo", list(r.id("list"))), 200)
 		r.drained()
 		s.Restart()
-		eventually(t, "the test is connected again", r.nc.IsConnected)
+		r.connectedAgain()
 	}
 	wantStatus(t, r.call("demo", list("last")), 200)
 	if log := r.logs.text.String(); strings.Contains(log, "stream of requests is another one") {

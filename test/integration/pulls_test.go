@@ -69,7 +69,7 @@ func TestLanesGoOn(t *testing.T) {
 			if err := r.RestartNATS(); err != nil {
 				r.t.Fatal(err)
 			}
-			eventually(r.t, "the test is connected again", r.nc.IsConnected)
+			r.connectedAgain()
 		},
 		"deleted and restarted": func(r *rig) {
 			if err := r.js.DeleteConsumer(r.t.Context(), consumer.RequestStream, "demo"); err != nil {
@@ -78,7 +78,7 @@ func TestLanesGoOn(t *testing.T) {
 			if err := r.RestartNATS(); err != nil {
 				r.t.Fatal(err)
 			}
-			eventually(r.t, "the test is connected again", r.nc.IsConnected)
+			r.connectedAgain()
 		},
 	} {
 		t.Run(name, func(t *testing.T) {

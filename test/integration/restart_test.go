@@ -103,7 +103,7 @@ func TestNATSRestart(t *testing.T) {
 		if err := r.RestartNATS(); err != nil {
 			t.Fatal(err)
 		}
-		eventually(t, "the test is connected again", r.nc.IsConnected)
+		r.connectedAgain()
 	}
 	if got := w.verify(); len(got.unknown) != 0 {
 		t.Errorf("unknown: %v", got.unknown)

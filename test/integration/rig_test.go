@@ -293,6 +293,16 @@ func (r *rig) drained() {
 	})
 }
 
+// connectedAgain waits until the test is connected to the server that was restarted:
+// only an answer shows that it is, for a while it doesn't know that the one before ended.
+func (r *rig) connectedAgain() {
+	r.t.Helper()
+	eventually(r.t, "the test is connected again", func() bool {
+		_, err := r.nc.RTT()
+		return err == nil
+	})
+}
+
 // stopping stops a worker meanwhile, and is closed when it has.
 func stopping(w *app.Worker) <-chan struct{} {
 	stopped := make(chan struct{})

@@ -27,6 +27,18 @@ type Server struct {
 // on a free port and with a store of its own where they name none.
 func Run(tb testing.TB, options *server.Options) *server.Server {
 	tb.Helper()
+	running := run(tb, options)
+	tb.Cleanup(func() { end(running) })
+	return running
+}
+
+func end(s *server.Server) {
+	s.Shutdown()
+	s.WaitForShutdown()
+}
+
+func run(tb testing.TB, options *server.Options) *server.Server {
+	tb.Helper()
 	options.Host, options.NoLog, options.NoSigs = "127.0.0.1", true, true
 	if options.Port == 0 {
 		options.Port = server.RANDOM_PORT
@@ -39,11 +51,8 @@ func Run(tb testing.TB, options *server.Options) *server.Server {
 		tb.Fatalf("natstest: %v", err)
 	}
 	running.Start()
-	tb.Cleanup(func() {
-		running.Shutdown()
-		running.WaitForShutdown()
-	})
 	if !running.ReadyForConnections(15 * time.Second) {
+		end(running)
 		tb.Fatal("natstest: not ready after 15 s")
 	}
 	return running
@@ -54,21 +63,20 @@ func Start(tb testing.TB) *Server {
 	tb.Helper()
 	s := &Server{tb: tb, options: server.Options{JetStream: true, StoreDir: tb.TempDir()}}
 	s.start()
+	// One that was restarted ends no sooner than the test's clients do, either.
+	tb.Cleanup(s.Stop)
 	return s
 }
 
 func (s *Server) start() {
 	s.tb.Helper()
 	options := s.options
-	s.server = Run(s.tb, &options)
+	s.server = run(s.tb, &options)
 	s.options.Port = options.Port
 }
 
 // Stop ends the server; what it stored stays.
-func (s *Server) Stop() {
-	s.server.Shutdown()
-	s.server.WaitForShutdown()
-}
+func (s *Server) Stop() { end(s.server) }
 
 // Restart ends the server and starts it again with what it stored, at the same address.
 func (s *Server) Restart() {
