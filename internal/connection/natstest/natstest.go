@@ -7,6 +7,8 @@ package natstest
 import (
 	"context"
 	"os"
+	"slices"
+	"sync"
 	"testing"
 	"time"
 
@@ -21,6 +23,8 @@ type Server struct {
 	options server.Options
 	server  *server.Server
 	saved   string // a copy of what it stored
+	mu      sync.Mutex
+	conns   []*nats.Conn // that JetStream returned
 }
 
 // Run starts a nats-server with these options, on loopback, that ends with the test:
@@ -73,12 +77,32 @@ func (s *Server) start() {
 	options := s.options
 	s.server = run(s.tb, &options)
 	s.options.Port = options.Port
+	s.mu.Lock()
+	conns := slices.Clone(s.conns)
+	s.mu.Unlock()
+	for _, conn := range conns {
+		s.await(conn)
+	}
+}
+
+// await waits until the connection is one to the server that runs now: only an answer
+// shows that it is, for a while it doesn't know that the one before ended.
+func (s *Server) await(conn *nats.Conn) {
+	s.tb.Helper()
+	for deadline := time.Now().Add(15 * time.Second); !conn.IsClosed(); time.Sleep(5 * time.Millisecond) {
+		if _, err := conn.RTT(); err == nil {
+			return
+		} else if time.Now().After(deadline) {
+			s.tb.Fatalf("natstest: not connected again after 15 s: %v", err)
+		}
+	}
 }
 
 // Stop ends the server; what it stored stays.
 func (s *Server) Stop() { end(s.server) }
 
-// Restart ends the server and starts it again with what it stored, at the same address.
+// Restart ends the server and starts it again with what it stored, at the same address,
+// and waits for the connections that JetStream returned.
 func (s *Server) Restart() {
 	s.tb.Helper()
 	s.Stop()
@@ -122,6 +146,9 @@ func (s *Server) JetStream() jetstream.JetStream {
 		s.tb.Fatalf("natstest: %v", err)
 	}
 	s.tb.Cleanup(conn.Close)
+	s.mu.Lock()
+	s.conns = append(s.conns, conn)
+	s.mu.Unlock()
 	js, err := jetstream.New(conn)
 	if err != nil {
 		s.tb.Fatalf("natstest: %v", err)
