@@ -55,6 +55,10 @@ race: ## all tests of the main module, with the race detector
 compile: $(GOLANGCI) build ## what make check needs compiled: the linter, the tests with the race detector, the worker
 	$(GO) test -race -run '^$$' ./...
 
+.PHONY: compile-more
+compile-more: ## what the steps of .ci/run after make check need compiled
+	for d in chaos deploy deploy/dockerfile browser; do (cd test/$$d && $(GO) test -mod=mod -run '^$$' ./...) || exit 1; done
+
 .PHONY: failpoints
 failpoints: ## the tests that stop a worker at each step of the path
 	$(GO) test -tags failpoint ./internal/failpoint
