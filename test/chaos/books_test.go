@@ -29,7 +29,7 @@ const patience = 150 * time.Second
 type books struct {
 	*load
 	caused  map[string]int
-	ownEnds int
+	ownEnds []string // how workers ended by themselves
 
 	answered, unknown, late, refused, convicted, confirmed, mints, expiries, asked int
 	lost, doubled, wrong                                                           []string

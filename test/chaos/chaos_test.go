@@ -61,7 +61,7 @@ func (w *world) trial(name string, seed uint64, cause func(*world) (caused map[s
 	l := newLoad(w)
 	b := &books{load: l}
 	stopWorkers, stopLoad := make(chan struct{}), make(chan struct{})
-	supervised, loaded := make(chan int, 1), make(chan struct{})
+	supervised, loaded := make(chan []string, 1), make(chan struct{})
 	go func() { supervised <- w.supervise(stopWorkers) }()
 	go func() {
 		defer close(loaded)

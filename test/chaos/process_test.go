@@ -123,6 +123,18 @@ func (p *process) terminate(budget time.Duration) error {
 	return nil
 }
 
+// end says how it ended, and what it logged last.
+func (p *process) end() string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	log, err := os.ReadFile(p.log.Name())
+	if err != nil {
+		return fmt.Sprintf("%s ended by itself with %s: %v", p.name, p.cmd.ProcessState, err)
+	}
+	lines := strings.Split(strings.TrimSpace(string(log)), "\n")
+	return fmt.Sprintf("%s ended by itself with %s, after\n%s", p.name, p.cmd.ProcessState, strings.Join(lines[max(0, len(lines)-5):], "\n"))
+}
+
 // files is the number of files and connections that it has open.
 func (p *process) files() (int, error) {
 	p.mu.Lock()

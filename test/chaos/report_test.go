@@ -111,7 +111,7 @@ func (r *report) String() string {
 	sum("books", "otherwise wrong", func(c column) int { return len(c.wrong) })
 	sum("tokens", "minted", func(c column) int { return c.mints })
 	sum("tokens", "reasons to mint one", func(c column) int { return c.expiries })
-	sum("workers", "ended by themselves", func(c column) int { return c.ownEnds })
+	sum("workers", "ended by themselves", func(c column) int { return len(c.ownEnds) })
 	for _, percent := range []int{50, 90, 99} {
 		row("waited", fmt.Sprintf("%dth percentile, faults included", percent), func(c column) any {
 			return c.waited(percent).Round(time.Millisecond)
@@ -121,6 +121,11 @@ func (r *report) String() string {
 	_ = out.Flush()
 	_, _ = fmt.Fprintf(&text, "%d faults, %d requests acknowledged, %d answered: %d lost, %d doubled, %d unknown, %d otherwise wrong.\n",
 		total["faults"], total["acknowledged"], total["answered"], total["lost"], total["doubled"], total["unknown"], total["otherwise wrong"])
+	for _, c := range r.columns {
+		for _, how := range c.ownEnds {
+			_, _ = fmt.Fprintf(&text, "%s: %s\n", c.world, how)
+		}
+	}
 	return text.String()
 }
 

@@ -320,8 +320,8 @@ func (w *world) retention() time.Duration { return 24*time.Hour + w.lasts }
 const clientSecret = "planted-client-secret-of-chaos"
 
 // supervise starts workers again that ended, as a supervisor would, until stop
-// is closed. It returns how many ended without having been killed.
-func (w *world) supervise(stop <-chan struct{}) (own int) {
+// is closed. It returns how those ended that had not been killed.
+func (w *world) supervise(stop <-chan struct{}) (own []string) {
 	for {
 		select {
 		case <-stop:
@@ -335,7 +335,7 @@ func (w *world) supervise(stop <-chan struct{}) (own int) {
 			if held || p.alive() {
 				continue
 			}
-			own++
+			own = append(own, p.end())
 			w.died()
 			if err := p.start(); err != nil {
 				w.t.Error(err)
