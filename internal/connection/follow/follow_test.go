@@ -161,3 +161,46 @@ func TestOwnValueLost(t *testing.T) {
 		}
 	}
 }
+
+// What has aged out is not missed when the stream is read anew: it is the same stream.
+func TestAgedOutIsNotLost(t *testing.T) {
+	t.Parallel()
+	server := natstest.Start(t)
+	js := server.JetStream()
+	server.Create(js, jetstream.StreamConfig{Name: "VALUES", Subjects: []string{"values.*"}, MaxMsgsPerSubject: 1, MaxAge: time.Second})
+	if _, err := js.Publish(t.Context(), "values.a", []byte("1")); err != nil {
+		t.Fatal(err)
+	}
+	looks, found := make(chan struct{}, 1), make(chan struct{}, 10)
+	f, err := follow.Start(t.Context(), js, follow.Options{
+		Stream: "VALUES", Check: 20 * time.Millisecond, Logger: slog.New(slog.DiscardHandler),
+		Apply: func(follow.Change) { found <- struct{}{} },
+		Measured: func(time.Duration) {
+			select {
+			case looks <- struct{}{}:
+			default: // nobody has waited for the one before
+			}
+		},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	<-found
+	for there := true; there; <-looks {
+		stream, err := js.Stream(t.Context(), "VALUES")
+		if err != nil {
+			t.Fatal(err)
+		}
+		there = stream.CachedInfo().State.Msgs > 0
+	}
+	if err := js.Conn().ForceReconnect(); err != nil {
+		t.Fatal(err)
+	}
+	for range 20 { // one that misses something begins a new epoch at its third look
+		<-looks
+	}
+	if n := f.Epoch(); n != 1 {
+		t.Errorf("epoch %d", n)
+	}
+}
