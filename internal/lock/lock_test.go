@@ -189,6 +189,72 @@ func TestRenewalOutlivesTTL(t *testing.T) {
 	}
 }
 
+// gone is whoever gives up when Redis has just granted it the lock.
+type gone struct{ up context.CancelFunc }
+
+func (g gone) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
+	return func(ctx context.Context, cmd redis.Cmder) error {
+		err := next(ctx, cmd)
+		if granted, ok := cmd.(*redis.Cmd); ok && err == nil && granted.Val() == "OK" {
+			g.up()
+			cmd.SetErr(context.Canceled)
+			return context.Canceled
+		}
+		return err
+	}
+}
+
+func (gone) DialHook(next redis.DialHook) redis.DialHook { return next }
+
+func (gone) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.ProcessPipelineHook {
+	return next
+}
+
+// What was granted to who had given up is given back.
+func TestGrantedTooLate(t *testing.T) {
+	t.Parallel()
+	s := redistest.Start(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	late := locker(t, s, Options{TTL: time.Hour})
+	late.client.AddHook(gone{up: cancel})
+	if _, err := late.Acquire(ctx, "acme"); !errors.Is(err, context.Canceled) {
+		t.Fatal(err)
+	}
+	ctx, cancel = context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	k, err := locker(t, s, Options{TTL: time.Hour}).Acquire(ctx, "acme")
+	if err != nil {
+		t.Fatal(err)
+	}
+	k.Release()
+}
+
+// A waiter that a release isn't told to looks by itself, before the holder's time is over.
+func TestReleaseUnheard(t *testing.T) {
+	t.Parallel()
+	s := redistest.Start(t)
+	l := locker(t, s, Options{TTL: 3 * time.Second})
+	c := s.Client()
+	c.Set(t.Context(), "zoho:lock:acme", "x", 11*time.Second)
+	got := make(chan error, 1)
+	go func() {
+		k, err := l.Acquire(t.Context(), "acme")
+		if err == nil {
+			k.Release()
+		}
+		got <- err
+	}()
+	for c.PubSubNumSub(t.Context(), "zoho:released").Val()["zoho:released"] == 0 { // until it listens
+		time.Sleep(5 * time.Millisecond)
+	}
+	over := c.PTTL(t.Context(), "zoho:lock:acme").Val()
+	asked := time.Now()
+	c.Del(t.Context(), "zoho:lock:acme")
+	if err := <-got; err != nil || time.Since(asked) > over {
+		t.Errorf("%v, after %v of %v", err, time.Since(asked), over)
+	}
+}
+
 // What Redis has lost is renewed no more, and what another has by then isn't released.
 func TestLost(t *testing.T) {
 	t.Parallel()
