@@ -30,7 +30,7 @@ if ! have redis-url; then
   echo "redis://worker:$password@redis:6379/0" > redis-url
   {
     echo "user default off resetchannels -@all"
-    echo "user worker on #$hash ~zoho:* &zoho:* -@all +@connection +evalsha +eval +get +set +del +pexpire +pttl +publish +subscribe +unsubscribe +time"
+    echo "user worker on #$hash ~zoho:* &zoho:* -@all +@connection +evalsha +eval +get +set +del +pexpire +pttl +publish +subscribe +unsubscribe"
   } > redis-users.acl
   echo "made redis-url, redis-users.acl"
 fi

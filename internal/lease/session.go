@@ -88,9 +88,9 @@ func (b *Book) describe() []byte {
 func (b *Book) run(ctx context.Context) {
 	tick := b.options.Term / 6
 	due := time.Now().Add(2 * tick) // the session was just begun
+	pause := tick
 	for {
 		b.mu.Lock()
-		pause := tick
 		if b.id != "" {
 			pause = min(pause, time.Until(b.until)) // its end is noticed at once
 		}
@@ -108,7 +108,8 @@ func (b *Book) run(ctx context.Context) {
 				due = now.Add(2 * tick)
 			}
 		}
-		if b.notice() {
+		var over bool
+		if over, pause = b.notice(); over {
 			b.options.Changed("")
 		}
 	}
@@ -183,7 +184,7 @@ func (b *Book) lasts(ctx context.Context, id string) (lasts, ended bool, err err
 	}
 	info := stream.CachedInfo()
 	young := func(since time.Time) bool {
-		return info.TimeStamp.IsZero() || info.TimeStamp.Sub(since) < b.options.Term+margin
+		return info.TimeStamp.IsZero() || info.TimeStamp.Sub(since) < b.lapse()
 	}
 	entry, err := b.sessions.Get(ctx, workerPrefix+id)
 	if errors.Is(err, register.ErrNotFound) {
@@ -191,7 +192,7 @@ func (b *Book) lasts(ctx context.Context, id string) (lasts, ended bool, err err
 		// worker may not have noticed yet.
 		b.mu.Lock()
 		s := b.others[id]
-		lately := s != nil && !s.over && time.Since(s.at) < b.options.Term+margin
+		lately := s != nil && !s.over && time.Since(s.at) < b.lapse()
 		b.mu.Unlock()
 		return lately || young(info.Created), false, nil
 	}
@@ -212,7 +213,7 @@ func (b *Book) still(id string, stored time.Time) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	s := b.others[id]
-	return s != nil && s.stored.Equal(stored) && time.Since(s.since) > b.options.Term+margin
+	return s != nil && s.stored.Equal(stored) && time.Since(s.since) > b.lapse()
 }
 
 // ReadSession returns what the worker of a session last said of itself; false where

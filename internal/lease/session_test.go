@@ -55,8 +55,9 @@ func TestAsleep(t *testing.T) {
 	if h.Lasts() || a.ID() == h.Owner() {
 		t.Fatal("the session lasts")
 	}
-	<-a.lost
-	eventually(t, "another session", func() bool { return a.ID() != "" })
+	if !a.renew(t.Context()) || a.ID() == "" || len(a.lost) != 1 {
+		t.Errorf("no other session: %q", a.ID())
+	}
 }
 
 // A renewal that is acknowledged after the session's end brings nothing back.
@@ -93,15 +94,17 @@ func TestUnclearRenewal(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			a := begin(t, s, 9*time.Second) // renewed every 3 s
+			a := begin(t, s, long)
 			id := a.ID()
 			for range 2 {
-				before := a.net.writes()
 				a.net.set(fault)
-				eventually(t, "a renewal", func() bool { return a.net.writes() > before })
+				if kept := a.renew(t.Context()); kept != (name == "refused") {
+					t.Errorf("renewed: %v", kept)
+				}
 				a.net.set(nil)
-				before = a.net.writes()
-				eventually(t, "another", func() bool { return a.net.writes() > before })
+				if !a.renew(t.Context()) {
+					t.Error("not renewed after that")
+				}
 			}
 			if a.ID() != id || len(a.lost) > 0 {
 				t.Error("the session is over")
@@ -211,8 +214,25 @@ func TestDeadBeforeTheBeginning(t *testing.T) {
 	}
 }
 
-// Nobody is taken for gone before the server's clock says that his session and a margin are
-// over: since it was renewed, or where there is no word of it, since the stream was made.
+// The end of another's session is noticed when it comes, not at the next look at all of them.
+func TestEndIsNoticedInTime(t *testing.T) {
+	t.Parallel()
+	b := New(Options{Term: time.Hour})
+	for left, want := range map[time.Duration]time.Duration{ // 10 minutes are between two looks
+		30 * time.Minute: 10 * time.Minute, 5 * time.Minute: 6 * time.Minute, -time.Minute: 10 * time.Minute,
+	} {
+		b.others["a"] = &seen{at: time.Now().Add(left - 70*time.Minute)}
+		if over, next := b.notice(); over != (left < 0) || (want-next).Abs() > time.Minute/2 {
+			t.Errorf("%v left: over %v, looks again in %v", left, over, next)
+		}
+	}
+	if over, _ := b.notice(); over {
+		t.Error("noticed twice")
+	}
+}
+
+// Nobody is taken for gone before the server's clock says that his session is over and a
+// sixth more: since it was renewed, or where there is no word of it, since the stream was made.
 func TestNobodyIsGoneEarly(t *testing.T) {
 	t.Parallel()
 	for _, owner := range []string{"silent", "unknown"} {
@@ -240,7 +260,7 @@ func TestNobodyIsGoneEarly(t *testing.T) {
 			}
 			put(queuePrefix+"q", `{"queue":"q","owner":"`+owner+`"}`)
 			take(t, b, "q")
-			if lasted := look().TimeStamp.Sub(since); lasted < short+margin {
+			if lasted := look().TimeStamp.Sub(since); lasted < short+short/6 {
 				t.Errorf("gone after %s", lasted)
 			}
 		})

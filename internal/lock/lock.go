@@ -1,17 +1,16 @@
-// Package lock is an owned, renewed, fenced lock in Redis, whose waiters are
-// woken rather than poll.
+// Package lock is an owned, renewed lock in Redis, whose waiters are woken rather
+// than poll.
 //
 // It is not for correctness. Redis may lose a lock (a flush, a failover to a
 // replica that lagged, an eviction), and a holder may be suspended for longer
 // than its lock lives. Who must be the only one needs a claim, which is a
 // compare-and-set in JetStream; this lock spares the others the race for it, and
-// everything must stay right without it.
+// everything must stay right without it. So it has no fencing number, and no holder
+// is told that it lost it: the revision on which a claim is made refuses all but one.
 //
 // Invariants: as Redis sees it, a name has at most one owner; only the owner renews
-// or releases; fences of a name strictly grow, also over a flush and a failover
-// between servers whose clocks agree; a holder learns that it lost the lock no later
-// than Redis may give it to another; a Redis that is away costs an Acquire about one
-// Timeout, and all of them together one Timeout per Cooldown.
+// or releases; a Redis that is away costs an Acquire about one Timeout, and all of
+// them together one Timeout per Cooldown.
 package lock
 
 import (
@@ -35,13 +34,6 @@ import (
 // it is down, slow, read-only, full, loading, or the key holds something that is
 // no lock. The caller goes on without the lock.
 var ErrUnavailable = errors.New("lock is unavailable")
-
-// ErrLost is the cause with which a Lock's context ends when the lock is not
-// the holder's any more.
-var ErrLost = errors.New("lock is lost")
-
-// errReleased is the cause after Release.
-var errReleased = errors.New("lock is released")
 
 // Options of a Locker; the zero value is good.
 type Options struct {
@@ -168,7 +160,7 @@ func (l *Locker) Check(ctx context.Context, name string) error {
 		return err
 	}
 	defer held.Release()
-	if _, _, _, err := l.try(ctx, name, nuid.Next()); err != nil { // as a waiter does
+	if _, err := l.try(ctx, name, nuid.Next()); err != nil { // as a waiter does
 		return err
 	}
 	ear := l.client.Subscribe(ctx, l.bell.channel)
@@ -176,7 +168,7 @@ func (l *Locker) Check(ctx context.Context, name string) error {
 	if _, err := ear.Receive(ctx); err != nil {
 		return fmt.Errorf("subscribe to %s: %w", l.bell.channel, err)
 	}
-	if _, err := held.keep(ctx); err != nil {
+	if _, err := l.keep(ctx, name, held.nonce); err != nil {
 		return err
 	}
 	if err := l.free(ctx, name, held.nonce); err != nil {
@@ -193,14 +185,12 @@ func (l *Locker) Check(ctx context.Context, name string) error {
 	}
 }
 
-// Lock is a lock that is held, until Release or until it is lost.
+// Lock is a lock that is held, until Release or until Redis loses it.
 type Lock struct {
 	locker *Locker
 	name   string
 	nonce  string
-	fence  uint64
-	ctx    context.Context
-	cancel context.CancelCauseFunc
+	stop   context.CancelFunc // ends the renewal
 	once   sync.Once
 	done   chan struct{} // closed when the renewal has ended
 }
@@ -209,24 +199,24 @@ type Lock struct {
 // cause of ctx where that ended first, else ErrUnavailable, wrapped.
 func (l *Locker) Acquire(ctx context.Context, name string) (*Lock, error) {
 	nonce := nuid.Next()
-	fence, asked, _, err := l.try(ctx, name, nonce)
+	left, err := l.try(ctx, name, nonce)
 	if err != nil {
 		return nil, err
 	}
-	if fence != 0 {
-		return l.hold(name, nonce, fence, asked), nil
+	if left == 0 {
+		return l.hold(name, nonce), nil
 	}
 	// The ear is on the channel before the next try, so that no release falls
 	// in between. If it can't be, the timer has to do.
 	rung, leave := l.bell.listen(ctx, name)
 	defer leave()
 	for {
-		fence, asked, left, err := l.try(ctx, name, nonce)
+		left, err := l.try(ctx, name, nonce)
 		if err != nil {
 			return nil, err
 		}
-		if fence != 0 {
-			return l.hold(name, nonce, fence, asked), nil
+		if left == 0 {
+			return l.hold(name, nonce), nil
 		}
 		// A wait ends at the latest with the holder's time; a third of a life is
 		// for a connection that is dead without saying so.
@@ -242,31 +232,25 @@ func (l *Locker) Acquire(ctx context.Context, name string) (*Lock, error) {
 	}
 }
 
-// try asks once. It returns the fence where the lock was free, else for how long
-// its holder can still have it.
-func (l *Locker) try(ctx context.Context, name, nonce string) (fence uint64, asked time.Time, left time.Duration, err error) {
-	var reply []int64
+// try asks once. It returns for how long another can still have the lock: 0 where it
+// was free, and is the nonce's now.
+func (l *Locker) try(ctx context.Context, name, nonce string) (left time.Duration, err error) {
 	err = l.exchange(ctx, "acquire", name, func(ctx context.Context) error {
-		asked = time.Now()
-		var err error
-		reply, err = acquireScript.Run(ctx, l.client, l.keys(name), nonce, l.options.TTL.Milliseconds()).Int64Slice()
-		if err == nil && len(reply) != 2 {
-			err = errNoLock
-		}
-		// A lock of ours lives for about a TTL: what lives longer is none.
-		if err == nil && reply[0] == 0 && (reply[1] < 0 || time.Duration(reply[1])*time.Millisecond > 4*l.options.TTL) {
-			err = errNoLock
+		reply, err := acquireScript.Run(ctx, l.client, l.keys(name), nonce, l.options.TTL.Milliseconds()).Result()
+		if ms, held := reply.(int64); held {
+			left = time.Duration(ms+1) * time.Millisecond
+			// A lock of ours lives for about a TTL: what lives longer, or for ever, is none.
+			if ms < 0 || left > 4*l.options.TTL {
+				err = errNoLock
+			}
 		}
 		return err
 	})
-	if err != nil {
-		if !errors.Is(err, errOpen) && !errors.Is(err, errNoLock) {
-			// It may have been granted although nobody said so.
-			go l.unlock(name, nonce)
-		}
-		return 0, asked, 0, err
+	if err != nil && !errors.Is(err, errOpen) && !errors.Is(err, errNoLock) {
+		// It may have been granted although nobody said so.
+		go l.unlock(name, nonce)
 	}
-	return uint64(reply[0]), asked, time.Duration(reply[1]+1) * time.Millisecond, nil
+	return left, err
 }
 
 var (
@@ -305,75 +289,48 @@ func (l *Locker) answered() {
 	}
 }
 
-// hold begins the life of a lock that was asked for at the instant asked.
-func (l *Locker) hold(name, nonce string, fence uint64, asked time.Time) *Lock {
-	ctx, cancel := context.WithCancelCause(context.Background())
-	k := &Lock{locker: l, name: name, nonce: nonce, fence: fence, ctx: ctx, cancel: cancel, done: make(chan struct{})}
-	go k.renew(asked.Add(l.options.TTL))
+// hold begins the life of a lock that was granted.
+func (l *Locker) hold(name, nonce string) *Lock {
+	ctx, stop := context.WithCancel(context.Background())
+	k := &Lock{locker: l, name: name, nonce: nonce, stop: stop, done: make(chan struct{})}
+	go k.renew(ctx)
 	return k
 }
 
 // renew keeps the lock at a third of its life, until it is released or lost.
-// Until is when Redis may give it to another: counted from before the exchange
-// that set it.
-func (k *Lock) renew(until time.Time) {
+func (k *Lock) renew(ctx context.Context) {
 	defer close(k.done)
-	ttl := k.locker.options.TTL
-	tick := time.NewTicker(ttl / 3)
+	tick := time.NewTicker(k.locker.options.TTL / 3)
 	defer tick.Stop()
 	for {
-		over := time.NewTimer(time.Until(until))
 		select {
-		case <-k.ctx.Done():
-			over.Stop()
-			return
-		case <-over.C:
-			k.cancel(ErrLost)
+		case <-ctx.Done():
 			return
 		case <-tick.C:
-			over.Stop()
 		}
-		asked := time.Now()
-		kept, err := k.keep(k.ctx)
-		switch {
-		case err != nil: // until says how long that may go on
-		case !kept:
-			k.cancel(ErrLost)
+		if kept, err := k.locker.keep(ctx, k.name, k.nonce); err == nil && !kept {
 			return
-		default:
-			until = asked.Add(ttl)
 		}
 	}
 }
 
-// keep has the lock live anew, if it is still the holder's.
-func (k *Lock) keep(ctx context.Context) (kept bool, err error) {
-	l := k.locker
-	err = l.exchange(ctx, "renew", k.name, func(ctx context.Context) (err error) {
-		kept, err = renewScript.Run(ctx, l.client, l.keys(k.name)[:1], k.nonce, l.options.TTL.Milliseconds()).Bool()
+// keep has the lock live anew, if it is still the nonce's.
+func (l *Locker) keep(ctx context.Context, name, nonce string) (kept bool, err error) {
+	err = l.exchange(ctx, "renew", name, func(ctx context.Context) (err error) {
+		kept, err = renewScript.Run(ctx, l.client, l.keys(name), nonce, l.options.TTL.Milliseconds()).Bool()
 		return err
 	})
 	return kept, err
 }
-
-// Fence is the lock's fencing number: greater than that of every lock of the
-// name before it.
-func (k *Lock) Fence() uint64 { return k.fence }
-
-// Context ends when the lock does: with the cause ErrLost where it was taken
-// from the holder or may have been.
-func (k *Lock) Context() context.Context { return k.ctx }
 
 // Release gives the lock back and wakes who waits for it. It takes about a
 // Timeout at most; where Redis is away the lock ends by itself. It may be called
 // more than once.
 func (k *Lock) Release() {
 	k.once.Do(func() {
-		k.cancel(errReleased)
+		k.stop()
 		<-k.done
-		if errors.Is(context.Cause(k.ctx), errReleased) {
-			k.locker.unlock(k.name, k.nonce)
-		}
+		k.locker.unlock(k.name, k.nonce)
 	})
 }
 
@@ -387,11 +344,8 @@ func (l *Locker) unlock(name, nonce string) {
 
 func (l *Locker) free(ctx context.Context, name, nonce string) error {
 	return l.exchange(ctx, "release", name, func(ctx context.Context) error {
-		return releaseScript.Run(ctx, l.client, l.keys(name)[:1], nonce, l.bell.channel, name).Err()
+		return releaseScript.Run(ctx, l.client, l.keys(name), nonce, l.bell.channel, name).Err()
 	})
 }
 
-// keys are the lock's key and its fence's, in one slot of a cluster.
-func (l *Locker) keys(name string) []string {
-	return []string{l.options.Prefix + "lock:{" + name + "}", l.options.Prefix + "fence:{" + name + "}"}
-}
+func (l *Locker) keys(name string) []string { return []string{l.options.Prefix + "lock:" + name} }

@@ -180,6 +180,9 @@ func TestClock(t *testing.T) {
 	if off := (time.Until(c.Now()) - time.Hour).Abs(); off > time.Minute {
 		t.Errorf("off by %s", off)
 	}
+	if then := asked.Add(time.Second); !c.At(then).Equal(then.Add(time.Hour)) { // in the middle
+		t.Errorf("it was %v at %v", c.At(then), then)
+	}
 }
 
 // Nor does it matter if the machine's clock is set between two looks at the server.

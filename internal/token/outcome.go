@@ -3,6 +3,7 @@ package token
 import (
 	"context"
 	"errors"
+	"slices"
 	"time"
 
 	"zoho-worker/internal/connection"
@@ -126,16 +127,15 @@ func (s *Source) revoke(ctx context.Context, c *connection.Connection) {
 	}
 }
 
-// told tells of the change from one record to the next, if it is one that
-// somebody wants to know of.
+// told tells of the change from one record to the next, if it is one that somebody
+// wants to know of. That a connection is revoked is told by who marks it.
 func (s *Source) told(c *connection.Connection, before, after record) {
-	paused := func(r record) bool { return r.Reason == Throttled || r.Reason == Misconfigured }
-	switch {
-	case after.Reason == "" && before.Reason == Revoked:
-		s.options.Events(c.Name, EventRecovered)
-	case after.Reason == "" && paused(before):
-		s.options.Events(c.Name, EventResumed)
-	case paused(after) && !paused(before.under(c)):
+	for _, event := range before.Owed {
+		if !slices.Contains(after.Owed, event) {
+			s.options.Events(c.Name, event)
+		}
+	}
+	if slices.Contains(after.Owed, EventResumed) && !slices.Contains(before.Owed, EventResumed) {
 		s.options.Events(c.Name, EventPaused)
 	}
 }

@@ -19,6 +19,9 @@ const (
 	window = 10*time.Minute + 15*time.Second
 )
 
+// longest is the longest pause.
+const longest = time.Hour
+
 // Reason says why there is no token now. The list is closed.
 type Reason string
 
@@ -36,6 +39,9 @@ const (
 func Reasons() []Reason {
 	return []Reason{Revoked, Throttled, Budget, Misconfigured, AccountsUnavailable, Claimed}
 }
+
+// ends are the events that end what is told of a failure.
+var ends = map[Reason]string{Revoked: EventRecovered, Throttled: EventResumed, Misconfigured: EventResumed}
 
 // record is what the stream holds of a connection's token. All times are the
 // JetStream server's.
@@ -60,6 +66,9 @@ type record struct {
 	Reason       Reason      `json:"reason,omitempty"`
 	// Failures counts the refreshes that failed one after another for Reason.
 	Failures int `json:"failures,omitempty"`
+	// Owed are the events that the next token brings: those that end what was told.
+	// Other failures may come in between, and another grant.
+	Owed []string `json:"owed,omitempty"`
 }
 
 // claim is one worker's right to refresh. Its lease begins when it is seen:
@@ -95,13 +104,13 @@ func (r record) of(c *connection.Connection) bool {
 }
 
 // under is the record as the connection's present grant has it: of another grant
-// only the counting of generations remains.
+// only the counting of generations and the events that are owed remain.
 func (r record) under(c *connection.Connection) record {
 	if r.of(c) {
 		r.GrantID = c.GrantID()
 		return r
 	}
-	return record{Grant: c.Grant, GrantID: c.GrantID(), Generation: r.Generation}
+	return record{Grant: c.Grant, GrantID: c.GrantID(), Generation: r.Generation, Owed: r.Owed}
 }
 
 // associated binds a sealed token to the connection, its creation (a name may
@@ -114,12 +123,14 @@ func (r record) associated(c *connection.Connection) []string {
 }
 
 // blocked says whether the record forbids a refresh at now, and until when; a
-// revoked grant is blocked for good, which is the zero time.
+// revoked grant is blocked for good, which is the zero time. One that would last for
+// longer than any pause can't be true: the server's clock has gone back.
 func (r record) blocked(now time.Time) (until time.Time, blocked bool) {
 	if r.Reason == Revoked {
 		return time.Time{}, true
 	}
-	return r.BlockedUntil, now.Before(r.BlockedUntil)
+	left := r.BlockedUntil.Sub(now)
+	return r.BlockedUntil, left > 0 && left < longest+time.Minute
 }
 
 // spent says whether the budget is used up at now, and until when.
@@ -164,6 +175,9 @@ func (r record) failed(reason Reason, now time.Time, retryAfter time.Duration) r
 	if pause := pause(reason, r.Failures, retryAfter); pause > 0 {
 		r.BlockedUntil = now.Add(pause)
 	}
+	if end := ends[reason]; end != "" && !slices.Contains(r.Owed, end) {
+		r.Owed = append(slices.Clone(r.Owed), end)
+	}
 	return r
 }
 
@@ -173,12 +187,12 @@ func (r record) failed(reason Reason, now time.Time, retryAfter time.Duration) r
 //	misconfigured:        1m 1m …
 //	accounts_unavailable: 1s 2s 4s 8s 16s 32s 1m 1m …
 //
-// or as long as the server asked for, up to an hour.
+// or as long as the server asked for, up to the longest.
 func pause(reason Reason, failures int, retryAfter time.Duration) time.Duration {
 	var first, most time.Duration
 	switch reason {
 	case Throttled:
-		first, most = 10*time.Minute, time.Hour
+		first, most = 10*time.Minute, longest
 	case Misconfigured:
 		first, most = time.Minute, time.Minute
 	case AccountsUnavailable:
@@ -190,5 +204,5 @@ func pause(reason Reason, failures int, retryAfter time.Duration) time.Duration 
 	for i := 1; i < failures && pause < most; i++ {
 		pause *= 2
 	}
-	return max(min(pause, most), min(retryAfter, time.Hour))
+	return max(min(pause, most), min(retryAfter, longest))
 }

@@ -52,6 +52,12 @@ func TestRecordFailures(t *testing.T) {
 	if _, blocked := (record{Reason: Revoked}).blocked(now); !blocked {
 		t.Error("a revoked grant is not blocked")
 	}
+	// The server's clock was a day ahead, and was set right.
+	for ahead, want := range map[time.Duration]bool{time.Hour: true, time.Hour + time.Second: true, 24 * time.Hour: false} {
+		if _, blocked := (record{Reason: Throttled, BlockedUntil: now.Add(ahead)}).blocked(now); blocked != want {
+			t.Errorf("%v ahead: blocked %v", ahead, blocked)
+		}
+	}
 	if fresh := r.under(&connection.Connection{Grant: 2}); fresh.Grant != 2 || fresh.Generation != 3 || len(fresh.Mints) != 0 || !fresh.BlockedUntil.IsZero() {
 		t.Errorf("%+v", fresh)
 	}

@@ -231,14 +231,45 @@ func TestRevokedIsFinished(t *testing.T) {
 	}
 }
 
-func TestResumed(t *testing.T) {
+// TestWhatWasToldEnds: the first token tells that a pause is over, or the lack of a
+// grant, also where another failure or a worker's death came in between.
+func TestWhatWasToldEnds(t *testing.T) {
 	t.Parallel()
-	b, w := one(t)
-	w.put(record{Grant: 1, Reason: Throttled, Failures: 2, BlockedUntil: w.serverNow().Add(-time.Second)})
-	w.until(func(st *state) bool { return st.record.Reason == Throttled })
-	w.must()
-	if got := b.told(); !slices.Equal(got, []string{"acme resumed"}) {
-		t.Errorf("events %v", got)
+	for kind, want := range map[zoho.Kind][]string{
+		zoho.Throttled:     {"acme paused", "acme resumed"},
+		zoho.Misconfigured: {"acme paused", "acme resumed"},
+		zoho.DeadGrant:     {"acme revoked", "acme revoked", "acme recovered"},
+	} {
+		t.Run(string(kind), func(t *testing.T) {
+			t.Parallel()
+			b, w := one(t)
+			for i, k := range []zoho.Kind{kind, kind, zoho.Unavailable, zoho.Unavailable} {
+				b.accounts.set(refuses(k))
+				_, err := w.ask()
+				reasonOf(t, err)
+				if w.acme().Status == connection.Revoked {
+					if _, err := w.connections.Reauthorize(t.Context(), "acme", secret.New(fmt.Sprint("again-", i)), nil); err != nil {
+						t.Fatal(err)
+					}
+				}
+				r := w.entry("acme").state.Load().record
+				r.BlockedUntil = time.Time{} // it is over
+				if k == zoho.Unavailable {
+					r = r.under(w.acme()).claimed(claim{Nonce: fmt.Sprint("dead-", i)}, w.serverNow())
+				}
+				w.put(r)
+				w.until(func(st *state) bool { return st.record.Failures == r.Failures && st.record.BlockedUntil.IsZero() })
+			}
+			if got, early := b.told(), want[len(want)-1]; slices.Contains(got, early) {
+				t.Errorf("events %v, and there is no token yet", got)
+			}
+			b.accounts.set(nil)
+			w.must()
+			w.must()
+			if got := b.told(); !slices.Equal(got, want) {
+				t.Errorf("events %v, want %v", got, want)
+			}
+		})
 	}
 }
 

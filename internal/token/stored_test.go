@@ -24,6 +24,7 @@ func TestStoredForms(t *testing.T) {
 		Grant: 2, GrantID: "447c3e05cd1c9f06", Generation: 31, Sealed: sealed, MintedAt: at(0), ExpiresAt: at(59), APIDomain: "https://www.zohoapis.eu",
 		Nonce: "U8WOmnExRRxAAJJ31vpnYh", Claim: &claim{Nonce: "U8WOmnExRRxAAJJ31vpo3j", LeaseMS: 15_000, By: "zoho-worker-7d9f"},
 		Mints: []time.Time{at(0), at(1)}, BlockedUntil: at(10), Reason: Throttled, Failures: 3,
+		Owed: []string{"recovered", "resumed"},
 	}
 	storedtest.Form(t, "token", r)
 	keyring, err := secret.ParseKeyring("k1:AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=")

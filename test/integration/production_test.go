@@ -120,7 +120,7 @@ func TestProduction(t *testing.T) {
 	}
 	client := redis.NewClient(admin)
 	defer client.Close()
-	acl := strings.Fields("acl setuser worker on >PLANTED-REDIS ~zoho:* &zoho:* -@all +@connection +evalsha +eval +get +set +del +pexpire +pttl +publish +subscribe +unsubscribe +time")
+	acl := strings.Fields("acl setuser worker on >PLANTED-REDIS ~zoho:* &zoho:* -@all +@connection +evalsha +eval +get +set +del +pexpire +pttl +publish +subscribe +unsubscribe")
 	words := make([]any, len(acl))
 	for i, word := range acl {
 		words[i] = word

@@ -18,6 +18,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -299,10 +300,23 @@ func (f *Follower) info(ctx context.Context) (*jetstream.StreamInfo, error) {
 	info := stream.CachedInfo()
 	now := time.Now()
 	f.clock.Observe(info.TimeStamp, now, now) // it was so when the server answered
+	f.age(info.Config.MaxAge)
 	if f.options.Measured != nil && !info.TimeStamp.IsZero() {
 		f.options.Measured(info.TimeStamp.Sub(asked.Add(heard.Sub(asked) / 2)))
 	}
 	return info, nil
+}
+
+// age forgets what has aged out of the stream: who reads that anew and doesn't find it
+// has missed nothing.
+func (f *Follower) age(most time.Duration) {
+	if most == 0 {
+		return
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	now := f.clock.Now()
+	maps.DeleteFunc(f.known, func(_ string, v value) bool { return now.Sub(v.at) > most })
 }
 
 func (f *Follower) apply(msg jetstream.Msg, meta *jetstream.MsgMetadata) {

@@ -90,41 +90,53 @@ func (m *mirror) becomes(t *testing.T, want map[string]string) {
 }
 
 // A stream that has lost its last values, and has got as many others before anybody
-// looked at it: no look would tell.
+// looked at it: no look would tell, nor the numbers, where they are of the same subjects.
 func TestValuesLostAndOthersWritten(t *testing.T) {
 	t.Parallel()
-	server := natstest.Start(t)
-	js := server.JetStream()
-	server.Create(js, jetstream.StreamConfig{Name: "VALUES", Subjects: []string{"values.*"}, MaxMsgsPerSubject: 1})
-	write := func(subject, value string) {
-		t.Helper()
-		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
-		defer cancel()
-		for { // the server may just be starting
-			if _, err := js.Publish(ctx, "values."+subject, []byte(value)); err == nil {
-				return
-			} else if ctx.Err() != nil {
+	for name, values := range map[string]struct{ lost, then []string }{
+		"of other subjects":    {[]string{"a", "c"}, []string{"b", "d", "e"}},
+		"of the same subjects": {[]string{"a"}, []string{"a"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			server := natstest.Start(t)
+			js := server.JetStream()
+			server.Create(js, jetstream.StreamConfig{Name: "VALUES", Subjects: []string{"values.*"}, MaxMsgsPerSubject: 1})
+			write := func(subject, value string) {
+				t.Helper()
+				ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+				defer cancel()
+				for { // the server may just be starting
+					if _, err := js.Publish(ctx, "values."+subject, []byte(value)); err == nil {
+						return
+					} else if ctx.Err() != nil {
+						t.Fatal(err)
+					}
+				}
+			}
+			write("a", "1")
+			write("b", "1")
+			server.Save()
+			m := &mirror{at: map[string]follow.Position{}, values: map[string]string{}, changed: make(chan struct{}, 1)}
+			f, err := follow.Start(t.Context(), js, follow.Options{Stream: "VALUES", Check: time.Hour, Apply: m.apply, Logger: slog.New(slog.DiscardHandler)})
+			if err != nil {
 				t.Fatal(err)
 			}
-		}
+			defer f.Close()
+			all := func(subjects []string, value string) {
+				t.Helper()
+				want := map[string]string{"values.a": "1", "values.b": "1"}
+				for _, subject := range subjects {
+					want["values."+subject] = value
+					write(subject, value)
+				}
+				m.becomes(t, want)
+			}
+			all(values.lost, "lost")
+			server.Revert()
+			all(values.then, "2")
+		})
 	}
-	write("a", "1")
-	write("b", "1")
-	server.Save()
-	m := &mirror{at: map[string]follow.Position{}, values: map[string]string{}, changed: make(chan struct{}, 1)}
-	f, err := follow.Start(t.Context(), js, follow.Options{Stream: "VALUES", Check: time.Hour, Apply: m.apply, Logger: slog.New(slog.DiscardHandler)})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
-	write("a", "lost")
-	write("c", "lost")
-	m.becomes(t, map[string]string{"values.a": "lost", "values.b": "1", "values.c": "lost"})
-	server.Revert()
-	write("b", "2")
-	write("d", "2")
-	write("e", "2")
-	m.becomes(t, map[string]string{"values.a": "1", "values.b": "2", "values.d": "2", "values.e": "2"})
 }
 
 // A value that its user wrote, and that was lost with the stream before it was handed over.
@@ -159,5 +171,48 @@ func TestOwnValueLost(t *testing.T) {
 		case <-deadline:
 			t.Fatal("nobody says that the value is gone")
 		}
+	}
+}
+
+// What has aged out is not missed when the stream is read anew: it is the same stream.
+func TestAgedOutIsNotLost(t *testing.T) {
+	t.Parallel()
+	server := natstest.Start(t)
+	js := server.JetStream()
+	server.Create(js, jetstream.StreamConfig{Name: "VALUES", Subjects: []string{"values.*"}, MaxMsgsPerSubject: 1, MaxAge: time.Second})
+	if _, err := js.Publish(t.Context(), "values.a", []byte("1")); err != nil {
+		t.Fatal(err)
+	}
+	looks, found := make(chan struct{}, 1), make(chan struct{}, 10)
+	f, err := follow.Start(t.Context(), js, follow.Options{
+		Stream: "VALUES", Check: 20 * time.Millisecond, Logger: slog.New(slog.DiscardHandler),
+		Apply: func(follow.Change) { found <- struct{}{} },
+		Measured: func(time.Duration) {
+			select {
+			case looks <- struct{}{}:
+			default: // nobody has waited for the one before
+			}
+		},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	<-found
+	for there := true; there; <-looks {
+		stream, err := js.Stream(t.Context(), "VALUES")
+		if err != nil {
+			t.Fatal(err)
+		}
+		there = stream.CachedInfo().State.Msgs > 0
+	}
+	if err := js.Conn().ForceReconnect(); err != nil {
+		t.Fatal(err)
+	}
+	for range 20 { // one that misses something begins a new epoch at its third look
+		<-looks
+	}
+	if n := f.Epoch(); n != 1 {
+		t.Errorf("epoch %d", n)
 	}
 }
