@@ -14,8 +14,13 @@ import (
 	"zoho-worker/internal/consent"
 )
 
-// maxForm bounds the body of a POST.
-const maxForm = 64 << 10
+const (
+	// maxForm bounds the body of a POST.
+	maxForm = 64 << 10
+	// pageTime bounds a page, from when it is asked for until the browser has it. The
+	// longest are consents: Zoho gets a minute, and half of one more to take a grant back.
+	pageTime = 2 * time.Minute
+)
 
 // guard is what every request passes: headers, the host, the origin.
 func (c *Console) guard(next http.Handler) http.Handler {
@@ -55,6 +60,8 @@ func (c *Console) guard(next http.Handler) http.Handler {
 			return
 		}
 		r.Body = http.MaxBytesReader(w, r.Body, maxForm)
+		// The server's own time for an answer is shorter than Zoho may take for one.
+		_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(pageTime))
 		checked.ServeHTTP(w, r)
 	})
 }
