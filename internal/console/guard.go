@@ -157,7 +157,14 @@ func (c *Console) dropCookie(w http.ResponseWriter, name string) {
 	})
 }
 
-const browserLife = 12 * time.Hour
+const (
+	// formLife is how long a page with a form may stay open.
+	formLife = 12 * time.Hour
+	// browserLife is how long a browser is known again after the last form that it got:
+	// tabs that it opens at once, as after a night, would each get it another name, and
+	// the forms of all but the last would be no good.
+	browserLife = 30 * 24 * time.Hour
+)
 
 // formToken returns the token that this browser's forms carry: worth nothing in
 // another browser.
@@ -167,10 +174,10 @@ func (c *Console) formToken(w http.ResponseWriter, r *http.Request) string {
 		b := make([]byte, 18)
 		_, _ = rand.Read(b) // never fails
 		browser = base64.RawURLEncoding.EncodeToString(b)
-		c.setCookie(w, "browser", browser, browserLife)
 	}
+	c.setCookie(w, "browser", browser, browserLife) // once more: it outlives the form
 	inner, _ := json.Marshal(browser)
-	plain, _ := json.Marshal(sealedCookie{Value: inner, Expires: c.Now().Add(browserLife)})
+	plain, _ := json.Marshal(sealedCookie{Value: inner, Expires: c.Now().Add(formLife)})
 	return base64.RawURLEncoding.EncodeToString(c.Keyring.Seal(plain, "console-form", "browser"))
 }
 

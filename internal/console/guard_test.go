@@ -6,13 +6,17 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/http/cookiejar"
 	"net/http/httptest"
+	"net/url"
+	"regexp"
 	"strings"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"zoho-worker/internal/connection"
 	"zoho-worker/internal/secret"
 )
 
@@ -89,6 +93,57 @@ func TestPagesHaveTheirTime(t *testing.T) {
 				}
 			})
 		})
+	}
+}
+
+var formToken = regexp.MustCompile(`name="form" value="([^"]+)"`)
+
+// A form is good for twelve hours after its page was opened, whenever the browser came
+// first, and whatever other tabs it opened at the same time then.
+func TestFormsOfABrowser(t *testing.T) {
+	t.Parallel()
+	now := time.Now()
+	c := newPages(t, func(o *Options) { o.Now, o.Connections = func() time.Time { return now }, &connection.Store{} })
+	pages := c.Handler()
+	jar, err := cookiejar.New(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	home := &url.URL{Scheme: "http", Host: "127.0.0.1", Path: "/"}
+	ask := func(method, body string, cookies []*http.Cookie) *httptest.ResponseRecorder {
+		r := httptest.NewRequestWithContext(t.Context(), method, "http://127.0.0.1/connect", strings.NewReader(body))
+		r.Header.Set("Content-Type", "application/x-www-form-urlencoded")
+		for _, cookie := range cookies {
+			r.AddCookie(cookie)
+		}
+		w := httptest.NewRecorder()
+		pages.ServeHTTP(w, r)
+		jar.SetCookies(home, w.Result().Cookies())
+		return w
+	}
+	open := func(cookies []*http.Cookie) string {
+		return formToken.FindStringSubmatch(ask(http.MethodGet, "", cookies).Body.String())[1]
+	}
+	send := func(form string) int {
+		return ask(http.MethodPost, url.Values{"form": {form}}.Encode(), jar.Cookies(home)).Code
+	}
+	const taken, refused = http.StatusUnprocessableEntity, http.StatusForbidden // without a nickname
+	open(nil)
+	now = now.Add(11*time.Hour + 59*time.Minute)
+	form := open(jar.Cookies(home))
+	now = now.Add(2 * time.Minute)
+	if got := send(form); got != taken {
+		t.Errorf("a form that was open for two minutes, half a day after the first: %d", got)
+	}
+	now = now.Add(12 * time.Hour)
+	if got := send(form); got != refused {
+		t.Errorf("a form that was open for half a day: %d", got)
+	}
+	now = now.Add(7 * 24 * time.Hour)
+	before := jar.Cookies(home) // two tabs ask at once
+	one, two := open(before), open(before)
+	if first, second := send(one), send(two); first != taken || second != taken {
+		t.Errorf("forms of two tabs that were opened at once: %d and %d", first, second)
 	}
 }
 
