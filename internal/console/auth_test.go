@@ -6,7 +6,9 @@ import (
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
+	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
 	"golang.org/x/crypto/bcrypt"
@@ -134,5 +136,41 @@ func TestNoConsentAsksNobody(t *testing.T) {
 		if w.Code != http.StatusBadRequest {
 			t.Errorf("%s: %d", page, w.Code)
 		}
+	}
+}
+
+// A provider that does not answer keeps nobody waiting but the first: the others are told
+// what it said, and it is asked again after a pause.
+func TestProviderIsLeftAlone(t *testing.T) {
+	t.Parallel()
+	var asked atomic.Int64
+	provider := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		asked.Add(1)
+		w.WriteHeader(http.StatusServiceUnavailable)
+	}))
+	defer provider.Close()
+	auth, err := NewOIDC(OIDCConfig{Issuer: provider.URL, ClientID: "console", ClientSecret: secret.New("s"), Allowed: []string{"@example.com"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	now := time.Now()
+	pages := newPages(t, func(o *Options) { o.Auth, o.Now = auth, func() time.Time { return now } }).Handler()
+	open := func() {
+		w := httptest.NewRecorder()
+		pages.ServeHTTP(w, httptest.NewRequestWithContext(t.Context(), http.MethodGet, "http://127.0.0.1/", nil))
+		if w.Code != http.StatusBadGateway {
+			t.Errorf("status %d", w.Code)
+		}
+	}
+	for range 5 {
+		open()
+	}
+	if n := asked.Load(); n != 1 {
+		t.Errorf("five pages asked it %d times", n)
+	}
+	now = now.Add(providerPause)
+	open()
+	if n := asked.Load(); n != 2 {
+		t.Errorf("after the pause it has been asked %d times", n)
 	}
 }

@@ -15,17 +15,17 @@ func (c *Console) callback(w http.ResponseWriter, r *http.Request) {
 	outcome, err := c.Consents.Callback(r.Context(), query, c.bound(r, state))
 	if err != nil {
 		if consent.AsFault(err).Code != consent.StateInvalid {
-			c.dropCookie(w, stateCookie(state))
+			c.dropCookie(w, consentCookie(state))
 		}
 		c.refuse(w, r, err)
 		return
 	}
 	if outcome.Choice != nil {
 		// Away from the address that has the code in it.
-		http.Redirect(w, r, "/oauth/decide?consent="+url.QueryEscape(stateCookie(state)), http.StatusSeeOther)
+		http.Redirect(w, r, "/oauth/decide?consent="+url.QueryEscape(consentCookie(state)), http.StatusSeeOther)
 		return
 	}
-	c.dropCookie(w, stateCookie(state))
+	c.dropCookie(w, consentCookie(state))
 	c.arrive(w, r, outcome)
 }
 
@@ -86,7 +86,7 @@ func (c *Console) doneShared(w http.ResponseWriter, r *http.Request) {
 
 // decision reads the state of a choice from the cookie that the page names.
 func (c *Console) decision(w http.ResponseWriter, r *http.Request, name string) (state string, choice *consent.Choice, ok bool) {
-	if len(name) > 40 || !c.cookie(r, name, &state) || stateCookie(state) != name {
+	if len(name) > 40 || !c.cookie(r, name, &state) || consentCookie(state) != name {
 		state = ""
 	}
 	choice, err := c.Consents.Held(r.Context(), state)

@@ -191,23 +191,26 @@ func (c *Console) formOK(w http.ResponseWriter, r *http.Request) bool {
 	}
 	c.fail(w, r, http.StatusForbidden, &consent.Fault{
 		Code: consent.Invalid, Title: "This form is no longer good", Text: "It was open for too long, or this browser takes no cookies. Nothing was changed.",
-		Todo: "Go back, load the page again, and send it once more.",
-	})
+		Todo: "Load the page again, and send it once more.",
+	}, c.from(r, "Load the page again"))
 	return false
 }
 
 // stateCookie is the name of the cookie that binds a state to this browser; each
-// consent under way has one of its own.
-func stateCookie(state string) string {
+// consent or sign-in under way has one of its own.
+func stateCookie(kind, state string) string {
 	if len(state) < 16 {
-		return "state-none"
+		return kind + "-none"
 	}
-	return "state-" + state[:10]
+	return kind + "-" + state[:10]
 }
+
+// consentCookie is that of a consent.
+func consentCookie(state string) string { return stateCookie("state", state) }
 
 // bind remembers in the browser that it set out with the state.
 func (c *Console) bind(w http.ResponseWriter, state string) {
-	c.setCookie(w, stateCookie(state), state, stateLife)
+	c.setCookie(w, consentCookie(state), state, stateLife)
 }
 
 // stateLife is that of a consent, and of the decision that may follow.
@@ -216,7 +219,7 @@ const stateLife = 30 * time.Minute
 // bound returns the state if this browser set out with it, "" otherwise.
 func (c *Console) bound(r *http.Request, state string) string {
 	var carried string
-	if !c.cookie(r, stateCookie(state), &carried) {
+	if !c.cookie(r, consentCookie(state), &carried) {
 		return ""
 	}
 	return carried
