@@ -349,7 +349,8 @@ func TestFormFaults(t *testing.T) {
 	}
 }
 
-// The statuses differ in words and signs, not in colour alone.
+// The statuses differ in words and signs, not in colour alone, and what needs a person
+// comes first.
 func TestStatusWithoutColour(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
@@ -362,7 +363,7 @@ func TestStatusWithoutColour(t *testing.T) {
 	w.eventually("it is revoked", func() bool { c, _ := w.store.Get("globex"); return c.Status == connection.Revoked })
 	b.open("/")
 	signs := get(b, chromedp.Evaluate[[]string](`[...document.querySelectorAll("tbody .badge")].map(b => b.innerText.trim() + " " + b.querySelector("svg").innerHTML.length)`))
-	if len(signs) != 2 || signs[0] == signs[1] || !strings.HasPrefix(signs[0], "Connected") || !strings.HasPrefix(signs[1], "Revoked") {
+	if len(signs) != 2 || signs[0] == signs[1] || !strings.HasPrefix(signs[0], "Revoked") || !strings.HasPrefix(signs[1], "Connected") {
 		t.Errorf("statuses: %q", signs)
 	}
 }
