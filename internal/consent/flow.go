@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/url"
+	"regexp"
 	"slices"
 	"time"
 
@@ -144,11 +145,14 @@ func (f *Flow) Callback(ctx context.Context, query url.Values, bound string) (*O
 	return outcome, nil
 }
 
+// errorWord is an error as OAuth has them; what else comes back is nothing for the log.
+var errorWord = regexp.MustCompile(`^[a-z_]{1,40}$`)
+
 // complete goes on with a consent that this callback is the one for.
 func (f *Flow) complete(ctx context.Context, query url.Values, p Pending, subject string, revision uint64) (*Outcome, error) {
 	if query.Get("error") != "" {
 		return nil, &Fault{
-			Code: Denied, Title: "Access was not given", Err: errors.New("an error came back"),
+			Code: Denied, Title: "Access was not given", Err: errors.New("an error came back: " + errorWord.FindString(query.Get("error"))),
 			Text: "You rejected the request at Zoho, or Zoho did not let it through. Nothing was stored.",
 			Todo: "If that was a mistake, begin again and choose Accept.",
 		}

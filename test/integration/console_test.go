@@ -92,6 +92,14 @@ func TestConsoleRefuses(t *testing.T) {
 		back := p.get(p.begin("denied")+"&deny=1").want(t, http.StatusFound).location
 		p.get(back+"&error_description=%3Cscript%3Ealert(1)%3C/script%3E").want(t, 400, "Access was not given", "begin again")
 		p.get(back).want(t, 400, "can't be completed")
+		p = c.person()
+		u, _ := url.Parse(p.get(p.begin("denied") + "&deny=1").location)
+		q := u.Query()
+		q.Set("error", "<script>a secret</script>")
+		p.get("/oauth/callback?"+q.Encode()).want(t, 400, "Access was not given")
+		if logs := c.logs.text.String(); !strings.Contains(logs, "access_denied") || strings.Contains(logs, "a secret") {
+			t.Error("the log has to say what Zoho said, and nothing that only looks so")
+		}
 	})
 	t.Run("forged state", func(t *testing.T) {
 		p, attacker := c.person(), c.person()
