@@ -129,6 +129,10 @@ func TestLinkOfWhatCameToNothing(t *testing.T) {
 		}
 	}
 
+	c.Zoho.Inject(zohotest.TokenInvalidClient())
+	guest.get(guest.accept(guest.submit(link, link).leaves(t), ada)).want(t, 502, "does not accept the app", "still good")
+	good("refused by Zoho", 0)
+
 	page, consentOf := choose()
 	guest.follow(guest.submit(page, "/oauth/decide", "consent", consentOf, "do", "cancel")).want(t, 200, "Nothing was changed")
 	good("cancelled", 1)
