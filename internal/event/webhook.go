@@ -69,10 +69,7 @@ func (w *Webhook) Start(ctx context.Context) (stop func(), err error) {
 		return nil, err
 	}
 	posting, cancel := context.WithCancel(context.Background())
-	client := &http.Client{
-		Timeout:       postTimeout,
-		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
-	}
+	client := newClient()
 	var work sync.WaitGroup
 	work.Go(func() { w.run(posting, client, messages) })
 	return func() {
@@ -80,6 +77,14 @@ func (w *Webhook) Start(ctx context.Context) (stop func(), err error) {
 		work.Wait()
 		client.CloseIdleConnections()
 	}, nil
+}
+
+// newClient returns what posts: an event goes to the URL that is configured, and nowhere else.
+func newClient() *http.Client {
+	return &http.Client{
+		Timeout:       postTimeout,
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+	}
 }
 
 // open makes the consumer, or finds it, and begins to read.
