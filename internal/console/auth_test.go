@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -87,6 +88,49 @@ func TestBasicTellsNoNames(t *testing.T) {
 	w := httptest.NewRecorder()
 	if _, in := auth.person(w, r, c); in || w.Code != http.StatusUnauthorized {
 		t.Errorf("an unknown name with somebody's password: in %v, status %d", in, w.Code)
+	}
+}
+
+// Wrong passwords are counted until a right one comes, and no longer for who is known;
+// what bcrypt leaves out of a long one is not left out here.
+func TestGuessesAreCounted(t *testing.T) {
+	t.Parallel()
+	long := strings.Repeat("x", 72)
+	users := ""
+	for name, password := range map[string]string{"ada": "right", "grace": long} {
+		hash, err := bcrypt.GenerateFromPassword([]byte(password), 10)
+		if err != nil {
+			t.Fatal(err)
+		}
+		users += name + ":" + string(hash) + ","
+	}
+	auth, err := NewBasic(users)
+	if err != nil {
+		t.Fatal(err)
+	}
+	now := time.Now()
+	pages := newPages(t, func(o *Options) { o.Auth, o.Now = auth, func() time.Time { return now } }).Handler()
+	for i, guess := range []struct {
+		times          int
+		name, password string
+		want           int
+	}{
+		{failBurst - 1, "ada", "wrong", 401},
+		{1, "ada", "right", 200},
+		{failBurst - 1, "ada", "wrong", 401},
+		{1, "grace", long + "y", 401},
+		{1, "ada", "wrong", 429},
+		{1, "grace", long, 429},
+		{1, "ada", "right", 200}, // known
+	} {
+		for range guess.times {
+			r := httptest.NewRequestWithContext(t.Context(), http.MethodGet, "http://127.0.0.1/connect", nil)
+			r.SetBasicAuth(guess.name, guess.password)
+			w := httptest.NewRecorder()
+			if pages.ServeHTTP(w, r); w.Code != guess.want {
+				t.Fatalf("step %d, %s: %d, want %d", i, guess.name, w.Code, guess.want)
+			}
+		}
 	}
 }
 
