@@ -94,7 +94,7 @@ func Start(ctx context.Context, c Config, logger *slog.Logger) (_ *Worker, err e
 		c.PublicURL = "http://" + w.HTTPAddr
 	}
 	// Alive from the start, and ready at its end.
-	server := w.serveHTTP(listener, metrics)
+	server := w.serveHTTP(listener, metrics, c.ConsoleAuth != "")
 	if err := w.connect(ctx, c, logger); err != nil {
 		return nil, err
 	}
@@ -307,8 +307,9 @@ func (w *Worker) listen(addr string) (net.Listener, error) {
 	return listener, nil
 }
 
-// serveHTTP serves what an operations team reads, and the console once it is there.
-func (w *Worker) serveHTTP(listener net.Listener, metrics *prometheus.Registry) *http.Server {
+// serveHTTP serves what an operations team reads, and the console, if there is to be
+// one, once it is there.
+func (w *Worker) serveHTTP(listener net.Listener, metrics *prometheus.Registry, console bool) *http.Server {
 	mux := http.NewServeMux()
 	mux.Handle("GET /metrics", promhttp.HandlerFor(metrics, promhttp.HandlerOpts{EnableOpenMetrics: true}))
 	mux.HandleFunc("GET /healthz", func(rw http.ResponseWriter, _ *http.Request) { fmt.Fprintln(rw, "ok") })
@@ -320,14 +321,23 @@ func (w *Worker) serveHTTP(listener net.Listener, metrics *prometheus.Registry) 
 		fmt.Fprintln(rw, "ready")
 	})
 	mux.HandleFunc("/", func(rw http.ResponseWriter, r *http.Request) {
-		if pages := w.pages.Load(); pages != nil {
+		switch pages := w.pages.Load(); {
+		case pages != nil:
 			(*pages).ServeHTTP(rw, r)
-			return
+		case console: // a person may have just come back from Zoho
+			rw.Header().Set("Retry-After", "5")
+			rw.Header().Set("Refresh", "5")
+			rw.Header().Set("Cache-Control", "no-store")
+			http.Error(rw, "The worker is starting. This page goes on by itself.", http.StatusServiceUnavailable)
+		default:
+			http.NotFound(rw, r)
 		}
-		http.NotFound(rw, r)
 	})
 	server := &http.Server{
-		Handler: mux, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 15 * time.Second, IdleTimeout: time.Minute, MaxHeaderBytes: 64 << 10,
+		Handler: mux, MaxHeaderBytes: 64 << 10, ErrorLog: slog.NewLogLogger(w.health.logger.Handler(), slog.LevelWarn),
+		// Whoever sends or takes slowly, or nothing, holds a connection for so long. The
+		// console's pages have a time of their own once they are asked for.
+		ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 15 * time.Second, WriteTimeout: 30 * time.Second, IdleTimeout: time.Minute,
 	}
 	go func() {
 		if err := server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {

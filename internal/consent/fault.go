@@ -45,6 +45,8 @@ type Fault struct {
 	Title, Text, Todo string
 	// Location is the data centre that would have been right (WrongDataCentre).
 	Location string
+	// Of is the consent that ended so, nil where it is not known which: what to begin again.
+	Of *Pending
 	// Err is what is behind it, for the log.
 	Err error
 }
@@ -57,6 +59,18 @@ func (f *Fault) Error() string {
 	return fmt.Sprintf("%s: %s", f.Code, f.Title)
 }
 
+// LinkIsGood reports whether the consent came by a one-time link that is still of use.
+func (f *Fault) LinkIsGood() bool {
+	if f.Of == nil || f.Of.Share == "" {
+		return false
+	}
+	switch f.Code {
+	case ShareUsed, ShareInvalid, NameTaken, Gone:
+		return false
+	}
+	return true
+}
+
 // Unwrap returns what is behind it.
 func (f *Fault) Unwrap() error { return f.Err }
 
@@ -66,6 +80,14 @@ func AsFault(err error) *Fault {
 		return fault
 	}
 	return internal(err)
+}
+
+// of says which consent ended so.
+func (p Pending) of(err error) *Fault {
+	fault := *AsFault(err)
+	p.Verifier = ""
+	fault.Of = &p
+	return &fault
 }
 
 func internal(err error) *Fault {

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/url"
+	"regexp"
 	"slices"
 	"time"
 
@@ -137,9 +138,21 @@ func (f *Flow) Callback(ctx context.Context, query url.Values, bound string) (*O
 	if err != nil {
 		return nil, stateFault(err)
 	}
+	outcome, err := f.complete(ctx, query, p, stateSubject(state), revision)
+	if err != nil {
+		return nil, p.of(err)
+	}
+	return outcome, nil
+}
+
+// errorWord is an error as OAuth has them; what else comes back is nothing for the log.
+var errorWord = regexp.MustCompile(`^[a-z_]{1,40}$`)
+
+// complete goes on with a consent that this callback is the one for.
+func (f *Flow) complete(ctx context.Context, query url.Values, p Pending, subject string, revision uint64) (*Outcome, error) {
 	if query.Get("error") != "" {
 		return nil, &Fault{
-			Code: Denied, Title: "Access was not given", Err: errors.New("an error came back"),
+			Code: Denied, Title: "Access was not given", Err: errors.New("an error came back: " + errorWord.FindString(query.Get("error"))),
 			Text: "You rejected the request at Zoho, or Zoho did not let it through. Nothing was stored.",
 			Todo: "If that was a mistake, begin again and choose Accept.",
 		}
@@ -165,7 +178,7 @@ func (f *Flow) Callback(ctx context.Context, query url.Values, bound string) (*O
 	if code == "" {
 		return nil, exchangeFault(&zoho.Error{Kind: zoho.BadAnswer, Op: "exchange"})
 	}
-	return f.redeem(ctx, p, code, stateSubject(state), revision)
+	return f.redeem(ctx, p, code, subject, revision)
 }
 
 // Redeem exchanges a code that came without a consent of ours: Zoho's
@@ -177,6 +190,10 @@ func (f *Flow) Redeem(ctx context.Context, p Pending, code string) (*Outcome, er
 // redeem exchanges a code and makes what it was for. The subject and its
 // revision are where a choice may be held; without them there is none to make.
 func (f *Flow) redeem(ctx context.Context, p Pending, code string, subject string, revision uint64) (_ *Outcome, err error) {
+	// What is begun here is ended, also when the browser has gone: a link may be in use, and
+	// Zoho may have made a grant that only its answer names.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
+	defer cancel()
 	if p.Share != "" {
 		if err := f.store.useShare(ctx, p.Share); err != nil {
 			return nil, shareFault(err)
@@ -187,10 +204,6 @@ func (f *Flow) redeem(ctx context.Context, p Pending, code string, subject strin
 			}
 		}()
 	}
-	// What begins with the exchange is ended, also when the browser has gone: Zoho may
-	// have made a grant that only its answer names.
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
-	defer cancel()
 	grant, err := f.options.Zoho.Exchange(ctx, p.Location, code, p.RedirectURI, p.Verifier)
 	if err != nil {
 		return nil, exchangeFault(err)
@@ -438,7 +451,7 @@ func (f *Flow) Decide(ctx context.Context, state string, accept bool, actor stri
 	if err != nil {
 		f.unused(ctx, h, err)
 		f.release(ctx, h)
-		return nil, storeFault(err, h.Existing)
+		return nil, h.of(storeFault(err, h.Existing))
 	}
 	return f.done(ctx, h, updated, true), nil
 }

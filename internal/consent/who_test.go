@@ -1,6 +1,9 @@
 package consent
 
-import "testing"
+import (
+	"slices"
+	"testing"
+)
 
 // Whoever owns a Zoho org chooses its name, and operators read it on terminals.
 func TestPlain(t *testing.T) {
@@ -10,6 +13,20 @@ func TestPlain(t *testing.T) {
 	} {
 		if got := plain(name, 9); got != want {
 			t.Errorf("%q: %q, want %q", name, got, want)
+		}
+	}
+}
+
+// Every consent may ask who consented, and asks for no scope that another one contains.
+func TestWithNeeded(t *testing.T) {
+	t.Parallel()
+	for _, test := range []struct{ asked, want []string }{
+		{nil, DefaultScopes},
+		{[]string{"ZohoCRM.modules.ALL"}, []string{"ZohoCRM.modules.ALL", "ZohoCRM.users.READ", "ZohoCRM.org.READ"}},
+		{[]string{"ZohoCRM.users.ALL", "ZohoCRM.org.READ"}, []string{"ZohoCRM.users.ALL", "ZohoCRM.org.READ"}},
+	} {
+		if got := withNeeded(test.asked); !slices.Equal(got, test.want) {
+			t.Errorf("%q: %q", test.asked, got)
 		}
 	}
 }

@@ -245,6 +245,8 @@ type OIDC struct {
 	OIDCConfig
 	mu       sync.Mutex
 	provider *oidc.Provider
+	failed   error     // why there is no provider
+	again    time.Time // when it may be asked again
 }
 
 // OIDCConfig is what the provider and its guests are.
@@ -256,7 +258,11 @@ type OIDCConfig struct {
 	Allowed []string
 }
 
-const sessionLife = 8 * time.Hour
+const (
+	sessionLife = 8 * time.Hour
+	// providerPause is for how long a provider that did not answer is left alone.
+	providerPause = 5 * time.Second
+)
 
 // NewOIDC checks the configuration. The provider is asked at the first sign-in,
 // so that a worker starts without it.
@@ -286,10 +292,15 @@ func (o *OIDC) config(ctx context.Context, c *Console) (*oidc.Provider, *oauth2.
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if o.provider == nil {
+		if c.Now().Before(o.again) {
+			return nil, nil, o.failed
+		}
 		// The provider fetches its keys with this context later on.
 		client := &http.Client{Timeout: 10 * time.Second}
 		provider, err := oidc.NewProvider(oidc.ClientContext(context.WithoutCancel(ctx), client), o.Issuer)
 		if err != nil {
+			// Those who waited for this answer don't wait for one more each.
+			o.failed, o.again = err, c.Now().Add(providerPause)
 			return nil, nil, err
 		}
 		o.provider = provider
@@ -304,7 +315,7 @@ type session struct {
 	Email string `json:"email"`
 }
 
-// signIn is a sign-in under way, in the browser's cookie.
+// signIn is a sign-in under way, in a cookie of its own: when a session ends, each tab begins one.
 type signIn struct {
 	State, Nonce, Verifier, Next string
 }
@@ -330,7 +341,7 @@ func (o *OIDC) person(w http.ResponseWriter, r *http.Request, c *Console) (strin
 		return "", false
 	}
 	next := signIn{State: oauth2.GenerateVerifier(), Nonce: oauth2.GenerateVerifier(), Verifier: oauth2.GenerateVerifier(), Next: r.URL.RequestURI()}
-	c.setCookie(w, "signin", next, 10*time.Minute)
+	c.setCookie(w, stateCookie("signin", next.State), next, 10*time.Minute)
 	http.Redirect(w, r, config.AuthCodeURL(next.State, oidc.Nonce(next.Nonce), oauth2.S256ChallengeOption(next.Verifier)), http.StatusSeeOther)
 	return "", false
 }
@@ -366,11 +377,12 @@ func (o *OIDC) routes(mux *http.ServeMux, c *Console) {
 	mux.HandleFunc("GET /auth/callback", func(w http.ResponseWriter, r *http.Request) {
 		var begun signIn
 		query := r.URL.Query()
-		if !c.cookie(r, "signin", &begun) || subtle.ConstantTimeCompare([]byte(begun.State), []byte(query.Get("state"))) != 1 {
+		name := stateCookie("signin", query.Get("state"))
+		if !c.cookie(r, name, &begun) || subtle.ConstantTimeCompare([]byte(begun.State), []byte(query.Get("state"))) != 1 {
 			o.refused(w, r, c, "state")
 			return
 		}
-		c.dropCookie(w, "signin")
+		c.dropCookie(w, name)
 		provider, config, err := o.config(r.Context(), c)
 		if err != nil {
 			o.unavailable(w, r, c, err)

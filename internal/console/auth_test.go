@@ -6,7 +6,10 @@ import (
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
+	"strings"
+	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
 	"golang.org/x/crypto/bcrypt"
@@ -88,6 +91,49 @@ func TestBasicTellsNoNames(t *testing.T) {
 	}
 }
 
+// Wrong passwords are counted until a right one comes, and no longer for who is known;
+// what bcrypt leaves out of a long one is not left out here.
+func TestGuessesAreCounted(t *testing.T) {
+	t.Parallel()
+	long := strings.Repeat("x", 72)
+	users := ""
+	for name, password := range map[string]string{"ada": "right", "grace": long} {
+		hash, err := bcrypt.GenerateFromPassword([]byte(password), 10)
+		if err != nil {
+			t.Fatal(err)
+		}
+		users += name + ":" + string(hash) + ","
+	}
+	auth, err := NewBasic(users)
+	if err != nil {
+		t.Fatal(err)
+	}
+	now := time.Now()
+	pages := newPages(t, func(o *Options) { o.Auth, o.Now = auth, func() time.Time { return now } }).Handler()
+	for i, guess := range []struct {
+		times          int
+		name, password string
+		want           int
+	}{
+		{failBurst - 1, "ada", "wrong", 401},
+		{1, "ada", "right", 200},
+		{failBurst - 1, "ada", "wrong", 401},
+		{1, "grace", long + "y", 401},
+		{1, "ada", "wrong", 429},
+		{1, "grace", long, 429},
+		{1, "ada", "right", 200}, // known
+	} {
+		for range guess.times {
+			r := httptest.NewRequestWithContext(t.Context(), http.MethodGet, "http://127.0.0.1/connect", nil)
+			r.SetBasicAuth(guess.name, guess.password)
+			w := httptest.NewRecorder()
+			if pages.ServeHTTP(w, r); w.Code != guess.want {
+				t.Fatalf("step %d, %s: %d, want %d", i, guess.name, w.Code, guess.want)
+			}
+		}
+	}
+}
+
 // Who has a network of IPv6 addresses has no more guesses than who has one address.
 func TestGuessesOfANetwork(t *testing.T) {
 	t.Parallel()
@@ -134,5 +180,41 @@ func TestNoConsentAsksNobody(t *testing.T) {
 		if w.Code != http.StatusBadRequest {
 			t.Errorf("%s: %d", page, w.Code)
 		}
+	}
+}
+
+// A provider that does not answer keeps nobody waiting but the first: the others are told
+// what it said, and it is asked again after a pause.
+func TestProviderIsLeftAlone(t *testing.T) {
+	t.Parallel()
+	var asked atomic.Int64
+	provider := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		asked.Add(1)
+		w.WriteHeader(http.StatusServiceUnavailable)
+	}))
+	defer provider.Close()
+	auth, err := NewOIDC(OIDCConfig{Issuer: provider.URL, ClientID: "console", ClientSecret: secret.New("s"), Allowed: []string{"@example.com"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	now := time.Now()
+	pages := newPages(t, func(o *Options) { o.Auth, o.Now = auth, func() time.Time { return now } }).Handler()
+	open := func() {
+		w := httptest.NewRecorder()
+		pages.ServeHTTP(w, httptest.NewRequestWithContext(t.Context(), http.MethodGet, "http://127.0.0.1/", nil))
+		if w.Code != http.StatusBadGateway {
+			t.Errorf("status %d", w.Code)
+		}
+	}
+	for range 5 {
+		open()
+	}
+	if n := asked.Load(); n != 1 {
+		t.Errorf("five pages asked it %d times", n)
+	}
+	now = now.Add(providerPause)
+	open()
+	if n := asked.Load(); n != 2 {
+		t.Errorf("after the pause it has been asked %d times", n)
 	}
 }

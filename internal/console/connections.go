@@ -45,6 +45,8 @@ func (c *Console) list(w http.ResponseWriter, r *http.Request) {
 		}
 		data.Rows = append(data.Rows, line)
 	}
+	// Who needs somebody is not to be looked for among hundreds.
+	slices.SortStableFunc(data.Rows, func(a, b row) int { return cmp.Compare(a.rank(), b.rank()) })
 	data.Removed = c.Connections.Removed()
 	const shown = 20
 	if len(data.Removed) > shown {

@@ -13,26 +13,64 @@ func (c *Console) callback(w http.ResponseWriter, r *http.Request) {
 	query := r.URL.Query()
 	state := query.Get("state")
 	outcome, err := c.Consents.Callback(r.Context(), query, c.bound(r, state))
-	if err != nil {
-		if consent.AsFault(err).Code != consent.StateInvalid {
-			c.dropCookie(w, stateCookie(state))
-		}
-		c.refuse(w, r, err)
-		return
+	choose := err == nil && outcome.Choice != nil
+	if err != nil && consent.AsFault(err).Code == consent.StateUsed { // by the same page, before it was loaded again?
+		_, held := c.Consents.Held(r.Context(), state)
+		choose = held == nil
 	}
-	if outcome.Choice != nil {
+	if choose {
 		// Away from the address that has the code in it.
-		http.Redirect(w, r, "/oauth/decide?consent="+url.QueryEscape(stateCookie(state)), http.StatusSeeOther)
+		http.Redirect(w, r, decidePage(consentCookie(state)), http.StatusSeeOther)
 		return
 	}
-	c.dropCookie(w, stateCookie(state))
+	if ended(err) {
+		c.dropCookie(w, consentCookie(state))
+	}
+	if err != nil {
+		c.refuse(w, r, err, "")
+		return
+	}
 	c.arrive(w, r, outcome)
 }
 
-// refuse says why a consent came to nothing.
-func (c *Console) refuse(w http.ResponseWriter, r *http.Request, err error) {
+// ended reports whether a consent has come to its end just now. One that is another
+// browser's, is used already, or can't be looked up has not.
+func ended(err error) bool { return err == nil || consent.AsFault(err).Of != nil }
+
+// refuse says why a consent came to nothing, and leads to where it is begun again, or,
+// where it is not over, to itself ("" is the address of the page).
+func (c *Console) refuse(w http.ResponseWriter, r *http.Request, err error, itself string) {
 	fault := consent.AsFault(err)
-	c.fail(w, r, statusOf(fault), fault)
+	of := fault.Of
+	switch {
+	case of != nil && of.Share == "":
+		c.fail(w, r, statusOf(fault), fault, anew(fault, of))
+	case of == nil && fault.Code == consent.Internal:
+		c.fail(w, r, statusOf(fault), fault, way{itself, "Try again"})
+	case of == nil && (fault.Code == consent.StateInvalid || fault.Code == consent.StateUsed):
+		c.fail(w, r, statusOf(fault), fault, c.home("Open the console"))
+	default: // a guest, who has a link to begin by, and no place in the console
+		c.fail(w, r, statusOf(fault), fault)
+	}
+}
+
+// anew is where a consent that ended so is begun again.
+func anew(fault *consent.Fault, of *consent.Pending) way {
+	if of.Kind == consent.Reauthorize && fault.Code != consent.Gone {
+		return way{"/connections/" + url.PathEscape(of.Name) + "/reauthorize", "Begin again"}
+	}
+	form, text := url.Values{"nickname": {of.Nickname}, "environment": {of.Environment}}, "Begin again"
+	if fault.Code != consent.NameTaken {
+		form.Set("name", of.Name)
+	}
+	if of.Location != "" {
+		form.Set("location", of.Location)
+	}
+	if fault.Location != "" {
+		form.Set("location", fault.Location)
+		text = "Connect at " + consent.PlaceName(fault.Location)
+	}
+	return way{"/connect?" + form.Encode(), text}
 }
 
 func statusOf(fault *consent.Fault) int {
@@ -84,14 +122,17 @@ func (c *Console) doneShared(w http.ResponseWriter, r *http.Request) {
 	c.render(w, r, http.StatusOK, "done", page{Title: done.Title, Open: true, Data: done, Flash: &flash{}})
 }
 
+// decidePage is where the choice is made whose state is in the cookie of that name.
+func decidePage(name string) string { return "/oauth/decide?consent=" + url.QueryEscape(name) }
+
 // decision reads the state of a choice from the cookie that the page names.
 func (c *Console) decision(w http.ResponseWriter, r *http.Request, name string) (state string, choice *consent.Choice, ok bool) {
-	if len(name) > 40 || !c.cookie(r, name, &state) || stateCookie(state) != name {
+	if len(name) > 40 || !c.cookie(r, name, &state) || consentCookie(state) != name {
 		state = ""
 	}
 	choice, err := c.Consents.Held(r.Context(), state)
 	if err != nil {
-		c.refuse(w, r, err)
+		c.refuse(w, r, err, decidePage(name))
 		return "", nil, false
 	}
 	return state, choice, true
@@ -120,10 +161,12 @@ func (c *Console) decide(w http.ResponseWriter, r *http.Request) {
 	if !ok {
 		return
 	}
-	c.dropCookie(w, name)
 	outcome, err := c.Consents.Decide(r.Context(), state, r.PostForm.Get("do") == "reauthorize", "")
+	if ended(err) {
+		c.dropCookie(w, name)
+	}
 	if err != nil {
-		c.refuse(w, r, err)
+		c.refuse(w, r, err, decidePage(name))
 		return
 	}
 	c.arrive(w, r, outcome)
@@ -148,7 +191,7 @@ func (c *Console) link(w http.ResponseWriter, r *http.Request) {
 	}
 	share, err := c.Consents.Share(r.Context(), r.PathValue("word"))
 	if err != nil {
-		c.refuse(w, r, err)
+		c.refuse(w, r, err, "")
 		return
 	}
 	c.render(w, r, http.StatusOK, "link", page{Title: "Connect your Zoho account", Open: true, Data: struct {
@@ -166,7 +209,7 @@ func (c *Console) beginLink(w http.ResponseWriter, r *http.Request) {
 	}
 	begun, err := c.Consents.BeginShared(r.Context(), r.PathValue("word"))
 	if err != nil {
-		c.refuse(w, r, err)
+		c.refuse(w, r, err, "")
 		return
 	}
 	c.leave(w, r, begun)

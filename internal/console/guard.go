@@ -14,8 +14,13 @@ import (
 	"zoho-worker/internal/consent"
 )
 
-// maxForm bounds the body of a POST.
-const maxForm = 64 << 10
+const (
+	// maxForm bounds the body of a POST.
+	maxForm = 64 << 10
+	// pageTime bounds a page, from when it is asked for until the browser has it. The
+	// longest are consents: Zoho gets a minute, and half of one more to take a grant back.
+	pageTime = 2 * time.Minute
+)
 
 // guard is what every request passes: headers, the host, the origin.
 func (c *Console) guard(next http.Handler) http.Handler {
@@ -55,6 +60,8 @@ func (c *Console) guard(next http.Handler) http.Handler {
 			return
 		}
 		r.Body = http.MaxBytesReader(w, r.Body, maxForm)
+		// The server's own time for an answer is shorter than Zoho may take for one.
+		_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(pageTime))
 		checked.ServeHTTP(w, r)
 	})
 }
@@ -150,7 +157,14 @@ func (c *Console) dropCookie(w http.ResponseWriter, name string) {
 	})
 }
 
-const browserLife = 12 * time.Hour
+const (
+	// formLife is how long a page with a form may stay open.
+	formLife = 12 * time.Hour
+	// browserLife is how long a browser is known again after the last form that it got:
+	// tabs that it opens at once, as after a night, would each get it another name, and
+	// the forms of all but the last would be no good.
+	browserLife = 30 * 24 * time.Hour
+)
 
 // formToken returns the token that this browser's forms carry: worth nothing in
 // another browser.
@@ -160,10 +174,10 @@ func (c *Console) formToken(w http.ResponseWriter, r *http.Request) string {
 		b := make([]byte, 18)
 		_, _ = rand.Read(b) // never fails
 		browser = base64.RawURLEncoding.EncodeToString(b)
-		c.setCookie(w, "browser", browser, browserLife)
 	}
+	c.setCookie(w, "browser", browser, browserLife) // once more: it outlives the form
 	inner, _ := json.Marshal(browser)
-	plain, _ := json.Marshal(sealedCookie{Value: inner, Expires: c.Now().Add(browserLife)})
+	plain, _ := json.Marshal(sealedCookie{Value: inner, Expires: c.Now().Add(formLife)})
 	return base64.RawURLEncoding.EncodeToString(c.Keyring.Seal(plain, "console-form", "browser"))
 }
 
@@ -177,23 +191,26 @@ func (c *Console) formOK(w http.ResponseWriter, r *http.Request) bool {
 	}
 	c.fail(w, r, http.StatusForbidden, &consent.Fault{
 		Code: consent.Invalid, Title: "This form is no longer good", Text: "It was open for too long, or this browser takes no cookies. Nothing was changed.",
-		Todo: "Go back, load the page again, and send it once more.",
-	})
+		Todo: "Load the page again, and send it once more.",
+	}, c.from(r, "Load the page again"))
 	return false
 }
 
 // stateCookie is the name of the cookie that binds a state to this browser; each
-// consent under way has one of its own.
-func stateCookie(state string) string {
+// consent or sign-in under way has one of its own.
+func stateCookie(kind, state string) string {
 	if len(state) < 16 {
-		return "state-none"
+		return kind + "-none"
 	}
-	return "state-" + state[:10]
+	return kind + "-" + state[:10]
 }
+
+// consentCookie is that of a consent.
+func consentCookie(state string) string { return stateCookie("state", state) }
 
 // bind remembers in the browser that it set out with the state.
 func (c *Console) bind(w http.ResponseWriter, state string) {
-	c.setCookie(w, stateCookie(state), state, stateLife)
+	c.setCookie(w, consentCookie(state), state, stateLife)
 }
 
 // stateLife is that of a consent, and of the decision that may follow.
@@ -202,7 +219,7 @@ const stateLife = 30 * time.Minute
 // bound returns the state if this browser set out with it, "" otherwise.
 func (c *Console) bound(r *http.Request, state string) string {
 	var carried string
-	if !c.cookie(r, stateCookie(state), &carried) {
+	if !c.cookie(r, consentCookie(state), &carried) {
 		return ""
 	}
 	return carried

@@ -224,6 +224,14 @@ func (r row) Label() string { return cmp.Or(r.Nickname, r.Name) }
 // SignIn says that signing in again puts the connection right.
 func (r row) SignIn() bool { return r.Word == "Revoked" || r.Word == "Locked" }
 
+// rank puts what needs a person first.
+func (r row) rank() int {
+	if r.State == "bad" {
+		return 0
+	}
+	return 1
+}
+
 // limit takes in the limits of the org's connections.
 func (r *row) limit(members map[string][]*connection.Connection) {
 	if places := placesOf(members[r.Queue()]); places > 0 {

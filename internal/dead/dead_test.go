@@ -3,6 +3,7 @@ package dead_test
 import (
 	"bytes"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -178,5 +179,88 @@ func TestReplayedByTwo(t *testing.T) {
 	both.Wait()
 	if n := len(published()); n != number {
 		t.Errorf("%d requests of %d letters", n, number)
+	}
+}
+
+// What is replayed is the request as its caller published it: nothing that the server
+// would act on, and nothing of the letter. It goes to where requests are, or nowhere.
+func TestReplayIsTheRequest(t *testing.T) {
+	t.Parallel()
+	js, letters, requests := opened(t)
+	if _, err := js.CreateStream(t.Context(), jetstream.StreamConfig{Name: "ZOHO_CONNECTIONS", Subjects: []string{"zoho.connections.*"}}); err != nil {
+		t.Fatal(err)
+	}
+	bury(t, js, []byte("good"), nats.Header{
+		"X-Caller": {"billing"}, dead.OriginalPrefix + "Nats-Rollup": {"all"}, jetstream.ExpectedStreamHeader: {dead.StreamName}, dead.StoredHeader: {"x"},
+	})
+	for _, subject := range []string{"zoho.connections.acme", "$JS.API.STREAM.DELETE.ZOHO_REQUESTS", "zoho.requests", ""} {
+		bury(t, js, []byte("stray"), nats.Header{dead.SubjectHeader: {subject}})
+	}
+	picked, _, err := letters.Pick(t.Context(), dead.Filter{}, 0)
+	if err != nil || len(picked) != 5 {
+		t.Fatalf("%d letters: %v", len(picked), err)
+	}
+	for i, letter := range picked {
+		if err := letters.Replay(t.Context(), letter); (err != nil) != (i > 0) {
+			t.Errorf("letter %d, of %q: %v", letter.Sequence, letter.Subject, err)
+		}
+	}
+	published := requests()
+	if len(published) != 1 || string(published[0].Data) != "good" {
+		t.Fatalf("%d requests", len(published))
+	}
+	for name := range published[0].Header {
+		if !slices.Contains([]string{"X-Caller", dead.HistoryHeader, jetstream.MsgIDHeader}, name) {
+			t.Errorf("it has the header %s", name)
+		}
+	}
+	if left, _, err := letters.Pick(t.Context(), dead.Filter{}, 0); err != nil || len(left) != 4 {
+		t.Errorf("%d letters are left: %v", len(left), err)
+	}
+}
+
+// Each part of a filter picks, and all of them together.
+func TestFilter(t *testing.T) {
+	t.Parallel()
+	js, letters, _ := opened(t)
+	for _, code := range []string{"internal", "invalid_request", "internal", "id_conflict", "internal"} {
+		bury(t, js, nil, nats.Header{dead.CodeHeader: {code}})
+	}
+	third, err := letters.Get(t.Context(), 3)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, test := range []struct {
+		filter dead.Filter
+		most   int
+		want   []uint64
+		more   bool
+	}{
+		{dead.Filter{}, 0, []uint64{1, 2, 3, 4, 5}, false},
+		{dead.Filter{}, 5, []uint64{1, 2, 3, 4, 5}, false},
+		{dead.Filter{}, 4, []uint64{1, 2, 3, 4}, true},
+		{dead.Filter{After: 2}, 0, []uint64{3, 4, 5}, false},
+		{dead.Filter{Until: 4}, 0, []uint64{1, 2, 3, 4}, false},
+		{dead.Filter{Until: 99}, 0, []uint64{1, 2, 3, 4, 5}, false},
+		{dead.Filter{Before: third.Buried}, 0, []uint64{1, 2}, false},
+		{dead.Filter{Code: "internal"}, 1, []uint64{1}, true},
+		{dead.Filter{Code: "internal", After: 1, Until: 4}, 1, []uint64{3}, false},
+		{dead.Filter{Connection: "globex"}, 0, nil, false},
+		{dead.Filter{Connection: "acme", After: 5}, 0, nil, false},
+	} {
+		picked, more, err := letters.Pick(t.Context(), test.filter, test.most)
+		var got []uint64
+		for _, letter := range picked {
+			got = append(got, letter.Sequence)
+		}
+		if err != nil || !slices.Equal(got, test.want) || more != test.more {
+			t.Errorf("%+v, at most %d: %d, more %v, %v", test.filter, test.most, got, more, err)
+		}
+	}
+	if err := letters.Drop(t.Context(), &dead.Letter{Sequence: 4}); err != nil {
+		t.Fatal(err)
+	}
+	if picked, _, err := letters.Pick(t.Context(), dead.Filter{Until: 4}, 0); err != nil || len(picked) != 3 {
+		t.Errorf("up to a letter that is gone there are %d: %v", len(picked), err)
 	}
 }

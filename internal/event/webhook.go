@@ -12,6 +12,7 @@ import (
 	"io"
 	"log/slog"
 	"net/http"
+	"net/url"
 	"slices"
 	"strconv"
 	"sync"
@@ -68,10 +69,7 @@ func (w *Webhook) Start(ctx context.Context) (stop func(), err error) {
 		return nil, err
 	}
 	posting, cancel := context.WithCancel(context.Background())
-	client := &http.Client{
-		Timeout:       postTimeout,
-		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
-	}
+	client := newClient()
 	var work sync.WaitGroup
 	work.Go(func() { w.run(posting, client, messages) })
 	return func() {
@@ -79,6 +77,14 @@ func (w *Webhook) Start(ctx context.Context) (stop func(), err error) {
 		work.Wait()
 		client.CloseIdleConnections()
 	}, nil
+}
+
+// newClient returns what posts: an event goes to the URL that is configured, and nowhere else.
+func newClient() *http.Client {
+	return &http.Client{
+		Timeout:       postTimeout,
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+	}
 }
 
 // open makes the consumer, or finds it, and begins to read.
@@ -140,11 +146,11 @@ func (w *Webhook) deliver(ctx context.Context, client *http.Client, msg jetstrea
 		_ = msg.Nak() // stopping: somebody else's
 	case time.Since(meta.Timestamp) > giveUp:
 		_ = msg.Term()
-		w.Logger.Error("webhook not told: gave up", "event", e.Event, "connection", e.Connection, "status", status)
+		w.Logger.Error("webhook not told: gave up", "event", e.Event, "connection", e.Connection, "status", status, "err", err)
 	default:
 		pause := w.pause(meta.NumDelivered)
 		_ = msg.NakWithDelay(pause)
-		w.Logger.Warn("webhook not told", "event", e.Event, "connection", e.Connection, "status", status, "again_in_ms", pause.Milliseconds())
+		w.Logger.Warn("webhook not told", "event", e.Event, "connection", e.Connection, "status", status, "err", err, "again_in_ms", pause.Milliseconds())
 	}
 }
 
@@ -157,8 +163,8 @@ func (w *Webhook) pause(delivered uint64) time.Duration {
 	return min(pause, 15*time.Minute)
 }
 
-// post sends the event once. Its error has nothing of the URL, which may hold
-// a secret.
+// post sends the event once. Its error has no more of the URL than the host: the rest
+// may hold a secret.
 func (w *Webhook) post(ctx context.Context, client *http.Client, event, id string, body []byte) (int, error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, w.URL, bytes.NewReader(body))
 	if err != nil {
@@ -173,7 +179,10 @@ func (w *Webhook) post(ctx context.Context, client *http.Client, event, id strin
 	}
 	resp, err := client.Do(req)
 	if err != nil {
-		return 0, errors.New("no answer")
+		if whole, ok := errors.AsType[*url.Error](err); ok {
+			err = whole.Err
+		}
+		return 0, err
 	}
 	defer func() { _ = resp.Body.Close() }()
 	_, _ = io.CopyN(io.Discard, resp.Body, 64<<10)

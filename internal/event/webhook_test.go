@@ -4,6 +4,8 @@ import (
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
+	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -68,4 +70,57 @@ func TestWebhookOutlivesItsConsumer(t *testing.T) {
 	}
 	server.Create(js, stream)
 	untilPosted(t, js, posted, "recovered")
+}
+
+// Why a receiver can't be told is in the log; what is secret of its address is not.
+func TestWebhookSaysWhy(t *testing.T) {
+	t.Parallel()
+	server := natstest.Start(t)
+	js := server.JetStream()
+	server.Create(js, stream)
+	gone := httptest.NewServer(nil)
+	address := strings.TrimPrefix(gone.URL, "http://")
+	gone.Close()
+	log := &lines{}
+	hook := &event.Webhook{
+		JS: js, URL: "http://user:hunter2@" + address + "/hook/s3cret?key=s3cret", Logger: slog.New(slog.NewJSONHandler(log, nil)), First: time.Millisecond,
+	}
+	stop, err := hook.Start(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer stop()
+	if _, err := js.Publish(t.Context(), "zoho.events.acme", []byte(`{"event":"connected","connection":"acme"}`)); err != nil {
+		t.Fatal(err)
+	}
+	said := ""
+	for begun := time.Now(); !strings.Contains(said, "webhook not told") && time.Since(begun) < 30*time.Second; time.Sleep(10 * time.Millisecond) {
+		said = log.String()
+	}
+	if !strings.Contains(said, "connection refused") {
+		t.Errorf("the log does not say why: %s", said)
+	}
+	for _, hidden := range []string{"hunter2", "s3cret"} {
+		if strings.Contains(said, hidden) {
+			t.Errorf("the log shows %q: %s", hidden, said)
+		}
+	}
+}
+
+// lines is what was logged so far.
+type lines struct {
+	mu   sync.Mutex
+	text strings.Builder
+}
+
+func (l *lines) Write(b []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.Write(b)
+}
+
+func (l *lines) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.String()
 }

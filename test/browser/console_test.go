@@ -255,12 +255,31 @@ func TestLongNames(t *testing.T) {
 	}
 	w.publish(name, "a") // for which Zoho refuses the token: the row says why
 	w.bury(name, "invalid_request", long+long, long)
-	for _, page := range []string{"/", "/connections/" + name, "/orgs", "/dead", "/dead/1", "/dead/drop?number=1"} {
-		b.open(page)
+	again := strings.Repeat("m", 63)
+	for range 2 { // the second time Grace is asked whether she wants that one
+		b.do(chromedp.EmulateViewport(1280, 800))
+		b.open("/connect")
+		b.fill("nickname", "Globex")
+		b.fill("name", again)
+		if _, there := w.store.Get(again); there {
+			b.fill("name", "globex")
+		}
+		b.press("Continue to Zoho")
+		b.accept(grace)
+		b.sees(again)
+	}
+	for _, page := range []string{
+		"", "/", "/connections/" + name, "/connections/" + name + "/reauthorize", "/connections/" + name + "/disconnect", "/orgs", "/dead", "/dead/1", "/dead/drop?number=1",
+	} {
+		if page == "" {
+			b.sees("This Zoho user is connected already", "Re-authorize "+again)
+		} else {
+			b.open(page)
+		}
 		if page == "/" {
 			b.sees("Revoked")
 		}
-		for _, width := range []int64{1280, 1161, 1000, 360} {
+		for _, width := range []int64{1280, 1161, 1000, 360, 320} {
 			b.do(chromedp.EmulateViewport(width, 800))
 			over := get(b, chromedp.Evaluate[[]string](`[document.documentElement, ...document.querySelectorAll("main a, main button")]
 				.filter(e => e.scrollWidth > e.clientWidth + 1 && e === document.documentElement || e.getBoundingClientRect().right > innerWidth + 1)
@@ -330,7 +349,8 @@ func TestFormFaults(t *testing.T) {
 	}
 }
 
-// The statuses differ in words and signs, not in colour alone.
+// The statuses differ in words and signs, not in colour alone, and what needs a person
+// comes first.
 func TestStatusWithoutColour(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
@@ -343,7 +363,7 @@ func TestStatusWithoutColour(t *testing.T) {
 	w.eventually("it is revoked", func() bool { c, _ := w.store.Get("globex"); return c.Status == connection.Revoked })
 	b.open("/")
 	signs := get(b, chromedp.Evaluate[[]string](`[...document.querySelectorAll("tbody .badge")].map(b => b.innerText.trim() + " " + b.querySelector("svg").innerHTML.length)`))
-	if len(signs) != 2 || signs[0] == signs[1] || !strings.HasPrefix(signs[0], "Connected") || !strings.HasPrefix(signs[1], "Revoked") {
+	if len(signs) != 2 || signs[0] == signs[1] || !strings.HasPrefix(signs[0], "Revoked") || !strings.HasPrefix(signs[1], "Connected") {
 		t.Errorf("statuses: %q", signs)
 	}
 }

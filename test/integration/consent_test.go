@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/url"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -99,6 +100,84 @@ func TestConsentsEnd(t *testing.T) {
 	_, err = flow(16*time.Minute).Callback(t.Context(), u.Query(), begun.State)
 	if fault, ok := errors.AsType[*consent.Fault](err); !ok || fault.Code != consent.StateInvalid || c.exchanges() != before {
 		t.Fatalf("a late callback: %v", err)
+	}
+}
+
+// A one-time link by which nothing was connected is good again, whatever became of the
+// consent, and its grant is not left behind at Zoho.
+func TestLinkOfWhatCameToNothing(t *testing.T) {
+	t.Parallel()
+	c := newConsole(t)
+	ops, guest := c.person(), c.person()
+	ops.follow(ops.connect("Acme", ada)).want(t, 200, "is connected")
+	made := ops.submit("/connect", "/connect", "nickname", "Other", "environment", "production", "how", "link").want(t, 200)
+	link := strings.TrimPrefix(linkRe.FindString(made.body), c.base)
+	choose := func() (page, consentOf string) {
+		t.Helper()
+		decide := guest.get(guest.accept(guest.submit(link, link).leaves(t), ada)).want(t, 303)
+		guest.follow(decide).want(t, 200, "connected already")
+		c.person().get(link).want(t, 410, "used already") // meanwhile
+		return decide.location, strings.TrimPrefix(decide.location, "/oauth/decide?consent=")
+	}
+	good := func(how string, revocations int) {
+		t.Helper()
+		if got := guest.get(link); got.status != 200 {
+			t.Fatalf("%s: the link is no longer good: %s", how, text(got.body))
+		}
+		if n := c.revocations(); n != revocations {
+			t.Fatalf("%s: %d revocations, want %d", how, n, revocations)
+		}
+	}
+
+	c.Zoho.Inject(zohotest.TokenInvalidClient())
+	guest.get(guest.accept(guest.submit(link, link).leaves(t), ada)).want(t, 502, "does not accept the app", "still good")
+	good("refused by Zoho", 0)
+
+	page, consentOf := choose()
+	guest.follow(guest.submit(page, "/oauth/decide", "consent", consentOf, "do", "cancel")).want(t, 200, "Nothing was changed")
+	good("cancelled", 1)
+
+	choose()
+	keyring, _ := secret.ParseKeyring(c.keys.Reveal())
+	client, err := c.config().NewZoho()
+	if err != nil {
+		t.Fatal(err)
+	}
+	later := consent.New(consent.Options{
+		JS: c.js, Keyring: keyring, Connections: c.store, Zoho: client, Logger: c.logs.logger(),
+		Now: func() time.Time { return time.Now().Add(20 * time.Minute) },
+	})
+	if err := later.Sweep(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	good("nobody decided", 2)
+
+	page, consentOf = choose()
+	form := formRe.FindStringSubmatch(guest.get(page).body)[1]
+	ops.follow(ops.submit("/connections/acme/disconnect", "/connections/acme/disconnect")).want(t, 200, "acme is disconnected")
+	guest.raw("/oauth/decide", url.Values{"form": {form}, "consent": {consentOf}, "do": {"reauthorize"}}, nil).want(t, 409, "The connection acme is gone")
+	good("the connection was gone", 4) // its own grant, and the fresh one
+
+	guest.follow(guest.get(guest.accept(guest.submit(link, link).leaves(t), ada))).want(t, 200, "Other is connected")
+	guest.get(link).want(t, 410, "used already")
+}
+
+// Whoever has a link may set out by it some times, not for ever.
+func TestLinkStartsAreBounded(t *testing.T) {
+	t.Parallel()
+	c := newConsole(t)
+	p := c.person()
+	made := p.submit("/connect", "/connect", "nickname", "Acme", "environment", "production", "how", "link").want(t, 200)
+	link := strings.TrimPrefix(linkRe.FindString(made.body), c.base)
+	for starts := 0; ; starts++ {
+		got := p.submit(link, link)
+		if got.status == 200 && starts < 50 {
+			continue
+		}
+		if got.status != 410 || starts != 20 {
+			t.Errorf("after %d starts: %d %s", starts, got.status, text(got.body))
+		}
+		return
 	}
 }
 

@@ -116,6 +116,13 @@ func TestConsoleOIDC(t *testing.T) {
 	idp.verified, idp.audience = true, "another"
 	signIn(c.person(), "/", "ada@example.com").want(t, 403)
 	idp.audience = "console"
+	other := c.person()
+	u, err := url.Parse(other.get("/").want(t, 303).location)
+	if err != nil {
+		t.Fatal(err)
+	}
+	idp.nonce = "of another sign-in" // an id token that somebody else was given
+	other.get("/auth/callback?code=c&state="+url.QueryEscape(u.Query().Get("state"))).want(t, 403)
 	stranger := c.person()
 	stranger.get("/auth/callback?code=c&state=x").want(t, 403)
 	stranger.get("/").want(t, 303)
@@ -125,6 +132,37 @@ func TestConsoleOIDC(t *testing.T) {
 	}
 	p.submit("/connect", "/auth/signout").want(t, 200, "signed out")
 	p.get("/").want(t, 303)
+}
+
+// Tabs whose sessions end at the same time sign in side by side.
+func TestConsoleOIDCOfTwoTabs(t *testing.T) {
+	t.Parallel()
+	idp := newProvider(t)
+	c := newConsole(t, func(config *app.Config) {
+		config.HTTPAddr = free(t)
+		config.ConsoleAuth, config.PublicURL = "oidc", "http://"+config.HTTPAddr
+		config.OIDCIssuer, config.OIDCClientID, config.OIDCClientSecret = idp.URL, "console", secret.New("oidc-secret")
+		config.OIDCAllowed = []string{"@example.com"}
+	})
+	p := c.person()
+	pages := []string{"/orgs", "/dead"}
+	var begun []url.Values
+	for _, page := range pages {
+		u, err := url.Parse(p.get(page).want(t, 303).location)
+		if err != nil {
+			t.Fatal(err)
+		}
+		begun = append(begun, u.Query())
+	}
+	idp.email = "ada@example.com"
+	for i, q := range begun {
+		idp.nonce = q.Get("nonce")
+		back := "/auth/callback?code=c&state=" + url.QueryEscape(q.Get("state"))
+		if got := p.get(back).want(t, 303); got.location != pages[i] {
+			t.Errorf("tab %d is led to %q", i, got.location)
+		}
+		p.get(back).want(t, 403) // once
+	}
 }
 
 func TestConsoleProxyHeader(t *testing.T) {

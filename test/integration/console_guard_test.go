@@ -39,7 +39,7 @@ func TestConsoleGuards(t *testing.T) {
 	}
 
 	form := url.Values{"nickname": {"x"}, "environment": {"production"}}
-	ops.raw("/connect", form, nil).want(t, 403, "no longer good")
+	ops.raw("/connect", form, http.Header{"Referer": {c.base + "/connect"}}).want(t, 403, "no longer good").leadsTo(t, "/connect", "Load the page again")
 	other := c.person()
 	other.user = ops.user
 	stolen := formRe.FindStringSubmatch(other.get("/connect").body)[1]

@@ -92,6 +92,14 @@ func TestConsoleRefuses(t *testing.T) {
 		back := p.get(p.begin("denied")+"&deny=1").want(t, http.StatusFound).location
 		p.get(back+"&error_description=%3Cscript%3Ealert(1)%3C/script%3E").want(t, 400, "Access was not given", "begin again")
 		p.get(back).want(t, 400, "can't be completed")
+		p = c.person()
+		u, _ := url.Parse(p.get(p.begin("denied") + "&deny=1").location)
+		q := u.Query()
+		q.Set("error", "<script>a secret</script>")
+		p.get("/oauth/callback?"+q.Encode()).want(t, 400, "Access was not given")
+		if logs := c.logs.text.String(); !strings.Contains(logs, "access_denied") || strings.Contains(logs, "a secret") {
+			t.Error("the log has to say what Zoho said, and nothing that only looks so")
+		}
 	})
 	t.Run("forged state", func(t *testing.T) {
 		p, attacker := c.person(), c.person()
@@ -223,7 +231,11 @@ func TestConsoleDuplicate(t *testing.T) {
 	p := c.person()
 	p.follow(p.connect("Acme", ada)).want(t, 200, "is connected")
 
-	decide := p.connect("Acme again", ada)
+	back := p.accept(p.begin("Acme again"), ada)
+	decide := p.get(back).want(t, 303)
+	if again := p.get(back); again.location != decide.location { // somebody was impatient
+		t.Fatalf("loaded again it leads to %q: %s", again.location, text(again.body))
+	}
 	page := p.follow(decide).want(t, 200, "connected already", "Ada Lovelace", "Re-authorize acme")
 	if strings.Contains(decide.location, "code=") || strings.Contains(page.body, "1000.") {
 		t.Fatal("the code or a token is on the page")
@@ -489,7 +501,7 @@ func TestConsoleShare(t *testing.T) {
 	ops, guest := c.person(), c.person()
 	ops.user = url.UserPassword("ops", "right")
 	got := ops.submit("/connect", "/connect", "nickname", "Acme", "environment", "production", "how", "link").want(t, 200, "A link to send")
-	link := regexp.MustCompile(`http[^"]+/link/[A-Za-z0-9_-]+`).FindString(got.body)
+	link := linkRe.FindString(got.body)
 	to := strings.TrimPrefix(link, c.base)
 
 	guest.get("/").want(t, 401)

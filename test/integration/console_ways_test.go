@@ -3,12 +3,15 @@ package integration
 import (
 	"net/http"
 	"net/url"
+	"regexp"
 	"strings"
 	"testing"
 
 	"zoho-worker/internal/app"
 	"zoho-worker/internal/secret"
 )
+
+var linkRe = regexp.MustCompile(`http[^"]+/link/[A-Za-z0-9_-]+`)
 
 // leadsTo fails where a page has no link there, of that text.
 func (a answer) leadsTo(t testing.TB, to, text string) {
@@ -85,4 +88,41 @@ func TestConsoleWaysIn(t *testing.T) {
 	if strings.Contains(out.body, "ada@example.com") || strings.Contains(out.body, "Sign out") || strings.Contains(out.body, "<nav") {
 		t.Errorf("still shown as signed in: %s", out.body)
 	}
+}
+
+// A sign-in that came to nothing leads to where it is begun anew, filled in as it was; who
+// came by a link is told that it is good, and is offered nothing of the console.
+func TestConsoleWaysToBeginAgain(t *testing.T) {
+	t.Parallel()
+	c := newConsole(t)
+	p := c.person()
+	denied := func(p *person, zoho string) answer { return p.get(p.get(zoho + "&deny=1").location) }
+	again := "/connect?environment=sandbox&amp;location=us&amp;name=acme&amp;nickname=Acme&#43;sales"
+	denied(p, p.begin("Acme sales", "name", "acme", "location", "us", "environment", "sandbox")).want(t, 400, "Access was not given").leadsTo(t, again, "Begin again")
+	form := p.get("/connect?environment=sandbox&location=us&name=acme&nickname=Acme+sales").want(t, 200)
+	for _, field := range []string{`value="Acme sales"`, `value="acme"`, `value="us" selected`, `value="sandbox" checked`} {
+		if !strings.Contains(form.body, field) {
+			t.Errorf("the form has no %s", field)
+		}
+	}
+	elsewhere := p.get(p.accept(p.begin("Europe", "location", "us"), elif)).want(t, 400, "another data centre")
+	elsewhere.leadsTo(t, "/connect?environment=production&amp;location=eu&amp;name=europe&amp;nickname=Europe", "Connect at Europe")
+
+	p.connect("Globex", grace).want(t, 303)
+	page := "/connections/globex/reauthorize"
+	denied(p, p.submit(page, page).leaves(t)).want(t, 400).leadsTo(t, page, "Begin again")
+	p.get("/oauth/callback?state=nothing&code=x").want(t, 400, "can't be completed").leadsTo(t, c.base+"/", "Open the console")
+
+	shared := p.submit("/connect", "/connect", "nickname", "Shared", "environment", "production", "location", "us", "how", "link").want(t, 200)
+	link := strings.TrimPrefix(linkRe.FindString(shared.body), c.base)
+	guest := c.person()
+	for _, got := range []answer{
+		denied(guest, guest.submit(link, link).leaves(t)).want(t, 400, "Access was not given", "still good: open it again"),
+		guest.get(guest.accept(guest.submit(link, link).leaves(t), elif)).want(t, 400, "another data centre", "still good: open it again"),
+	} {
+		if strings.Contains(got.body, `href="/connect`) || strings.Contains(got.body, `class="button`) {
+			t.Errorf("a guest is offered the console: %s", text(got.body))
+		}
+	}
+	guest.get(guest.accept(guest.submit(link, link).leaves(t), ada)).want(t, 303)
 }
