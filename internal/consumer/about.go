@@ -38,7 +38,7 @@ type Troubled struct {
 }
 
 // InHand is a worker's answer at zoho.hand.<connection> to the sequence of a
-// request that it has in hand.
+// request that it has in hand. Its times are by the server's clock.
 type InHand struct {
 	Host  string    `json:"host"`
 	PID   int       `json:"pid"`
@@ -108,7 +108,7 @@ func (c *Consumer) tellHand(ask micro.Request) {
 // inHand says what the request waits for.
 func (e *entry) inHand() InHand {
 	o := e.lane.org
-	h := InHand{Host: host, PID: os.Getpid(), Since: e.since, Org: o.sight()}
+	h := InHand{Host: host, PID: os.Getpid(), Since: o.Clock.At(e.since), Org: o.sight()}
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	h.Running = e.running

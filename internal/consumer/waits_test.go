@@ -11,6 +11,7 @@ import (
 	"zoho-worker/internal/connection"
 	"zoho-worker/internal/flow"
 	"zoho-worker/internal/register"
+	"zoho-worker/internal/relay"
 )
 
 // What goes on waiting is told more and more seldom, and never given up.
@@ -75,5 +76,23 @@ func TestHeldByHand(t *testing.T) {
 		if got := o.held(&entry{}, now); got != want {
 			t.Errorf("cause %q: %q, want %q", cause, got, want)
 		}
+	}
+}
+
+// Since when a request is in hand, and until when it waits, is told by the server's
+// clock: who asks compares it with that, and this machine's may be another.
+func TestInHandByTheServersClock(t *testing.T) {
+	t.Parallel()
+	o, l := orgOf(flow.Limits{Places: 5}, flow.State{}, laneKey{"demo", ""})
+	now := time.Now()
+	server := now.Add(time.Hour)
+	o.Clock = &register.Clock{}
+	o.Clock.Observe(server, now, now)
+	e := waiting(l, 1, flow.Ask{Connection: "demo"}, server.Add(time.Hour))
+	e.since = now
+	o.rest(e, &relay.Wait{Reason: relay.WaitRetry, For: time.Minute})
+	defer e.timer.Stop()
+	if h := e.inHand(); !h.Since.Equal(server) || h.Until.Before(server.Add(time.Minute)) {
+		t.Errorf("in hand since %s until %s, want since %s", h.Since, h.Until, server)
 	}
 }

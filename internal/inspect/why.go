@@ -157,7 +157,7 @@ func (r *Reader) answered(ctx context.Context, w *Why) (bool, error) {
 	if response.Error != nil {
 		what = "with " + string(response.Error.Code) + " (" + response.Error.Message + ")"
 	}
-	w.say(Answered, "answered %s ago, at %s, %s after %s", ago(time.Since(entry.Time)), clock(entry.Time), what, attempts(response.Attempts))
+	w.say(Answered, "answered %s ago, at %s, %s after %s", ago(r.Now(ctx).Sub(entry.Time)), clock(entry.Time), what, attempts(response.Attempts))
 	return true, nil
 }
 
@@ -358,6 +358,8 @@ func (w *Why) inHand(h *consumer.InHand, record *connection.Connection, claim st
 		w.revoked(record)
 	case string(relay.WaitClaim):
 		waits(Returned, "another worker sends it, or did when it died")
+	case string(relay.WaitProbe):
+		waits(Returned, "an answer to it was lost: it is looked up whether Zoho carried it out")
 	case string(relay.WaitRetry):
 		waits(Returned, "Zoho failed on it: it is tried again")
 	case string(relay.WaitStorage), string(relay.WaitStopping):
@@ -423,7 +425,11 @@ func (r *Reader) claim(ctx context.Context, w *Why) string {
 	}
 	left := since.Add(lease).Sub(w.now)
 	if left <= 0 {
-		return fmt.Sprintf(" (claimed at %s, and the claim is over: it will be answered outcome_unknown)", clock(since))
+		end := "it will be answered outcome_unknown"
+		if w.request != nil && w.request.Probe != nil {
+			end = "it will be looked up whether Zoho carried it out"
+		}
+		return fmt.Sprintf(" (claimed at %s, and the claim is over: %s)", clock(since), end)
 	}
 	return fmt.Sprintf(" (claimed by a worker at %s, for another %s at most)", clock(since), ago(left))
 }
