@@ -263,6 +263,7 @@ func checkStreams(ctx context.Context, f *findings, c Config, js jetstream.JetSt
 		f.warn("JetStream replicas", "set --replicas 3: an insert is sent once only as long as its claim is kept", "the server is in cluster %s, and --replicas is 1", nc.ConnectedClusterName())
 	}
 	var missing, other []string
+	var skew time.Duration
 	for _, name := range inspect.Streams() {
 		stream, err := js.Stream(ctx, name)
 		switch {
@@ -287,9 +288,16 @@ func checkStreams(ctx context.Context, f *findings, c Config, js jetstream.JetSt
 		if info.Config.Replicas != c.Replicas {
 			other = append(other, fmt.Sprintf("%s %d", name, info.Config.Replicas))
 		}
-		if skew := time.Since(info.TimeStamp); !info.TimeStamp.IsZero() && (skew > 10*time.Second || skew < -10*time.Second) {
-			f.warn("clock", "set the time of this machine by NTP", "this machine's clock is %s off the NATS server's", skew.Round(time.Second))
+		if !info.TimeStamp.IsZero() {
+			skew = time.Since(info.TimeStamp)
 		}
+	}
+	if skew.Abs() > 10*time.Second {
+		side := "ahead of"
+		if skew < 0 {
+			side = "behind"
+		}
+		f.warn("clock", "set the time of this machine by NTP", "this machine's clock is %s %s the NATS server's", skew.Abs().Round(time.Second), side)
 	}
 	if len(other) > 0 {
 		f.warn("stream replicas", "a worker that starts changes them", "--replicas says %d, there are: %s", c.Replicas, strings.Join(other, ", "))
