@@ -46,6 +46,9 @@ type InHand struct {
 	// Running says that it is under way; else it waits: for what its relay said
 	// last, until Until, or for what holds its org back.
 	Running bool `json:"running"`
+	// Calls is how often Zoho was called for it, and Last what became of the last call.
+	Calls int    `json:"calls,omitempty"`
+	Last  string `json:"last,omitempty"`
 	// Unstored is why JetStream did not store its answer when it was last asked to.
 	Unstored string    `json:"unstored,omitempty"`
 	Waits    string    `json:"waits,omitempty"`
@@ -112,6 +115,9 @@ func (e *entry) inHand() InHand {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	h.Running = e.running
+	if n := len(e.tries); n > 0 {
+		h.Calls, h.Last = e.untold+n, e.tries[n-1].what()
+	}
 	if unstored := e.unstored.Load(); unstored != nil {
 		h.Unstored = *unstored
 	}

@@ -12,6 +12,7 @@ import (
 	"zoho-worker/internal/flow"
 	"zoho-worker/internal/register"
 	"zoho-worker/internal/relay"
+	"zoho-worker/internal/zoho"
 )
 
 // What goes on waiting is told more and more seldom, and never given up.
@@ -92,7 +93,22 @@ func TestInHandByTheServersClock(t *testing.T) {
 	e.since = now
 	o.rest(e, &relay.Wait{Reason: relay.WaitRetry, For: time.Minute})
 	defer e.timer.Stop()
-	if h := e.inHand(); !h.Since.Equal(server) || h.Until.Before(server.Add(time.Minute)) {
-		t.Errorf("in hand since %s until %s, want since %s", h.Since, h.Until, server)
+	if h := e.inHand(); !h.Since.Equal(server) || h.Until.Before(server.Add(time.Minute)) || h.Calls != 0 {
+		t.Errorf("in hand since %s until %s, %d calls, want since %s", h.Since, h.Until, h.Calls, server)
+	}
+}
+
+// Who asks for a request in hand is told what Zoho said to it.
+func TestInHandTellsOfCalls(t *testing.T) {
+	t.Parallel()
+	o, l := orgOf(flow.Limits{Places: 5}, flow.State{}, laneKey{"demo", ""})
+	o.Clock = &register.Clock{}
+	e := waiting(l, 1, flow.Ask{Connection: "demo"}, time.Now().Add(time.Hour))
+	for range triesTold {
+		e.Attempted(&zoho.Answer{Status: 502, CreditsRemaining: -1}, time.Now(), 0)
+	}
+	e.Attempted(&zoho.Answer{Status: 503, Code: "SERVICE_UNAVAILABLE", CreditsRemaining: -1}, time.Now(), 0)
+	if h := e.inHand(); h.Calls != triesTold+1 || h.Last != "sent to Zoho, which answered 503 SERVICE_UNAVAILABLE" {
+		t.Errorf("%d calls, the last: %s", h.Calls, h.Last)
 	}
 }

@@ -261,6 +261,15 @@ func TestWhyInHand(t *testing.T) {
 	if w, err := s.At(t.Context(), "acme", sequence); err != nil || w.State != InCall || !strings.Contains(w.Sentence, "in hand of worker w1 (pid 7) since") {
 		t.Errorf("%+v, %v", w, err)
 	}
+	for calls, says := range map[int]string{1: "; 1 call so far: sent to Zoho, which answered 503", 6: "; 6 calls so far, the last: sent to Zoho, which answered 503"} {
+		sequence := s.request("acme", fmt.Sprint("called", calls))
+		s.hold(sequence, consumer.InHand{
+			Host: "w1", PID: 7, Since: now, Running: true, Calls: calls, Last: "sent to Zoho, which answered 503", Org: consumer.Sight{Queue: queue, Places: 5},
+		})
+		if w, err := s.At(t.Context(), "acme", sequence); err != nil || w.State != InCall || !strings.HasSuffix(w.Sentence, says) {
+			t.Errorf("%+v, %v", w, err)
+		}
+	}
 }
 
 // A request that nobody has in hand.

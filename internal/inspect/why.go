@@ -332,15 +332,23 @@ func (w *Why) inHand(h *consumer.InHand, record *connection.Connection, claim st
 	if left := h.Until.Sub(w.now); left > 0 {
 		again = fmt.Sprintf(", looked at again in %s, at %s", ago(left), clock(h.Until))
 	}
+	calls := ""
+	switch h.Calls {
+	case 0:
+	case 1:
+		calls = "; 1 call so far: " + h.Last
+	default:
+		calls = fmt.Sprintf("; %d calls so far, the last: %s", h.Calls, h.Last)
+	}
 	waits := func(state State, format string, args ...any) {
-		w.say(state, "%s, %s%s%s%s", worker, fmt.Sprintf(format, args...), claim, again, w.until())
+		w.say(state, "%s, %s%s%s%s%s", worker, fmt.Sprintf(format, args...), claim, again, w.until(), calls)
 	}
 	if h.Running && h.Unstored != "" {
 		w.say(InCall, "%s: its answer is there, and JetStream does not store it (%s); that is tried again every few seconds", worker, h.Unstored)
 		return
 	}
 	if h.Running {
-		w.say(InCall, "under way: %s, for %s%s", worker, ago(w.now.Sub(h.Since)), claim)
+		w.say(InCall, "under way: %s, for %s%s%s", worker, ago(w.now.Sub(h.Since)), claim, calls)
 		return
 	}
 	switch h.Waits {
