@@ -61,7 +61,7 @@ func (s *stage) connection(name string, status connection.Status) {
 }
 
 func (s *stage) request(lane, id string) uint64 {
-	return s.put("zoho.requests."+lane, map[string]any{"id": id, "method": "GET", "url": "/v8/Leads?fields=Last_Name"})
+	return s.put("zoho.requests."+lane, map[string]any{"id": id, "method": "GET", "url": "/v8/Leads?fields=Last_Name", "reply_to": "answers.1"})
 }
 
 // A name with a wildcard is nobody's, whoever the wildcard stands for.

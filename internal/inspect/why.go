@@ -236,11 +236,20 @@ func idOf(data []byte) string {
 	return doc.ID
 }
 
+// decoder takes every reply_to that some worker may be allowed to answer to: which
+// prefixes this one's has, is not known here.
+var decoder = &envelope.Decoder{MaxBytes: 64 << 20, ReplyPrefixes: func() (all []string) {
+	for c := '!'; c <= '~'; c++ {
+		all = append(all, string(c))
+	}
+	return all
+}()}
+
 // explain says why a request that is in the stream is not answered.
 func (r *Reader) explain(ctx context.Context, w *Why, msg *jetstream.RawStreamMsg, measure bool) error {
 	w.Sequence, w.subject, w.StoredAt = msg.Sequence, msg.Subject, consumer.StoredAt(msg.Subject, msg.Header, msg.Time)
 	_, w.Lane = laneOf(msg.Subject)
-	request, err := (&envelope.Decoder{MaxBytes: 64 << 20, ReplyPrefixes: []string{""}}).Decode(msg.Data, w.StoredAt)
+	request, err := decoder.Decode(msg.Data, w.StoredAt)
 	if err == nil {
 		w.request, w.Deadline = request, request.Deadline
 		w.weight = zoho.OperationOf(request.Method, request.Path).Weigh(request)
