@@ -52,6 +52,7 @@ type InHand struct {
 	// Unstored is why JetStream did not store its answer when it was last asked to.
 	Unstored string    `json:"unstored,omitempty"`
 	Waits    string    `json:"waits,omitempty"`
+	Why      string    `json:"why,omitempty"` // in words, where its relay had more to say
 	Until    time.Time `json:"until,omitzero"`
 	// Before is how many requests of its lane are before it.
 	Before int   `json:"before"`
@@ -123,6 +124,9 @@ func (e *entry) inHand() InHand {
 	}
 	if !e.running {
 		h.Waits, h.Until = e.waitsFor(o.Clock.Now())
+		if e.timer != nil {
+			h.Why = e.why
+		}
 		for _, line := range e.lane.lines() {
 			if i := slices.Index(*line, e); i >= 0 {
 				h.Before = i

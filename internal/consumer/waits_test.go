@@ -91,10 +91,10 @@ func TestInHandByTheServersClock(t *testing.T) {
 	o.Clock.Observe(server, now, now)
 	e := waiting(l, 1, flow.Ask{Connection: "demo"}, server.Add(time.Hour))
 	e.since = now
-	o.rest(e, &relay.Wait{Reason: relay.WaitRetry, For: time.Minute})
+	o.rest(e, &relay.Wait{Reason: relay.WaitToken, For: time.Minute, Why: "no token: throttled"})
 	defer e.timer.Stop()
-	if h := e.inHand(); !h.Since.Equal(server) || h.Until.Before(server.Add(time.Minute)) || h.Calls != 0 {
-		t.Errorf("in hand since %s until %s, %d calls, want since %s", h.Since, h.Until, h.Calls, server)
+	if h := e.inHand(); !h.Since.Equal(server) || h.Until.Before(server.Add(time.Minute)) || h.Calls != 0 || h.Why != "no token: throttled" {
+		t.Errorf("in hand %+v, want since %s", h, server)
 	}
 }
 

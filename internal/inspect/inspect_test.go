@@ -225,7 +225,7 @@ func TestWhyInHand(t *testing.T) {
 		{"reserve", flow.State{Left: 7, Known: now, Used: flow.Usage{First: now.UnixNano() / int64(15*time.Minute), Counts: []int{1000}}}, Credits, "at this pace none are left at"},
 		{"budget", flow.State{}, Credits, "connection acme has used its share"},
 		{"order", flow.State{}, Ordered, "it starts when the one before it is answered"},
-		{"token", flow.State{}, Token, "there is no access token of acme now, looked at again in"},
+		{"token", flow.State{}, Token, "there is no access token of acme now (what was said), looked at again in"},
 		{"revoked", flow.State{}, Authorization, "acme is revoked"},
 		{"claim", flow.State{}, Returned, "another worker sends it"},
 		{"probe", flow.State{}, Returned, "it is looked up whether Zoho carried it out"},
@@ -237,7 +237,7 @@ func TestWhyInHand(t *testing.T) {
 		id := fmt.Sprint("r", i)
 		sequence := s.request("acme", id)
 		s.hold(sequence, consumer.InHand{
-			Host: "w1", PID: 7, Since: now, Waits: row.waits, Until: soon,
+			Host: "w1", PID: 7, Since: now, Waits: row.waits, Why: "what was said", Until: soon,
 			Org: consumer.Sight{Queue: queue, Owner: "w1", Places: 5, Running: 1, State: row.state},
 		})
 		w, err := s.At(t.Context(), "acme", sequence)

@@ -349,8 +349,12 @@ func (w *Why) inHand(h *consumer.InHand, record *connection.Connection, claim st
 	default:
 		calls = fmt.Sprintf("; %d calls so far, the last: %s", h.Calls, h.Last)
 	}
+	because := ""
+	if h.Why != "" {
+		because = " (" + h.Why + ")"
+	}
 	waits := func(state State, format string, args ...any) {
-		w.say(state, "%s, %s%s%s%s%s", worker, fmt.Sprintf(format, args...), claim, again, w.until(), calls)
+		w.say(state, "%s, %s%s%s%s%s%s", worker, fmt.Sprintf(format, args...), because, claim, again, w.until(), calls)
 	}
 	if h.Running && h.Unstored != "" {
 		w.say(InCall, "%s: its answer is there, and JetStream does not store it (%s); that is tried again every few seconds", worker, h.Unstored)
