@@ -162,6 +162,16 @@ func rendered(o *inspect.Overview) string {
 				span(o.At.Sub(worker.Started)), worker.InFlight, worker.MaxInFlight, worker.Held, worker.Queues)
 		}
 	})
+	unready := 0
+	for _, worker := range o.Workers {
+		if worker.NotReady != "" {
+			fmt.Fprintf(&b, "%s is not ready: %s\n", worker.ID, worker.NotReady)
+			unready++
+		}
+	}
+	if unready > 0 {
+		b.WriteByte('\n')
+	}
 	var counts []string
 	for _, status := range slices.Sorted(maps.Keys(o.Connections)) {
 		counts = append(counts, fmt.Sprint(o.Connections[status], " ", status))

@@ -57,13 +57,13 @@ func TestRender(t *testing.T) {
 			Credits:    &flow.Forecast{Remaining: &left, PerHour: 400, OutAt: time.Now().Add(time.Hour)},
 		}},
 		Unqueued:    []inspect.Waiting{{Connection: "gone", Requests: 7, State: inspect.Authorization}},
-		Workers:     []inspect.Worker{{ID: "W1", Version: "1.2.3", About: consumer.About{Host: "h", PID: 9, InFlight: 2, MaxInFlight: 512}}},
+		Workers:     []inspect.Worker{{ID: "W1", Version: "1.2.3", About: consumer.About{Host: "h", PID: 9, InFlight: 2, MaxInFlight: 512, NotReady: "can't store zoho.responses.>"}}},
 		Connections: map[string]int{"active": 5, "revoked": 1},
 		Troubled:    []consumer.Troubled{{Name: "gone", Status: "revoked", Reason: "invalid_code"}},
 	})
 	for _, want := range []string{
 		"2.0 KiB", "1m0s", "is not there: start a worker", "paused for another 1m30s, until ", "(429 TOO_MANY_REQUESTS), limit credits", "heavy calls paused for another 30s, until ", "3012     3000  2/10    1/10", "400 left", "acme b c d +1", "…9f8c6b5-x7k2p",
-		"400 credits an hour, it is out of credits at", "(none: revoked)", "W1", "5 active, 1 revoked", "gone is revoked: invalid_code",
+		"400 credits an hour, it is out of credits at", "(none: revoked)", "W1", "W1 is not ready: can't store zoho.responses.>", "5 active, 1 revoked", "gone is revoked: invalid_code",
 	} {
 		if !strings.Contains(screen, want) {
 			t.Errorf("%q is not on the screen:\n%s", want, screen)

@@ -23,7 +23,8 @@ type About struct {
 	Held        int            `json:"held"` // in hand, not begun
 	MaxInFlight int            `json:"max_in_flight"`
 	Queues      int            `json:"queues"`
-	Connections map[string]int `json:"connections"` // by status
+	NotReady    string         `json:"not_ready,omitempty"` // why
+	Connections map[string]int `json:"connections"`         // by status
 	// Troubled are connections that are not active, with their status; the
 	// first of them by name.
 	Troubled []Troubled `json:"troubled,omitempty"`
@@ -70,6 +71,9 @@ var host, _ = os.Hostname()
 func (c *Consumer) about(*micro.Endpoint) any {
 	a := About{
 		Host: host, PID: os.Getpid(), MaxInFlight: c.MaxInFlight, Connections: map[string]int{},
+	}
+	if c.NotReady != nil {
+		a.NotReady = c.NotReady()
 	}
 	a.InFlight, _ = c.gate.state()
 	a.Held = max(0, c.hand.len()-a.InFlight)
