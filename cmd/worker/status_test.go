@@ -79,6 +79,21 @@ func TestRender(t *testing.T) {
 	}
 }
 
+// A screen has room for some queues; how many there are besides, it says.
+func TestRenderOfManyQueues(t *testing.T) {
+	t.Parallel()
+	o := &inspect.Overview{Queues: make([]inspect.Queue, mostQueues+5), Unqueued: make([]inspect.Waiting, mostQueues+7)}
+	screen := render(o)
+	for _, want := range []string{"and 5 more", "and 7 more without a queue"} {
+		if !strings.Contains(screen, want) {
+			t.Errorf("%q is not on the screen:\n%s", want, screen)
+		}
+	}
+	if n := strings.Count(screen, "nobody"); n != mostQueues {
+		t.Errorf("%d queues are shown", n)
+	}
+}
+
 // Progress that is longer than the terminal is wide would fill it, a line a second.
 func TestInPlace(t *testing.T) {
 	t.Parallel()

@@ -143,7 +143,9 @@ func checkNATS(ctx context.Context, f *findings, c Config, logger *slog.Logger) 
 	}
 	bounded, cancel := context.WithTimeout(ctx, 15*time.Second)
 	defer cancel()
-	account, err := js.AccountInfo(bounded)
+	asking, answered := context.WithTimeout(bounded, 5*time.Second) // who may not ask gets no answer
+	account, err := js.AccountInfo(asking)
+	answered()
 	if err != nil {
 		f.fault("JetStream", "enable it (jetstream { store_dir: … }) for this account, and allow the user what deploy/nats/accounts.conf allows the worker",
 			"%v%s", err, &denied)
