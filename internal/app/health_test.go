@@ -169,3 +169,12 @@ func TestLaneThatIsFull(t *testing.T) {
 		}
 	}
 }
+
+// A worker that has not begun, or has begun to stop, is not ready, whatever else is well.
+func TestNotReadyBeforeAndAfter(t *testing.T) {
+	t.Parallel()
+	w := &Worker{health: newHealth(slog.New(slog.DiscardHandler))}
+	if why := w.notReady(); why != "starting or stopping" {
+		t.Errorf("a worker that serves nothing is not ready because of %q", why)
+	}
+}
