@@ -243,6 +243,33 @@ func TestLinks(t *testing.T) {
 	}
 }
 
+// A comment that refers to a page's section refers to one that it has.
+func TestSectionsInComments(t *testing.T) {
+	t.Parallel()
+	reference := regexp.MustCompile(`(docs/[a-z-]+\.md), "([^"\n]+)"`)
+	found := 0
+	for _, place := range []string{"cmd", "internal", "deploy", "test", "docker-compose.yml", "Dockerfile", "Makefile"} {
+		if err := filepath.WalkDir(filepath.Join(root, place), func(path string, entry fs.DirEntry, err error) error {
+			if err != nil || entry.IsDir() || filepath.Base(path) == "docs_test.go" {
+				return err
+			}
+			data, err := os.ReadFile(path)
+			for _, m := range reference.FindAllStringSubmatch(string(data), -1) {
+				found++
+				if !regexp.MustCompile(`(?m)^#+ ` + regexp.QuoteMeta(m[2]) + `$`).MatchString(read(t, m[1])) {
+					t.Errorf("%s: %s has no section %q", path, m[1], m[2])
+				}
+			}
+			return err
+		}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if found == 0 {
+		t.Error("found no reference")
+	}
+}
+
 // Every setting of a worker is documented, under its flag's name and its variable's.
 func TestSettingsAreDocumented(t *testing.T) {
 	t.Parallel()

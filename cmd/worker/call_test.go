@@ -137,6 +137,21 @@ func TestDevInterrupted(t *testing.T) {
 	}
 }
 
+// A data directory is used again: the connection of before gets a grant of this run's simulator.
+func TestDevAgain(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	for run := range 2 {
+		var out output
+		cmd := root()
+		cmd.SetOut(&out)
+		cmd.SetArgs(strings.Fields("dev --once --nats-addr 127.0.0.1:0 --zoho-addr 127.0.0.1:0 --http-addr 127.0.0.1:0 --data-dir " + dir))
+		if err := cmd.ExecuteContext(t.Context()); err != nil || !strings.Contains(out.String(), "  201  (1 attempt") {
+			t.Errorf("run %d: %v, %s", run, err, out.String())
+		}
+	}
+}
+
 // What a request waits for, for scripts: 2 where nobody knows it, whatever is wrong.
 func TestWhyOfStrangers(t *testing.T) {
 	t.Parallel()
@@ -323,10 +338,19 @@ func TestCall(t *testing.T) {
 	if _, errs, err := s.command("call", "demo", "POST", "/v8/Leads", "--body-object", "demo/big", "-H", "Content-Type: application/json"); err != nil || there("object") != 1 {
 		t.Errorf("object: %v, there %d times: %s", err, there("object"), errs)
 	}
-	// Zoho's own refusal is told by the exit status.
+	// Zoho's own refusal is told by the exit status, and an error of the worker's.
 	var exit exitError
 	if _, errs, err := insert("unique"); !errors.As(err, &exit) || exit.status != 1 || !strings.Contains(errs, "400") {
 		t.Errorf("refused: %v, %s", err, errs)
+	}
+	if _, errs, err := insert("late", "--deadline", "2026-01-01T00:00:00Z"); !errors.As(err, &exit) || exit.status != 2 || !strings.Contains(errs, "deadline_exceeded") {
+		t.Errorf("too late: %v, %s", err, errs)
+	}
+	// The server drops a copy, which gets no reply: the stored response is its answer.
+	for range 2 {
+		if out, errs, err := insert("twice", "--id", "twice"); err != nil || !strings.Contains(out, "SUCCESS") || there("twice") != 1 {
+			t.Errorf("twice: %v, there %d times: %s%s", err, there("twice"), out, errs)
+		}
 	}
 }
 
@@ -440,6 +464,15 @@ func TestCallGivenUp(t *testing.T) {
 		if err := <-result; err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: %v, want %s", method, err, want)
 		}
+	}
+	// The server drops copies of the whole stream: an id alone would be another connection's too.
+	_, js := s.jetstream()
+	stream, err := js.Stream(t.Context(), consumer.RequestStream)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if m, err := stream.GetLastMsgForSubject(t.Context(), "zoho.requests.demo"); err != nil || !strings.HasPrefix(m.Header.Get(jetstream.MsgIDHeader), "demo.given-up-") {
+		t.Errorf("%+v, %v", m, err)
 	}
 	if out, _, err := s.command("queues", "resume", "demo"); err != nil || !strings.Contains(out, "2 requests wait") {
 		t.Errorf("%v, %s", err, out)

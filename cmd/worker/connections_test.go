@@ -17,6 +17,7 @@ import (
 	"zoho-worker/internal/app"
 	"zoho-worker/internal/connection"
 	"zoho-worker/internal/consent"
+	"zoho-worker/internal/consumer"
 	"zoho-worker/internal/devbox"
 	"zoho-worker/internal/secret"
 	"zoho-worker/internal/zoho"
@@ -245,6 +246,16 @@ func TestConnectionsCommands(t *testing.T) {
 	s.want([]string{"remove", "elif", "--keep-grant"}, "was not revoked")
 	if n := revoked() - before; n != 1 {
 		t.Errorf("%d revocations", n)
+	}
+	_, js := s.jetstream()
+	events, err := js.Stream(t.Context(), consumer.EventStream)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"acme", "elif"} {
+		if told, err := events.GetLastMsgForSubject(t.Context(), "zoho.events."+name); err != nil || !strings.Contains(string(told.Data), `"disconnected"`) {
+			t.Errorf("%s: the world was not told: %v", name, err)
+		}
 	}
 	if _, err := s.run("remove", "acme"); err == nil || !strings.Contains(err.Error(), "there is no connection acme") {
 		t.Errorf("removed twice: %v", err)

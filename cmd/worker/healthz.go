@@ -1,7 +1,6 @@
 package main
 
 import (
-	"cmp"
 	"context"
 	"fmt"
 	"io"
@@ -21,6 +20,7 @@ import (
 func healthzCommand() *cobra.Command {
 	var url string
 	var timeout time.Duration
+	config := app.Defaults()
 	cmd := &cobra.Command{
 		Use: "healthz", Short: "Exit 0 if the worker at HTTP_ADDR is ready, 1 if not", Args: cobra.NoArgs,
 		Long: `Ask the worker on this machine whether it is ready and exit 0, or 1 where it is not.
@@ -29,9 +29,10 @@ It is what a container's health check runs; Kubernetes asks /readyz and /healthz
 			ctx, cancel := context.WithTimeout(cmd.Context(), timeout)
 			defer cancel()
 			if url == "" {
+				_ = config.Load(cmd.Flags(), os.LookupEnv) // its faults are the worker's to tell, which goes on with what it has
 				var err error
-				if url, err = readyURL(cmp.Or(os.Getenv("HTTP_ADDR"), app.Defaults().HTTPAddr)); err != nil {
-					return fmt.Errorf("HTTP_ADDR: %w", err)
+				if url, err = readyURL(config.HTTPAddr); err != nil {
+					return fmt.Errorf("--http-addr (HTTP_ADDR): %w", err)
 				}
 			}
 			answer, err := askHealth(ctx, url)
@@ -43,7 +44,8 @@ It is what a container's health check runs; Kubernetes asks /readyz and /healthz
 			return nil
 		},
 	}
-	cmd.Flags().StringVar(&url, "url", "", "what to ask (default /readyz at $HTTP_ADDR, or at "+app.Defaults().HTTPAddr+")")
+	config.BindHealth(cmd.Flags())
+	cmd.Flags().StringVar(&url, "url", "", "what to ask (default /readyz at --http-addr)")
 	cmd.Flags().DurationVar(&timeout, "timeout", 2*time.Second, "how long to wait for the answer")
 	return cmd
 }

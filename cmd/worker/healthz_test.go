@@ -1,8 +1,12 @@
 package main
 
 import (
+	"io"
 	"net/http"
 	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strings"
 	"testing"
 )
 
@@ -42,5 +46,31 @@ func TestAskHealth(t *testing.T) {
 	server.Close()
 	if _, err := askHealth(t.Context(), server.URL); err == nil {
 		t.Error("nobody answers, and it is healthy")
+	}
+}
+
+// The worker is asked where its configuration has it listen, a fault of another setting or not.
+func TestHealthzAsksWhereTheWorkerListens(t *testing.T) {
+	t.Parallel()
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/readyz" {
+			_, _ = w.Write([]byte("ready\n"))
+		}
+	}))
+	t.Cleanup(server.Close)
+	addr := strings.TrimPrefix(server.URL, "http://")
+	file := filepath.Join(t.TempDir(), "worker.yaml")
+	if err := os.WriteFile(file, []byte("http-addr: "+addr+"\nno-such-setting: 1\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, args := range [][]string{{"--config", file}, {"--http-addr", addr}} {
+		var out output
+		cmd := root()
+		cmd.SetOut(&out)
+		cmd.SetErr(io.Discard)
+		cmd.SetArgs(append([]string{"healthz"}, args...))
+		if err := cmd.ExecuteContext(t.Context()); err != nil || out.String() != "ready\n" {
+			t.Errorf("%v: %q, %v", args, out.String(), err)
+		}
 	}
 }

@@ -162,6 +162,16 @@ func rendered(o *inspect.Overview) string {
 				span(o.At.Sub(worker.Started)), worker.InFlight, worker.MaxInFlight, worker.Held, worker.Queues)
 		}
 	})
+	unready := 0
+	for _, worker := range o.Workers {
+		if worker.NotReady != "" {
+			fmt.Fprintf(&b, "%s is not ready: %s\n", worker.ID, worker.NotReady)
+			unready++
+		}
+	}
+	if unready > 0 {
+		b.WriteByte('\n')
+	}
 	var counts []string
 	for _, status := range slices.Sorted(maps.Keys(o.Connections)) {
 		counts = append(counts, fmt.Sprint(o.Connections[status], " ", status))
@@ -207,7 +217,7 @@ func renderQueues(b io.Writer, o *inspect.Overview, table func(string, func(io.W
 			}
 			fmt.Fprintf(w, "%s\t%d\t%d\t%d/%d\t%d/%d\t%s\t%s\t%s\n", tail(q.Name, 29), q.Waiting, bulk,
 				q.InFlight, q.Places, q.Heavy, q.HeavyPlaces, credits, owner, some(q.Connections, 12))
-			notes = append(notes, notesOf(q)...)
+			notes = append(notes, notesOf(q, o.At)...)
 		}
 		for i, u := range o.Unqueued {
 			if i == mostQueues {
@@ -233,7 +243,7 @@ func renderQueues(b io.Writer, o *inspect.Overview, table func(string, func(io.W
 }
 
 // notesOf are the lines about a queue that have no place in the table.
-func notesOf(q inspect.Queue) (notes []string) {
+func notesOf(q inspect.Queue, now time.Time) (notes []string) {
 	pause := func(what string, d time.Duration, until time.Time, cause string, limit flow.Cause) {
 		said := fmt.Sprintf("%s: %s for another %s, until %s", q.Name, what, span(d), until.Local().Format("15:04:05"))
 		if cause != "" {
@@ -248,7 +258,7 @@ func notesOf(q inspect.Queue) (notes []string) {
 		pause("paused", q.Paused, q.PausedUntil, q.Cause, q.For)
 	}
 	if p := q.HeavyPause; p != nil {
-		pause("heavy calls paused", time.Until(p.Until), p.Until, p.Cause, p.For)
+		pause("heavy calls paused", p.Until.Sub(now), p.Until, p.Cause, p.For)
 	}
 	switch q.Blocked {
 	case consumer.WaitWorker:

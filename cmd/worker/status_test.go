@@ -45,23 +45,25 @@ func TestRenderHasNoControls(t *testing.T) {
 func TestRender(t *testing.T) {
 	t.Parallel()
 	left := int64(400)
+	now := time.Now().Add(-time.Hour) // the server's clock is another than this machine's
 	screen := render(&inspect.Overview{
-		NATS: "nats://a:4222", Version: "2.15.2",
+		At: now, NATS: "nats://a:4222", Version: "2.15.2",
 		Streams: []inspect.Stream{{Name: "ZOHO_REQUESTS", Messages: 3, Bytes: 2048, Age: time.Minute}, {Name: "ZOHO_DEAD", Missing: true}},
 		Queues: []inspect.Queue{{
 			Name: "org-eu-production-20078233816", Connections: []string{"acme", "b", "c", "d", "acme-reports"}, Owner: "zoho-worker-7d9f8c6b5-x7k2p",
 			Waiting: 3012, InFlight: 2, Places: 10, Heavy: 1, HeavyPlaces: 10, Lanes: []inspect.Lane{{Connection: "acme", Lane: "bulk", Waiting: 3000}},
 			Paused: 90 * time.Second, PausedUntil: time.Now().Add(90 * time.Second), Cause: "429 TOO_MANY_REQUESTS", For: flow.Credits,
-			Credits: &flow.Forecast{Remaining: &left, PerHour: 400, OutAt: time.Now().Add(time.Hour)},
+			HeavyPause: &flow.Pause{Until: now.Add(30 * time.Second), Cause: "429 TOO_MANY_REQUESTS", For: flow.SubConcurrency},
+			Credits:    &flow.Forecast{Remaining: &left, PerHour: 400, OutAt: time.Now().Add(time.Hour)},
 		}},
 		Unqueued:    []inspect.Waiting{{Connection: "gone", Requests: 7, State: inspect.Authorization}},
-		Workers:     []inspect.Worker{{ID: "W1", Version: "1.2.3", About: consumer.About{Host: "h", PID: 9, InFlight: 2, MaxInFlight: 512}}},
+		Workers:     []inspect.Worker{{ID: "W1", Version: "1.2.3", About: consumer.About{Host: "h", PID: 9, InFlight: 2, MaxInFlight: 512, NotReady: "can't store zoho.responses.>"}}},
 		Connections: map[string]int{"active": 5, "revoked": 1},
 		Troubled:    []consumer.Troubled{{Name: "gone", Status: "revoked", Reason: "invalid_code"}},
 	})
 	for _, want := range []string{
-		"2.0 KiB", "1m0s", "is not there: start a worker", "paused for another 1m30s, until ", "(429 TOO_MANY_REQUESTS), limit credits", "3012     3000  2/10    1/10", "400 left", "acme b c d +1", "…9f8c6b5-x7k2p",
-		"400 credits an hour, it is out of credits at", "(none: revoked)", "W1", "5 active, 1 revoked", "gone is revoked: invalid_code",
+		"2.0 KiB", "1m0s", "is not there: start a worker", "paused for another 1m30s, until ", "(429 TOO_MANY_REQUESTS), limit credits", "heavy calls paused for another 30s, until ", "3012     3000  2/10    1/10", "400 left", "acme b c d +1", "…9f8c6b5-x7k2p",
+		"400 credits an hour, it is out of credits at", "(none: revoked)", "W1", "W1 is not ready: can't store zoho.responses.>", "5 active, 1 revoked", "gone is revoked: invalid_code",
 	} {
 		if !strings.Contains(screen, want) {
 			t.Errorf("%q is not on the screen:\n%s", want, screen)
@@ -74,6 +76,21 @@ func TestRender(t *testing.T) {
 	}
 	if empty := render(&inspect.Overview{}); !strings.Contains(empty, "no worker answers") || !strings.Contains(empty, "no org queue has work") {
 		t.Errorf("an empty screen is\n%s", empty)
+	}
+}
+
+// A screen has room for some queues; how many there are besides, it says.
+func TestRenderOfManyQueues(t *testing.T) {
+	t.Parallel()
+	o := &inspect.Overview{Queues: make([]inspect.Queue, mostQueues+5), Unqueued: make([]inspect.Waiting, mostQueues+7)}
+	screen := render(o)
+	for _, want := range []string{"and 5 more", "and 7 more without a queue"} {
+		if !strings.Contains(screen, want) {
+			t.Errorf("%q is not on the screen:\n%s", want, screen)
+		}
+	}
+	if n := strings.Count(screen, "nobody"); n != mostQueues {
+		t.Errorf("%d queues are shown", n)
 	}
 }
 

@@ -163,7 +163,7 @@ func Start(ctx context.Context, c Config, logger *slog.Logger) (_ *Worker, err e
 			Responses: responses, Objects: objects, Clock: clock, CallTimeout: c.CallTimeout, Logger: logger, Metrics: metrics,
 		}),
 		Decoder:     &envelope.Decoder{ReplyPrefixes: c.ReplyPrefixes, Inbox: c.inbox() + ".", MaxBytes: int(w.nc.MaxPayload())},
-		MaxInFlight: c.MaxInFlight, Reserve: c.CreditsReserve, AckWait: c.AckWait, Version: semver(Version), Logger: logger, Metrics: metrics, Tracer: tracer,
+		MaxInFlight: c.MaxInFlight, Reserve: c.CreditsReserve, AckWait: c.AckWait, NotReady: w.notReady, Version: semver(Version), Logger: logger, Metrics: metrics, Tracer: tracer,
 	})
 	pages, err := w.startConsole(ctx, c, consoleParts{
 		js: js, keyring: keyring, store: w.Connections, tokens: tokens, zoho: client, events: events,

@@ -143,7 +143,9 @@ func checkNATS(ctx context.Context, f *findings, c Config, logger *slog.Logger) 
 	}
 	bounded, cancel := context.WithTimeout(ctx, 15*time.Second)
 	defer cancel()
-	account, err := js.AccountInfo(bounded)
+	asking, answered := context.WithTimeout(bounded, 5*time.Second) // who may not ask gets no answer
+	account, err := js.AccountInfo(asking)
+	answered()
 	if err != nil {
 		f.fault("JetStream", "enable it (jetstream { store_dir: … }) for this account, and allow the user what deploy/nats/accounts.conf allows the worker",
 			"%v%s", err, &denied)
@@ -263,6 +265,7 @@ func checkStreams(ctx context.Context, f *findings, c Config, js jetstream.JetSt
 		f.warn("JetStream replicas", "set --replicas 3: an insert is sent once only as long as its claim is kept", "the server is in cluster %s, and --replicas is 1", nc.ConnectedClusterName())
 	}
 	var missing, other []string
+	var skew time.Duration
 	for _, name := range inspect.Streams() {
 		stream, err := js.Stream(ctx, name)
 		switch {
@@ -287,9 +290,16 @@ func checkStreams(ctx context.Context, f *findings, c Config, js jetstream.JetSt
 		if info.Config.Replicas != c.Replicas {
 			other = append(other, fmt.Sprintf("%s %d", name, info.Config.Replicas))
 		}
-		if skew := time.Since(info.TimeStamp); !info.TimeStamp.IsZero() && (skew > 10*time.Second || skew < -10*time.Second) {
-			f.warn("clock", "set the time of this machine by NTP", "this machine's clock is %s off the NATS server's", skew.Round(time.Second))
+		if !info.TimeStamp.IsZero() {
+			skew = time.Since(info.TimeStamp)
 		}
+	}
+	if skew.Abs() > 10*time.Second {
+		side := "ahead of"
+		if skew < 0 {
+			side = "behind"
+		}
+		f.warn("clock", "set the time of this machine by NTP", "this machine's clock is %s %s the NATS server's", skew.Abs().Round(time.Second), side)
 	}
 	if len(other) > 0 {
 		f.warn("stream replicas", "a worker that starts changes them", "--replicas says %d, there are: %s", c.Replicas, strings.Join(other, ", "))

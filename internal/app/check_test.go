@@ -3,6 +3,7 @@ package app
 import (
 	"bufio"
 	"cmp"
+	"context"
 	"fmt"
 	"io"
 	"log/slog"
@@ -10,9 +11,12 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
 
+	"zoho-worker/internal/connection/natstest"
+	"zoho-worker/internal/consumer"
 	"zoho-worker/internal/secret"
 )
 
@@ -181,6 +185,52 @@ func oldRedis(conn net.Conn) {
 			fmt.Fprintf(conn, "$%d\r\n%s\r\n", len(info), info)
 		default:
 			fmt.Fprint(conn, "-ERR unknown command\r\n")
+		}
+	}
+}
+
+// offJetStream is a server whose clock is off.
+type offJetStream struct {
+	jetstream.JetStream
+	off time.Duration
+}
+
+type offStream struct {
+	jetstream.Stream
+	off time.Duration
+}
+
+func (o offJetStream) Stream(ctx context.Context, name string) (jetstream.Stream, error) {
+	stream, err := o.JetStream.Stream(ctx, name)
+	return offStream{stream, o.off}, err
+}
+
+func (o offStream) CachedInfo() *jetstream.StreamInfo {
+	info := *o.Stream.CachedInfo()
+	info.TimeStamp = info.TimeStamp.Add(o.off)
+	return &info
+}
+
+// A clock that is off is told, and once, not for each stream.
+func TestCheckOfAClockThatIsOff(t *testing.T) {
+	t.Parallel()
+	js := natstest.Start(t).JetStream()
+	if err := (consumer.Topology{Replicas: 1, Retention: 24 * time.Hour}).Ensure(t.Context(), js); err != nil {
+		t.Fatal(err)
+	}
+	for off, want := range map[time.Duration]string{
+		0: "", time.Hour: "this machine's clock is 1h0m0s behind the NATS server's", -time.Hour: "this machine's clock is 1h0m0s ahead of the NATS server's",
+	} {
+		f := &findings{}
+		checkStreams(t.Context(), f, Defaults(), offJetStream{js, off}, js.Conn())
+		var told []string
+		for _, found := range f.all {
+			if found.What == "clock" && found.State == FindingWarning && found.Mend != "" {
+				told = append(told, found.Detail)
+			}
+		}
+		if said := strings.Join(told, "; "); said != want {
+			t.Errorf("%s: %q, want %q", off, said, want)
 		}
 	}
 }

@@ -73,6 +73,11 @@ func (c *Config) settings() []setting {
 // BindClient adds the flags that a command line beside a worker needs.
 func (c *Config) BindClient(flags *pflag.FlagSet) { c.bind(flags, c.connectionSettings()) }
 
+// BindHealth adds the flags of who asks a worker on this machine how it is.
+func (c *Config) BindHealth(flags *pflag.FlagSet) {
+	c.bind(flags, slices.DeleteFunc(c.settings(), func(s setting) bool { return s.Name != "http-addr" }))
+}
+
 // BindWorker adds all flags.
 func (c *Config) BindWorker(flags *pflag.FlagSet) { c.bind(flags, c.settings()) }
 

@@ -66,6 +66,10 @@ redis-url: ""
 			t.Errorf("%s is from %q, want %q", name, got, want)
 		}
 	}
+	// A variable that is empty is one that isn't set, but for Redis, which can be done without.
+	if c, err = load(t, nil, map[string]string{"REDIS_URL": "", "NATS_URL": ""}); err != nil || !c.RedisURL.IsZero() || c.NATSURL != Defaults().NATSURL {
+		t.Errorf("Redis is %q, NATS %q, %v", c.RedisURL.Reveal(), c.NATSURL, err)
+	}
 }
 
 // Everything that is wrong with a file is told at once, with its line.

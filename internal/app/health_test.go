@@ -20,6 +20,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"zoho-worker/internal/connection/natstest"
+	"zoho-worker/internal/consumer"
 )
 
 // What a start waits for, and what ends it.
@@ -166,6 +167,40 @@ func TestLaneThatIsFull(t *testing.T) {
 		}
 		if why := h.reasons(); (len(why) > 0) != trouble {
 			t.Errorf("%s: not ready for %q", subject, why)
+		}
+	}
+}
+
+// A worker that has not begun, or has begun to stop, is not ready, whatever else is well.
+func TestNotReadyBeforeAndAfter(t *testing.T) {
+	t.Parallel()
+	w := &Worker{health: newHealth(slog.New(slog.DiscardHandler))}
+	if why := w.notReady(); why != "starting or stopping" {
+		t.Errorf("a worker that serves nothing is not ready because of %q", why)
+	}
+}
+
+// One look that a stream leaves unanswered may be a change of leaders; two are trouble, until it answers.
+func TestOneLookThatIsMissed(t *testing.T) {
+	t.Parallel()
+	js := natstest.Start(t).JetStream()
+	if err := (consumer.Topology{Replicas: 1, Retention: 24 * time.Hour}).Ensure(t.Context(), js); err != nil {
+		t.Fatal(err)
+	}
+	h := newHealth(slog.New(slog.DiscardHandler))
+	for i, look := range []struct {
+		err  error
+		want []string
+	}{
+		{nats.ErrTimeout, nil},
+		{nil, nil},
+		{nats.ErrTimeout, nil},
+		{nats.ErrTimeout, []string{"stream ZOHO_CLAIMS doesn't answer"}},
+		{nil, nil},
+	} {
+		h.try(t.Context(), js, "ZOHO_CLAIMS", func(context.Context) error { return look.err })
+		if got := h.reasons(); !slices.Equal(got, look.want) {
+			t.Errorf("look %d: not ready because of %q, want %q", i, got, look.want)
 		}
 	}
 }

@@ -148,6 +148,20 @@ func TestCheckSaysWhatIsDenied(t *testing.T) {
 	}
 }
 
+// A server that takes small messages only is told of.
+func TestCheckOfSmallMessages(t *testing.T) {
+	t.Parallel()
+	c := Defaults()
+	c.NATSURL = natstest.Run(t, &server.Options{JetStream: true, MaxPayload: 1<<20 - 1}).ClientURL()
+	c.RedisURL = secret.Text{}
+	for _, f := range Check(t.Context(), c, slog.New(slog.DiscardHandler)) {
+		if f.What == "NATS max_payload" && f.State == FindingWarning && f.Mend != "" {
+			return
+		}
+	}
+	t.Error("nothing is said of it")
+}
+
 // An account whose limits are by the number of replicas has those of its tier.
 func TestCheckTieredLimits(t *testing.T) {
 	t.Parallel()

@@ -23,7 +23,8 @@ type About struct {
 	Held        int            `json:"held"` // in hand, not begun
 	MaxInFlight int            `json:"max_in_flight"`
 	Queues      int            `json:"queues"`
-	Connections map[string]int `json:"connections"` // by status
+	NotReady    string         `json:"not_ready,omitempty"` // why
+	Connections map[string]int `json:"connections"`         // by status
 	// Troubled are connections that are not active, with their status; the
 	// first of them by name.
 	Troubled []Troubled `json:"troubled,omitempty"`
@@ -38,7 +39,7 @@ type Troubled struct {
 }
 
 // InHand is a worker's answer at zoho.hand.<connection> to the sequence of a
-// request that it has in hand.
+// request that it has in hand. Its times are by the server's clock.
 type InHand struct {
 	Host  string    `json:"host"`
 	PID   int       `json:"pid"`
@@ -46,9 +47,13 @@ type InHand struct {
 	// Running says that it is under way; else it waits: for what its relay said
 	// last, until Until, or for what holds its org back.
 	Running bool `json:"running"`
+	// Calls is how often Zoho was called for it, and Last what became of the last call.
+	Calls int    `json:"calls,omitempty"`
+	Last  string `json:"last,omitempty"`
 	// Unstored is why JetStream did not store its answer when it was last asked to.
 	Unstored string    `json:"unstored,omitempty"`
 	Waits    string    `json:"waits,omitempty"`
+	Why      string    `json:"why,omitempty"` // in words, where its relay had more to say
 	Until    time.Time `json:"until,omitzero"`
 	// Before is how many requests of its lane are before it.
 	Before int   `json:"before"`
@@ -66,6 +71,9 @@ var host, _ = os.Hostname()
 func (c *Consumer) about(*micro.Endpoint) any {
 	a := About{
 		Host: host, PID: os.Getpid(), MaxInFlight: c.MaxInFlight, Connections: map[string]int{},
+	}
+	if c.NotReady != nil {
+		a.NotReady = c.NotReady()
 	}
 	a.InFlight, _ = c.gate.state()
 	a.Held = max(0, c.hand.len()-a.InFlight)
@@ -108,15 +116,21 @@ func (c *Consumer) tellHand(ask micro.Request) {
 // inHand says what the request waits for.
 func (e *entry) inHand() InHand {
 	o := e.lane.org
-	h := InHand{Host: host, PID: os.Getpid(), Since: e.since, Org: o.sight()}
+	h := InHand{Host: host, PID: os.Getpid(), Since: o.Clock.At(e.since), Org: o.sight()}
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	h.Running = e.running
+	if n := len(e.tries); n > 0 {
+		h.Calls, h.Last = e.untold+n, e.tries[n-1].what()
+	}
 	if unstored := e.unstored.Load(); unstored != nil {
 		h.Unstored = *unstored
 	}
 	if !e.running {
 		h.Waits, h.Until = e.waitsFor(o.Clock.Now())
+		if e.timer != nil {
+			h.Why = e.why
+		}
 		for _, line := range e.lane.lines() {
 			if i := slices.Index(*line, e); i >= 0 {
 				h.Before = i

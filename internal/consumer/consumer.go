@@ -85,9 +85,12 @@ type Options struct {
 	// looks at the ledger; too much leaves the requests of a dead worker waiting.
 	// A queue's consumer keeps the one it was made with. Default DefaultAckWait.
 	AckWait time.Duration
-	Version string
-	Logger  *slog.Logger
-	Metrics prometheus.Registerer
+	// NotReady is why the worker takes no requests, "" where it does: it says so of
+	// itself. Nil: it always does.
+	NotReady func() string
+	Version  string
+	Logger   *slog.Logger
+	Metrics  prometheus.Registerer
 	// Tracer begins the spans of requests; nil: none.
 	Tracer *trace.Tracer
 }

@@ -39,7 +39,8 @@ type entry struct {
 	suspect  bool      // two workers died that had it in hand
 	since    time.Time // in hand since
 
-	// Calls of Zoho for it, the last few; of the goroutine that works on it.
+	// Calls of Zoho for it, the last few. Only the goroutine that works on it adds to
+	// them, under org.mu where it has an org.
 	tries  []try
 	first  [1]try // the memory of one, which is all that most need
 	untold int    // those before
@@ -174,7 +175,8 @@ func (t try) what() string {
 // triesTold bounds the calls that a dead letter tells of.
 const triesTold = 10
 
-// tell notes a call for the dead letter that the request may become.
+// tell notes a call, for who asks what becomes of the request, and for the dead
+// letter that it may become.
 func (e *entry) tell(answer *zoho.Answer, began time.Time) {
 	if e.tries == nil {
 		e.tries = e.first[:0]
@@ -188,14 +190,15 @@ func (e *entry) tell(answer *zoho.Answer, began time.Time) {
 
 // Attempted takes in what became of an attempt: relay calls it after each.
 func (e *entry) Attempted(answer *zoho.Answer, began time.Time, credits int) {
-	e.tell(answer, began)
 	if e.lane == nil {
+		e.tell(answer, began)
 		return
 	}
 	o := e.lane.org
+	o.mu.Lock()
+	e.tell(answer, began)
 	now := o.Clock.Now()
 	began = now.Add(-time.Since(began))
-	o.mu.Lock()
 	limited := answer.Status == 429 && e.op.Refused(answer)
 	if credits > 0 || answer.CreditsRemaining >= 0 && !limited {
 		o.flow.Spent(now, began, e.ask.Connection, credits, int64(answer.CreditsRemaining))

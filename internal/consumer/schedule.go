@@ -335,7 +335,7 @@ func (o *org) carry(e *entry) (next *entry) {
 // rest keeps a request in hand that has to wait; it takes no place meanwhile.
 // The lock is held.
 func (o *org) rest(e *entry, wait *relay.Wait) {
-	e.waits, e.why, e.until = wait.Reason, wait.Why, time.Now().Add(wait.For)
+	e.waits, e.why, e.until = wait.Reason, wait.Why, o.Clock.Now().Add(wait.For)
 	if wait.Reason == relay.WaitProbe {
 		e.ask.Heavy = e.ask.Heavy || e.request.Probe.Queries()
 	}

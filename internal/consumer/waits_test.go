@@ -11,6 +11,8 @@ import (
 	"zoho-worker/internal/connection"
 	"zoho-worker/internal/flow"
 	"zoho-worker/internal/register"
+	"zoho-worker/internal/relay"
+	"zoho-worker/internal/zoho"
 )
 
 // What goes on waiting is told more and more seldom, and never given up.
@@ -75,5 +77,38 @@ func TestHeldByHand(t *testing.T) {
 		if got := o.held(&entry{}, now); got != want {
 			t.Errorf("cause %q: %q, want %q", cause, got, want)
 		}
+	}
+}
+
+// Since when a request is in hand, and until when it waits, is told by the server's
+// clock: who asks compares it with that, and this machine's may be another.
+func TestInHandByTheServersClock(t *testing.T) {
+	t.Parallel()
+	o, l := orgOf(flow.Limits{Places: 5}, flow.State{}, laneKey{"demo", ""})
+	now := time.Now()
+	server := now.Add(time.Hour)
+	o.Clock = &register.Clock{}
+	o.Clock.Observe(server, now, now)
+	e := waiting(l, 1, flow.Ask{Connection: "demo"}, server.Add(time.Hour))
+	e.since = now
+	o.rest(e, &relay.Wait{Reason: relay.WaitToken, For: time.Minute, Why: "no token: throttled"})
+	defer e.timer.Stop()
+	if h := e.inHand(); !h.Since.Equal(server) || h.Until.Before(server.Add(time.Minute)) || h.Calls != 0 || h.Why != "no token: throttled" {
+		t.Errorf("in hand %+v, want since %s", h, server)
+	}
+}
+
+// Who asks for a request in hand is told what Zoho said to it.
+func TestInHandTellsOfCalls(t *testing.T) {
+	t.Parallel()
+	o, l := orgOf(flow.Limits{Places: 5}, flow.State{}, laneKey{"demo", ""})
+	o.Clock = &register.Clock{}
+	e := waiting(l, 1, flow.Ask{Connection: "demo"}, time.Now().Add(time.Hour))
+	for range triesTold {
+		e.Attempted(&zoho.Answer{Status: 502, CreditsRemaining: -1}, time.Now(), 0)
+	}
+	e.Attempted(&zoho.Answer{Status: 503, Code: "SERVICE_UNAVAILABLE", CreditsRemaining: -1}, time.Now(), 0)
+	if h := e.inHand(); h.Calls != triesTold+1 || h.Last != "sent to Zoho, which answered 503 SERVICE_UNAVAILABLE" {
+		t.Errorf("%d calls, the last: %s", h.Calls, h.Last)
 	}
 }

@@ -54,7 +54,7 @@ func Streams() []string {
 
 // Overview is everything at one glance.
 type Overview struct {
-	At       time.Time `json:"at"`
+	At       time.Time `json:"at"` // the server's time
 	NATS     string    `json:"nats"`
 	Version  string    `json:"nats_version"`
 	Streams  []Stream  `json:"streams"`
@@ -88,10 +88,11 @@ type Worker struct {
 // Overview looks at everything. Faults of single parts are in it; the error is
 // of a NATS that has no JetStream or doesn't answer.
 func (r *Reader) Overview(ctx context.Context) (*Overview, error) {
-	o := &Overview{At: time.Now(), NATS: secret.RedactURLs(r.NC.ConnectedUrl()), Version: r.NC.ConnectedServerVersion()}
+	o := &Overview{NATS: secret.RedactURLs(r.NC.ConnectedUrl()), Version: r.NC.ConnectedServerVersion()}
 	if _, err := r.JS.AccountInfo(ctx); err != nil {
 		return nil, fmt.Errorf("ask JetStream at %s: %w", o.NATS, err)
 	}
+	o.At = r.Now(ctx)
 	var looking sync.WaitGroup
 	looking.Go(func() { o.Workers = r.Workers(ctx) })
 	for _, name := range Streams() {

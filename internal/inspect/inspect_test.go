@@ -1,6 +1,7 @@
 package inspect
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -10,13 +11,18 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
 	"github.com/nats-io/nats.go/micro"
 
 	"zoho-worker/internal/connection"
 	"zoho-worker/internal/connection/natstest"
 	"zoho-worker/internal/consumer"
+	"zoho-worker/internal/envelope"
 	"zoho-worker/internal/flow"
 	"zoho-worker/internal/lease"
+	"zoho-worker/internal/ledger"
+	"zoho-worker/internal/register"
+	"zoho-worker/internal/relay"
 )
 
 // stage is a server with the streams, and workers played by the test.
@@ -55,7 +61,7 @@ func (s *stage) connection(name string, status connection.Status) {
 }
 
 func (s *stage) request(lane, id string) uint64 {
-	return s.put("zoho.requests."+lane, map[string]any{"id": id, "method": "GET", "url": "/v8/Leads?fields=Last_Name"})
+	return s.put("zoho.requests."+lane, map[string]any{"id": id, "method": "GET", "url": "/v8/Leads?fields=Last_Name", "reply_to": "answers.1"})
 }
 
 // A name with a wildcard is nobody's, whoever the wildcard stands for.
@@ -201,6 +207,7 @@ func TestWhyInHand(t *testing.T) {
 	now := time.Now()
 	soon := now.Add(30 * time.Second)
 	pause := &flow.Pause{Until: now.Add(time.Minute), Cause: "429 TOO_MANY_REQUESTS", For: flow.Concurrency}
+	told := map[string]bool{}
 	for i, row := range []struct {
 		waits string
 		state flow.State
@@ -218,16 +225,19 @@ func TestWhyInHand(t *testing.T) {
 		{"reserve", flow.State{Left: 7, Known: now, Used: flow.Usage{First: now.UnixNano() / int64(15*time.Minute), Counts: []int{1000}}}, Credits, "at this pace none are left at"},
 		{"budget", flow.State{}, Credits, "connection acme has used its share"},
 		{"order", flow.State{}, Ordered, "it starts when the one before it is answered"},
-		{"token", flow.State{}, Token, "there is no access token of acme now, looked at again in"},
+		{"token", flow.State{}, Token, "there is no access token of acme now (what was said), looked at again in"},
 		{"revoked", flow.State{}, Authorization, "acme is revoked"},
 		{"claim", flow.State{}, Returned, "another worker sends it"},
+		{"probe", flow.State{}, Returned, "it is looked up whether Zoho carried it out"},
 		{"retry", flow.State{}, Returned, "it is tried again"},
 		{"storage", flow.State{}, Returned, "it comes again (storage)"},
+		{"stopping", flow.State{}, Returned, "it comes again (stopping)"},
 	} {
+		told[row.waits] = true
 		id := fmt.Sprint("r", i)
 		sequence := s.request("acme", id)
 		s.hold(sequence, consumer.InHand{
-			Host: "w1", PID: 7, Since: now, Waits: row.waits, Until: soon,
+			Host: "w1", PID: 7, Since: now, Waits: row.waits, Why: "what was said", Until: soon,
 			Org: consumer.Sight{Queue: queue, Owner: "w1", Places: 5, Running: 1, State: row.state},
 		})
 		w, err := s.At(t.Context(), "acme", sequence)
@@ -241,10 +251,24 @@ func TestWhyInHand(t *testing.T) {
 			t.Errorf("%s is not in the list", w.State)
 		}
 	}
+	for _, reason := range relay.Reasons() {
+		if !told[string(reason)] {
+			t.Errorf("a request that waits for %s is taken for one that waits for its turn", reason)
+		}
+	}
 	sequence := s.request("acme", "running")
 	s.hold(sequence, consumer.InHand{Host: "w1", PID: 7, Since: now, Running: true, Org: consumer.Sight{Queue: queue, Places: 5}})
 	if w, err := s.At(t.Context(), "acme", sequence); err != nil || w.State != InCall || !strings.Contains(w.Sentence, "in hand of worker w1 (pid 7) since") {
 		t.Errorf("%+v, %v", w, err)
+	}
+	for calls, says := range map[int]string{1: "; 1 call so far: sent to Zoho, which answered 503", 6: "; 6 calls so far, the last: sent to Zoho, which answered 503"} {
+		sequence := s.request("acme", fmt.Sprint("called", calls))
+		s.hold(sequence, consumer.InHand{
+			Host: "w1", PID: 7, Since: now, Running: true, Calls: calls, Last: "sent to Zoho, which answered 503", Org: consumer.Sight{Queue: queue, Places: 5},
+		})
+		if w, err := s.At(t.Context(), "acme", sequence); err != nil || w.State != InCall || !strings.HasSuffix(w.Sentence, says) {
+			t.Errorf("%+v, %v", w, err)
+		}
 	}
 }
 
@@ -326,5 +350,66 @@ func TestSee(t *testing.T) {
 	used := flow.Usage{First: now.UnixNano() / int64(15*time.Minute), Counts: []int{5}}
 	if q := see(flow.State{Used: used}); q.Credits == nil || q.Credits.Used != 5 {
 		t.Errorf("%+v", q.Credits)
+	}
+}
+
+// A claim whose lease is over ends as the request has asked for: looked up, or not.
+func TestWhyClaimIsOver(t *testing.T) {
+	t.Parallel()
+	s := newStage(t)
+	s.connection("acme", connection.Active)
+	insert := map[string]any{"id": "plain", "method": "POST", "url": "/v8/Leads", "body": map[string]any{"data": []any{map[string]any{"Ref": "1"}}}}
+	plain := s.put("zoho.requests.acme", insert)
+	insert["id"], insert["probe"] = "probed", map[string]any{"field": "Ref"}
+	probed := s.put("zoho.requests.acme", insert)
+	claims := ledger.Open(s.JS, &register.Clock{}, -time.Hour) // a lease that is over as it begins
+	for id, row := range map[string]struct {
+		sequence uint64
+		says     string
+	}{
+		"plain":  {plain, "the claim is over: it will be answered outcome_unknown"},
+		"probed": {probed, "the claim is over: it will be looked up whether Zoho carried it out"},
+	} {
+		if _, err := claims.Claim(t.Context(), "acme", id, [32]byte{}); err != nil {
+			t.Fatal(err)
+		}
+		s.hold(row.sequence, consumer.InHand{Host: "w1", PID: 7, Since: time.Now(), Waits: string(relay.WaitClaim), Org: consumer.Sight{Queue: queue, Places: 5}})
+		if w, err := s.Why(t.Context(), "acme", id); err != nil || !strings.Contains(w.Sentence, row.says) {
+			t.Errorf("%s: %+v, %v", id, w, err)
+		}
+	}
+}
+
+// aheadJetStream is a server that says it is an hour later than it is.
+type aheadJetStream struct{ jetstream.JetStream }
+
+type aheadStream struct{ jetstream.Stream }
+
+func (a aheadJetStream) Stream(ctx context.Context, name string) (jetstream.Stream, error) {
+	stream, err := a.JetStream.Stream(ctx, name)
+	return aheadStream{stream}, err
+}
+
+func (a aheadStream) CachedInfo() *jetstream.StreamInfo {
+	info := *a.Stream.CachedInfo()
+	info.TimeStamp = info.TimeStamp.Add(time.Hour)
+	return &info
+}
+
+// How long ago it was answered is told by the server's clock, which stored the answer.
+func TestWhyAnsweredByServersClock(t *testing.T) {
+	t.Parallel()
+	s := newStage(t)
+	now := time.Now()
+	response := envelope.Response{ID: "1", Connection: "acme", Status: 200, Attempts: 1, ReceivedAt: now, FinishedAt: now}
+	if _, err := s.JS.Publish(t.Context(), "zoho.responses.acme.1", response.AppendJSON(nil)); err != nil {
+		t.Fatal(err)
+	}
+	s.JS = aheadJetStream{s.JS}
+	if w, err := s.Why(t.Context(), "acme", "1"); err != nil || w.State != Answered || !strings.Contains(w.Sentence, "answered 1h") {
+		t.Errorf("%+v, %v", w, err)
+	}
+	if overview, err := s.Overview(t.Context()); err != nil || overview.At.Before(now.Add(time.Hour)) {
+		t.Errorf("%+v, %v", overview, err)
 	}
 }

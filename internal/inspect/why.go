@@ -157,7 +157,7 @@ func (r *Reader) answered(ctx context.Context, w *Why) (bool, error) {
 	if response.Error != nil {
 		what = "with " + string(response.Error.Code) + " (" + response.Error.Message + ")"
 	}
-	w.say(Answered, "answered %s ago, at %s, %s after %s", ago(time.Since(entry.Time)), clock(entry.Time), what, attempts(response.Attempts))
+	w.say(Answered, "answered %s ago, at %s, %s after %s", ago(r.Now(ctx).Sub(entry.Time)), clock(entry.Time), what, attempts(response.Attempts))
 	return true, nil
 }
 
@@ -236,11 +236,20 @@ func idOf(data []byte) string {
 	return doc.ID
 }
 
+// decoder takes every reply_to that some worker may be allowed to answer to: which
+// prefixes this one's has, is not known here.
+var decoder = &envelope.Decoder{MaxBytes: 64 << 20, ReplyPrefixes: func() (all []string) {
+	for c := '!'; c <= '~'; c++ {
+		all = append(all, string(c))
+	}
+	return all
+}()}
+
 // explain says why a request that is in the stream is not answered.
 func (r *Reader) explain(ctx context.Context, w *Why, msg *jetstream.RawStreamMsg, measure bool) error {
 	w.Sequence, w.subject, w.StoredAt = msg.Sequence, msg.Subject, consumer.StoredAt(msg.Subject, msg.Header, msg.Time)
 	_, w.Lane = laneOf(msg.Subject)
-	request, err := (&envelope.Decoder{MaxBytes: 64 << 20, ReplyPrefixes: []string{""}}).Decode(msg.Data, w.StoredAt)
+	request, err := decoder.Decode(msg.Data, w.StoredAt)
 	if err == nil {
 		w.request, w.Deadline = request, request.Deadline
 		w.weight = zoho.OperationOf(request.Method, request.Path).Weigh(request)
@@ -332,15 +341,27 @@ func (w *Why) inHand(h *consumer.InHand, record *connection.Connection, claim st
 	if left := h.Until.Sub(w.now); left > 0 {
 		again = fmt.Sprintf(", looked at again in %s, at %s", ago(left), clock(h.Until))
 	}
+	calls := ""
+	switch h.Calls {
+	case 0:
+	case 1:
+		calls = "; 1 call so far: " + h.Last
+	default:
+		calls = fmt.Sprintf("; %d calls so far, the last: %s", h.Calls, h.Last)
+	}
+	because := ""
+	if h.Why != "" {
+		because = " (" + h.Why + ")"
+	}
 	waits := func(state State, format string, args ...any) {
-		w.say(state, "%s, %s%s%s%s", worker, fmt.Sprintf(format, args...), claim, again, w.until())
+		w.say(state, "%s, %s%s%s%s%s%s", worker, fmt.Sprintf(format, args...), because, claim, again, w.until(), calls)
 	}
 	if h.Running && h.Unstored != "" {
 		w.say(InCall, "%s: its answer is there, and JetStream does not store it (%s); that is tried again every few seconds", worker, h.Unstored)
 		return
 	}
 	if h.Running {
-		w.say(InCall, "under way: %s, for %s%s", worker, ago(w.now.Sub(h.Since)), claim)
+		w.say(InCall, "under way: %s, for %s%s%s", worker, ago(w.now.Sub(h.Since)), claim, calls)
 		return
 	}
 	switch h.Waits {
@@ -358,6 +379,8 @@ func (w *Why) inHand(h *consumer.InHand, record *connection.Connection, claim st
 		w.revoked(record)
 	case string(relay.WaitClaim):
 		waits(Returned, "another worker sends it, or did when it died")
+	case string(relay.WaitProbe):
+		waits(Returned, "an answer to it was lost: it is looked up whether Zoho carried it out")
 	case string(relay.WaitRetry):
 		waits(Returned, "Zoho failed on it: it is tried again")
 	case string(relay.WaitStorage), string(relay.WaitStopping):
@@ -423,7 +446,11 @@ func (r *Reader) claim(ctx context.Context, w *Why) string {
 	}
 	left := since.Add(lease).Sub(w.now)
 	if left <= 0 {
-		return fmt.Sprintf(" (claimed at %s, and the claim is over: it will be answered outcome_unknown)", clock(since))
+		end := "it will be answered outcome_unknown"
+		if w.request != nil && w.request.Probe != nil {
+			end = "it will be looked up whether Zoho carried it out"
+		}
+		return fmt.Sprintf(" (claimed at %s, and the claim is over: %s)", clock(since), end)
 	}
 	return fmt.Sprintf(" (claimed by a worker at %s, for another %s at most)", clock(since), ago(left))
 }

@@ -55,10 +55,20 @@ func TestCheck(t *testing.T) {
 	// More replicas than there are servers, a key that is gone, a revoked connection.
 	c = r.config()
 	c.Replicas, c.EncryptionKeys = 3, secret.Generate()
-	faults, _ = findings(t, c)
+	faults, all = findings(t, c)
 	for _, want := range []string{"JetStream replicas: fault", "connection demo: fault"} {
 		if !strings.Contains(faults, want) {
 			t.Errorf("%q is not told", want)
 		}
+	}
+	if want := "stream replicas: warning: --replicas says 3, there are: ZOHO_REQUESTS 1, "; !strings.Contains(all, want) {
+		t.Errorf("%q is not told", want)
+	}
+	if _, err := r.store.MarkRevoked(t.Context(), "demo", 1, "it is gone"); err != nil {
+		t.Fatal(err)
+	}
+	faults, all = findings(t, r.config())
+	if faults != "" || !strings.Contains(all, "connection demo: warning: revoked since ") || !strings.Contains(all, "connections: ok: 0 active of 1") {
+		t.Errorf("of a revoked connection it is told\n%s", all)
 	}
 }

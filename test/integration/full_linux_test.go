@@ -16,6 +16,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"zoho-worker/internal/consumer"
+	"zoho-worker/internal/inspect"
 	"zoho-worker/internal/zoho/zohotest"
 )
 
@@ -194,6 +195,10 @@ func TestStoreLimit(t *testing.T) {
 	}
 	p := r.process("HTTP_ADDR=" + addr)
 	notReady(t, addr, "can't store")
+	eventually(t, "the worker says so to who looks", func() bool {
+		workers := (&inspect.Reader{NC: r.nc, JS: r.js}).Workers(t.Context())
+		return len(workers) == 1 && strings.Contains(workers[0].NotReady, "can't store")
+	})
 	if n := len(r.posts()); n != 0 {
 		t.Errorf("%d inserts were sent without a claim", n)
 	}
