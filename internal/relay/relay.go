@@ -237,7 +237,7 @@ func (j *job) do(ctx context.Context) Result {
 		if j.Waited != "" {
 			return j.expired("while the request waited: " + j.Waited)
 		}
-		return j.expired("before it was sent to Zoho")
+		return j.expired(j.tried())
 	}
 	if j.Idle {
 		return j.wait(WaitPause, time.Second) // a clock went back, or its connection is known now
@@ -339,6 +339,9 @@ func (j *job) send(ctx context.Context) Result {
 				return result
 			}
 		}
+		if j.left() <= 0 { // a token may take a while
+			return j.expired(j.tried())
+		}
 		if j.once {
 			claiming, span := trace.Begin(ctx, "claim")
 			result, ok := j.secure(claiming)
@@ -384,7 +387,7 @@ func (j *job) send(ctx context.Context) Result {
 		}
 		switch {
 		case d >= j.left():
-			return j.expired(fmt.Sprintf("after %d attempts", j.Sendings.Attempts))
+			return j.expired(j.tried())
 		case d > maxPause:
 			return j.wait(WaitRetry, d)
 		}
@@ -569,6 +572,14 @@ func (j *job) expired(when string) Result {
 		message += "; last: " + j.last.Err.Error()
 	}
 	return j.fail(code, message)
+}
+
+// tried says how far it came.
+func (j *job) tried() string {
+	if j.Sendings.Attempts == 0 {
+		return "before it was sent to Zoho"
+	}
+	return fmt.Sprintf("after %d attempts", j.Sendings.Attempts)
 }
 
 func (j *job) fail(code envelope.Code, message string) Result {

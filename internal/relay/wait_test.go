@@ -2,12 +2,15 @@ package relay
 
 import (
 	"context"
+	"log/slog"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"zoho-worker/internal/connection"
 	"zoho-worker/internal/envelope"
 	"zoho-worker/internal/ledger"
 	"zoho-worker/internal/register"
@@ -77,6 +80,44 @@ func TestDeletes(t *testing.T) {
 			t.Errorf("%v is a record's id by an external field: %q", target, got)
 		}
 	}
+}
+
+// slow takes two seconds to get a token.
+type slow struct{ parts }
+
+func (slow) Token(ctx context.Context, c *connection.Connection) (token.Token, error) {
+	time.Sleep(2 * time.Second)
+	return parts{}.Token(ctx, c)
+}
+
+// A request whose deadline passes while a token is got for it is not sent.
+func TestDeadlineWhileATokenIsGot(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		for deadline, want := range map[time.Duration]envelope.Code{time.Second: envelope.DeadlineExceeded, 3 * time.Second: ""} {
+			for _, method := range []string{"GET", "PUT"} {
+				told := &observed{}
+				r := New(Options{
+					Connections: parts{}, Tokens: slow{}, Responses: parts{}, Clock: &register.Clock{}, CallTimeout: time.Minute,
+					Zoho: says{lookup: zoho.Answer{Status: 200}}, Logger: slog.New(slog.DiscardHandler), Metrics: prometheus.NewRegistry(),
+				})
+				request := &envelope.Request{ID: "late", Method: method, Path: "/crm/v8/settings/fields", Deadline: time.Now().Add(deadline)}
+				result := r.Do(t.Context(), &Delivery{
+					Observer: told, Connection: "demo", Request: request, Operation: zoho.OperationOf(method, request.Path), ReceivedAt: time.Now(),
+				})
+				var code envelope.Code
+				if result.Response == nil {
+					t.Fatalf("%+v", result)
+				}
+				if e := result.Response.Error; e != nil {
+					code = e.Code
+				}
+				if code != want || told.calls > 0 != (want == "") {
+					t.Errorf("%s with %s left: code %q, %d calls", method, deadline, code, told.calls)
+				}
+			}
+		}
+	})
 }
 
 // full has no room for another body.
