@@ -658,9 +658,13 @@ func TestCallsOfSeveralPlaces(t *testing.T) {
 		big, small   Ask
 		weigh        func(Ask) int
 	}{
-		{1, 1, big, light, Ask.places}, {3, 3, big, light, Ask.places}, {5, 5, big, light, Ask.places},
-		{12, 12, big, light, Ask.places}, {25, 25, big, light, Ask.places},
-		{3, 3, heavies, heavy, Ask.heavies}, {25, HeavyPlaces, heavies, heavy, Ask.heavies},
+		{1, 1, big, light, Ask.places},
+		{3, 3, big, light, Ask.places},
+		{5, 5, big, light, Ask.places},
+		{12, 12, big, light, Ask.places},
+		{25, 25, big, light, Ask.places},
+		{3, 3, heavies, heavy, Ask.heavies},
+		{25, HeavyPlaces, heavies, heavy, Ask.heavies},
 	} {
 		g := New(Limits{Places: c.places}, State{})
 		now, started := start, map[int]int{}
