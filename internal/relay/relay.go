@@ -367,10 +367,12 @@ func (j *job) send(ctx context.Context) Result {
 			// and send the records that failed for a passing reason again
 		case v.action == deliver, v.action == lost:
 			return j.conclude(v)
-		case v.action == hold && !j.alone():
-			// For how long is for whoever keeps the org's limits to say: it was told.
+		case v.action == hold:
 			j.Sendings.Attempts-- // it uses up none
-			return j.wait(WaitPause, 0)
+			if !j.alone() {
+				// For how long is for whoever keeps the org's limits to say: it was told.
+				return j.wait(WaitPause, 0)
+			}
 		case v.action == renew:
 			j.renewed = true
 			renewing, span := trace.Begin(ctx, "token")
