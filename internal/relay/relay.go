@@ -589,7 +589,7 @@ func (j *job) fail(code envelope.Code, message string) Result {
 	case j.once || !j.writes():
 	case s.Doubt:
 		message += "; a sending of it that brought no answer may have been carried out"
-	case s.Elsewhere && s.Attempts == 0:
+	case s.Elsewhere:
 		message += "; whether it was sent before is not known"
 	}
 	response := j.response()

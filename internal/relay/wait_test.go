@@ -58,6 +58,38 @@ func TestLostWithoutTokenAtDeadline(t *testing.T) {
 	}
 }
 
+// What is answered by the worker itself says where the request may have been sent all the
+// same, and doesn't where that makes no difference, or can't be.
+func TestFailTellsOfSendings(t *testing.T) {
+	t.Parallel()
+	const doubt, elsewhere = "a sending of it that brought no answer may have been carried out", "whether it was sent before is not known"
+	for _, c := range []struct {
+		method   string
+		sendings Sendings
+		want     string
+	}{
+		{"PUT", Sendings{}, ""},
+		{"PUT", Sendings{Attempts: 3}, ""},
+		{"PUT", Sendings{Attempts: 3, Doubt: true}, doubt},
+		{"PUT", Sendings{Attempts: 3, Doubt: true, Elsewhere: true}, doubt},
+		{"PUT", Sendings{Elsewhere: true}, elsewhere},
+		{"PUT", Sendings{Attempts: 3, Elsewhere: true}, elsewhere}, // of its own nothing left
+		{"GET", Sendings{Attempts: 3, Doubt: true, Elsewhere: true}, ""},
+		{"POST", Sendings{Elsewhere: true}, ""}, // it would have a claim
+	} {
+		r := &envelope.Request{Method: c.method, Path: "/crm/v8/Leads"}
+		op := zoho.OperationOf(r.Method, r.Path)
+		j := &job{
+			Relay: &Relay{Options: Options{Clock: &register.Clock{}}}, once: !op.Repeatable,
+			Delivery: &Delivery{Request: r, Operation: op, Sendings: c.sendings},
+		}
+		said := j.fail(envelope.DeadlineExceeded, "the deadline passed").Response.Error.Message
+		if said != strings.TrimSuffix("the deadline passed; "+c.want, "; ") {
+			t.Errorf("%s, %+v: %q", c.method, c.sendings, said)
+		}
+	}
+}
+
 // Only a path to one record says which one is deleted.
 func TestDeletes(t *testing.T) {
 	t.Parallel()
