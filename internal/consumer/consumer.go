@@ -432,13 +432,12 @@ func (c *Consumer) compare(info *jetstream.StreamInfo) {
 
 // look reads how many requests wait per lane, and has them served.
 func (c *Consumer) look(ctx context.Context) error {
-	asked := time.Now()
 	info, err := c.stream.Info(ctx, jetstream.WithSubjectFilter(requestPrefix+">"))
 	if err != nil {
 		return fmt.Errorf("look at stream %s: %w", RequestStream, err)
 	}
 	if !info.TimeStamp.IsZero() {
-		c.Clock.Observe(info.TimeStamp, asked, time.Now())
+		c.Clock.Observe(info.TimeStamp, time.Now())
 	}
 	c.compare(info)
 	c.metrics.backlog.Set(float64(info.State.Msgs))

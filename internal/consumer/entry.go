@@ -145,7 +145,7 @@ func (c *Consumer) decode(e *entry) {
 	e.digest = request.Digest()
 	e.op = zoho.OperationOf(request.Method, request.Path)
 	w := e.op.Weigh(request)
-	e.ask = flow.Ask{Connection: e.connection, Heavy: w.Heavy, Places: w.Places, Bulk: e.lane != nil && e.lane.lane.bulk(), Credits: w.Credits}
+	e.ask = flow.Ask{Connection: e.connection, Heavy: w.Heavy, Places: w.Places, Heavies: w.Heavies, Bulk: e.lane != nil && e.lane.lane.bulk(), Credits: w.Credits}
 }
 
 func (e *entry) overdue(now time.Time) bool {

@@ -25,8 +25,9 @@ const HeavyPlaces = 10
 type Ask struct {
 	Connection string
 	Heavy      bool
-	// Places are the calls in flight that it counts for; 0: one.
-	Places int
+	// Places are the calls in flight that it counts for, and Heavies, if it is Heavy,
+	// those of the heavy ones; 0: one.
+	Places, Heavies int
 	// Bulk work may not touch the reserve of credits.
 	Bulk    bool
 	Credits int
@@ -34,6 +35,14 @@ type Ask struct {
 
 // places are the calls in flight that it counts for.
 func (a Ask) places() int { return max(1, a.Places) }
+
+// heavies are the heavy calls in flight that it counts for.
+func (a Ask) heavies() int {
+	if !a.Heavy {
+		return 0
+	}
+	return max(1, a.Heavies)
+}
 
 // Reason is why a call can't be started now. The list is closed: it is a
 // metric's label.
@@ -72,10 +81,7 @@ type Governor struct {
 	changed bool // the state is worth saving
 
 	running, heavy int
-	taken          int            // places that calls in flight count for
-	saving         int            // places that are kept free for a call that counts for several
-	saved          time.Time      // when it was last asked for
-	since          int            // places given to other calls since the last such one
+	calls, heavies pool
 	pending        int            // credits that calls in flight may use
 	spending       map[string]int // the same by connection
 	slid           int64          // the slice up to which the credits are counted
@@ -92,6 +98,14 @@ type Governor struct {
 	unanswered                           int // pauses of either kind
 	pausedAt, heavyPausedAt              time.Time
 	lowered, heavyLowered                climb
+}
+
+// pool is what calls in flight count for: calls, or heavy ones.
+type pool struct {
+	taken  int       // by those in flight
+	saving int       // kept free for one that counts for several
+	saved  time.Time // when that was last asked for
+	since  int       // given to others since the last such one
 }
 
 // climb is when a lowered limit may be raised again.
@@ -151,7 +165,7 @@ func (g *Governor) Running() (all, heavy int) { return g.running, g.heavy }
 
 // Free is how many more calls may be in flight now, and how many more heavy ones.
 func (g *Governor) Free() (all, heavy int) {
-	return max(0, g.Places()-g.taken), max(0, g.heavyPlaces()-g.heavy)
+	return max(0, g.Places()-g.calls.taken), max(0, g.heavyPlaces()-g.heavies.taken)
 }
 
 // Foreign says how many calls of another worker may still be in flight.
@@ -166,9 +180,10 @@ func (g *Governor) May(now time.Time, a Ask) (Reason, time.Time) {
 	if reason, until := g.credit(now, a); reason != "" {
 		return reason, until
 	}
-	heavyFull := a.Heavy && g.heavy >= g.heavyPlaces()
+	lonely := g.foreign == 0
+	heavyFull := a.Heavy && g.heavies.full(now, a.heavies(), g.heavyPlaces(), lonely, true)
 	switch {
-	case g.full(now, a, heavyFull):
+	case g.calls.full(now, a.places(), g.Places(), lonely, !heavyFull):
 		return Full, time.Time{}
 	case heavyFull:
 		return HeavyFull, time.Time{}
@@ -179,24 +194,33 @@ func (g *Governor) May(now time.Time, a Ask) (Reason, time.Time) {
 // saveFor is how long places are kept free for a call that isn't asked for any more.
 const saveFor = time.Second
 
-// full reports whether there are no places for a call. One that needs several would
-// never find them where others take each that falls free: when those have had as many
-// since the last one, places are kept for it. Alone it may have all there are.
-func (g *Governor) full(now time.Time, a Ask, waits bool) bool {
-	places, free := a.places(), g.Places()-g.taken
-	if places == 1 {
-		if age := now.Sub(g.saved); g.running > 0 && age >= 0 && age < saveFor {
-			free -= g.saving
+// full reports whether of most places there are none for a call that counts for n. One
+// that needs several would never find them where others take each that falls free: when
+// those have had as many since the last one, places are kept for it, if save says so.
+// Alone it may have all there are, unless another worker may have calls in flight.
+func (p *pool) full(now time.Time, n, most int, lonely, save bool) bool {
+	free := most - p.taken
+	if n == 1 {
+		if age := now.Sub(p.saved); p.taken > 0 && age >= 0 && age < saveFor {
+			free -= p.saving
 		}
 		return free < 1
 	}
-	if free >= places || free > 0 && g.running == 0 && g.foreign == 0 {
+	if free >= n || free > 0 && p.taken == 0 && lonely {
 		return false
 	}
-	if !waits && g.since >= places {
-		g.saving, g.saved = places, now
+	if save && p.since >= n {
+		p.saving, p.saved = n, now
 	}
 	return true
+}
+
+// start counts a call that counts for n.
+func (p *pool) start(n int) {
+	p.taken += n
+	if p.since += n; n > 1 {
+		p.saving, p.since = 0, 0
+	}
 }
 
 // Pauses is May as far as it goes by pauses: for a call whose place is taken
@@ -217,10 +241,8 @@ func (g *Governor) Pauses(now time.Time, a Ask) (Reason, time.Time) {
 // Start counts a call that May allowed.
 func (g *Governor) Start(a Ask) {
 	g.running++
-	g.taken += a.places()
-	if g.since += a.places(); a.places() > 1 {
-		g.saving, g.since = 0, 0
-	}
+	g.calls.start(a.places())
+	g.heavies.start(a.heavies())
 	g.pending += a.Credits
 	g.spending[a.Connection] += a.Credits
 	if a.Heavy {
@@ -231,7 +253,8 @@ func (g *Governor) Start(a Ask) {
 // End counts a call that is over.
 func (g *Governor) End(a Ask) {
 	g.running--
-	g.taken -= a.places()
+	g.calls.taken -= a.places()
+	g.heavies.taken -= a.heavies()
 	g.pending -= a.Credits
 	if g.spending[a.Connection] -= a.Credits; g.spending[a.Connection] <= 0 {
 		delete(g.spending, a.Connection)
@@ -375,7 +398,7 @@ func (g *Governor) diagnose(now time.Time, a Ask, r Refusal) Cause {
 		return Credits
 	case g.unanswered >= escalate:
 		return Credits
-	case a.Heavy && g.heavy > 1 && g.heavyLimit()-g.heavy < g.Limit()-g.taken:
+	case a.Heavy && g.heavy > 1 && g.heavyLimit()-g.heavies.taken < g.Limit()-g.calls.taken:
 		return SubConcurrency // nearer to its limit than the org is to its own
 	}
 	return Concurrency
@@ -410,7 +433,7 @@ func (g *Governor) Refused(now time.Time, a Ask, r Refusal) (cause Cause, p Paus
 		g.heavyStrikes++
 		g.unanswered++
 		g.heavyPausedAt = now
-		g.state.HeavyLimit = g.heavyLowered.fall(now, g.heavyLimit(), g.heavy)
+		g.state.HeavyLimit = g.heavyLowered.fall(now, g.heavyLimit(), g.heavies.taken)
 		g.state.HeavyPause = g.state.HeavyPause.or(now, &Pause{Until: now.Add(brief(g.heavyStrikes, r)), Cause: what, For: cause})
 		return cause, *g.state.HeavyPause, false
 	}
@@ -429,7 +452,7 @@ func (g *Governor) Refused(now time.Time, a Ask, r Refusal) (cause Cause, p Paus
 		g.remember(now, min(left, max(0, r.Remaining)))
 		d = g.untilCredits(now, a, r)
 	} else {
-		g.state.Limit = g.lowered.fall(now, g.Limit(), g.taken+g.foreign)
+		g.state.Limit = g.lowered.fall(now, g.Limit(), g.calls.taken+g.foreign)
 		d = brief(g.strikes, r)
 	}
 	g.ramp = 1

@@ -652,33 +652,46 @@ func TestPauseIsNotShortened(t *testing.T) {
 func TestCallsOfSeveralPlaces(t *testing.T) {
 	t.Parallel()
 	big := Ask{Connection: "demo", Places: 5, Credits: 1}
-	for _, places := range []int{1, 3, 5, 12, 25} {
-		g := New(Limits{Places: places}, State{})
+	heavies := Ask{Connection: "demo", Heavy: true, Heavies: 6, Credits: 1}
+	for _, c := range []struct {
+		places, most int
+		big, small   Ask
+		weigh        func(Ask) int
+	}{
+		{1, 1, big, light, Ask.places},
+		{3, 3, big, light, Ask.places},
+		{5, 5, big, light, Ask.places},
+		{12, 12, big, light, Ask.places},
+		{25, 25, big, light, Ask.places},
+		{3, 3, heavies, heavy, Ask.heavies},
+		{25, HeavyPlaces, heavies, heavy, Ask.heavies},
+	} {
+		g := New(Limits{Places: c.places}, State{})
 		now, started := start, map[int]int{}
 		var flying []Ask
 		for turn := range 1000 {
 			now = now.Add(10 * time.Millisecond)
 			for i := range 4 {
-				a := []Ask{big, light, light, light}[(i+turn)%4]
+				a := []Ask{c.big, c.small, c.small, c.small}[(i+turn)%4]
 				if reason, _ := g.May(now, a); reason != "" {
 					continue
 				}
 				g.Start(a)
-				started[a.places()]++
+				started[c.weigh(a)]++
 				flying = append(flying, a)
 			}
 			taken := 0
 			for _, a := range flying {
-				taken += a.places()
+				taken += c.weigh(a)
 			}
-			if all, _ := g.Running(); all != len(flying) || taken > places && len(flying) > 1 {
-				t.Fatalf("%d places: %d taken by %d calls, %d counted", places, taken, len(flying), all)
+			if all, _ := g.Running(); all != len(flying) || taken > c.most && len(flying) > 1 {
+				t.Fatalf("%d of %d places taken by %d calls, %d counted", taken, c.most, len(flying), all)
 			}
 			g.End(flying[0])
 			flying = flying[1:]
 		}
-		if started[5]*30 < started[1] || started[1]*3 < started[5] {
-			t.Errorf("%d places: %v were started", places, started)
+		if big := started[c.weigh(c.big)]; big*30 < started[1] || started[1]*3 < big {
+			t.Errorf("%+v beside those that count for one: %v were started", c.big, started)
 		}
 	}
 	// Places are kept for one that is asked for, and no longer.
@@ -690,4 +703,10 @@ func TestCallsOfSeveralPlaces(t *testing.T) {
 	may(t, g, start.Add(saveFor), light, "")
 	g.Foreign(6)
 	may(t, g, start.Add(saveFor), big, Full)
+	// What falls free of one kind is of no use to a call that lacks the other.
+	g = New(Limits{Places: 20}, State{})
+	run(g, 5, heavy)
+	run(g, 14, light)
+	may(t, g, start, Ask{Heavy: true, Heavies: 6, Places: 5}, Full)
+	may(t, g, start, light, "")
 }

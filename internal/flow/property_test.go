@@ -38,15 +38,13 @@ func (o *orgAtZoho) arrive(now time.Time, a Ask) (cause Cause, remaining int64) 
 		cause = Credits
 	case o.running > 0 && o.running+a.places() > o.places || o.running >= o.places:
 		cause = Concurrency
-	case a.Heavy && o.sub >= o.heavy:
+	case a.Heavy && (o.sub > 0 && o.sub+a.heavies() > o.heavy || o.sub >= o.heavy):
 		cause = SubConcurrency
 	default:
 		left -= a.Credits
 		o.spent = append(o.spent, spending{now, a.Credits})
 		o.running += a.places()
-		if a.Heavy {
-			o.sub++
-		}
+		o.sub += a.heavies()
 	}
 	if remaining = int64(left); 2*left > o.credits {
 		remaining = -1 // Zoho doesn't say (zoho-facts 3.6)
@@ -91,6 +89,7 @@ func (c *client) draw() Ask {
 		Connection: rapid.SampledFrom([]string{"demo", "bounded"}).Draw(c.rt, "connection"),
 		Heavy:      rapid.Bool().Draw(c.rt, "heavy"),
 		Places:     rapid.SampledFrom([]int{0, 0, 0, 1, 5}).Draw(c.rt, "places of it"),
+		Heavies:    rapid.SampledFrom([]int{0, 0, 0, 1, 6}).Draw(c.rt, "heavies of it"),
 		Bulk:       rapid.Bool().Draw(c.rt, "bulk"),
 		Credits:    rapid.SampledFrom([]int{1, 1, 1, 10, 50}).Draw(c.rt, "credits"),
 	}
@@ -114,14 +113,15 @@ func (c *client) try(a Ask) bool {
 		c.rt.Fatalf("%d credits left, %d on the way, and %d more given", remaining, c.g.pending, a.Credits)
 	}
 	c.g.Start(a)
-	taken := a.places()
+	taken, heavies := a.places(), a.heavies()
 	for _, f := range c.flying {
 		taken += f.places()
+		heavies += f.heavies()
 	}
 	if most := min(c.g.Places(), c.limits.Places); taken > most && len(c.flying) > 0 {
 		c.rt.Fatalf("%d in flight, and one more: %d places taken of %d, %d configured", len(c.flying), taken, c.g.Places(), c.limits.Places)
 	}
-	if _, heavies := c.g.Running(); a.Heavy && heavies > min(c.g.heavyLimit(), HeavyPlaces) {
+	if a.Heavy && heavies > min(c.g.heavyLimit(), HeavyPlaces) && heavies > a.heavies() {
 		c.rt.Fatalf("%d heavy in flight of %d", heavies, c.g.heavyLimit())
 	}
 	f := flight{Ask: a, began: c.now, asks: asks}
@@ -146,9 +146,7 @@ func (c *client) land(i int, bare bool) {
 	c.flying = append(c.flying[:i], c.flying[i+1:]...)
 	if f.cause == "" {
 		c.org.running -= f.places()
-		if f.Heavy {
-			c.org.sub--
-		}
+		c.org.sub -= f.heavies()
 		// Counted when it is known.
 		c.spent[f.Connection] = append(c.spent[f.Connection], spending{c.now, f.Credits})
 		c.all = append(c.all, spending{c.now, f.Credits})
@@ -219,9 +217,7 @@ func TestLimitsHold(t *testing.T) {
 					f := c.flying[n-1]
 					c.flying = c.flying[:n-1]
 					c.org.running -= f.places()
-					if f.Heavy {
-						c.org.sub--
-					}
+					c.org.sub -= f.heavies()
 					c.spent[f.Connection] = append(c.spent[f.Connection], spending{c.now, f.Credits})
 					c.all = append(c.all, spending{c.now, f.Credits})
 					c.g.Spent(c.now, f.began, f.Connection, f.Credits, -1)

@@ -10,7 +10,7 @@ import (
 )
 
 // server is a stream of registers in memory, with the faults of a real one. Its
-// time is the process's, so that synctest rules it.
+// time is the process's, so that synctest rules it, and what its clock is ahead of that.
 type server struct {
 	jetstream.JetStream // what is not needed is nil
 
@@ -19,6 +19,7 @@ type server struct {
 	// fault is asked about every write.
 	fault func() fault
 	late  []*nats.Msg
+	ahead time.Duration
 }
 
 type fault int
@@ -31,6 +32,9 @@ const (
 	delayed        // it times out, and reaches the server later
 	faults         // how many there are
 )
+
+// now is what its clock says.
+func (s *server) now() time.Time { return time.Now().Add(s.ahead).Round(0) }
 
 func newServer() *server {
 	return &server{last: map[string]*jetstream.RawStreamMsg{}, fault: func() fault { return none }}
@@ -79,7 +83,7 @@ func (s *server) write(msg *nats.Msg) bool {
 		return false
 	}
 	s.seq++
-	s.last[msg.Subject] = &jetstream.RawStreamMsg{Subject: msg.Subject, Sequence: s.seq, Header: msg.Header, Data: msg.Data, Time: time.Now()}
+	s.last[msg.Subject] = &jetstream.RawStreamMsg{Subject: msg.Subject, Sequence: s.seq, Header: msg.Header, Data: msg.Data, Time: s.now()}
 	return true
 }
 

@@ -293,7 +293,7 @@ func (l *Ledger) standing(ctx context.Context, subject string, there record, ent
 			return ErrExpired
 		}
 		lease := time.Duration(there.LeaseMS) * time.Millisecond
-		if left := entry.Time.Add(lease).Sub(l.clock.Now()); left > 0 {
+		if left := lease - l.clock.Passed(entry.Time); left > 0 {
 			return &HeldError{Left: left}
 		}
 		there.State = closed

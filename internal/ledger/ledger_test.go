@@ -12,10 +12,14 @@ import (
 	"zoho-worker/internal/register"
 )
 
-// later moves what the clock takes for the server's time by d.
-func later(c *register.Clock, d time.Duration) {
+// later has ledgers that were opened when d had passed.
+func later(d time.Duration, ledgers ...*Ledger) {
+	clock := &register.Clock{}
 	now := time.Now()
-	c.Observe(now.Add(d), now, now)
+	clock.Observe(now.Add(d), now)
+	for _, l := range ledgers {
+		l.clock = clock
+	}
 }
 
 func start(t *testing.T) (jetstream.JetStream, *register.Clock) {
@@ -117,20 +121,20 @@ func TestLease(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	later(clock, time.Minute+margin-2*time.Second)
+	later(time.Minute+margin-2*time.Second, l, other)
 	wantHeld(t, other.Look(ctx, "demo", "1", digest), 2*time.Second)
 	// The holder may extend until somebody says that it is over.
-	later(clock, time.Hour)
+	later(time.Hour, l, other)
 	if err := claim.Extend(ctx); err != nil {
 		t.Fatal(err)
 	}
-	later(clock, 0)
+	later(0, l, other)
 	wantHeld(t, other.Look(ctx, "demo", "1", digest), time.Minute+margin)
-	later(clock, time.Hour)
+	later(time.Hour, l, other)
 	if _, err := other.Claim(ctx, "demo", "1", digest); !errors.Is(err, ErrExpired) {
 		t.Fatalf("claimed after the lease: %v", err)
 	}
-	later(clock, 0) // closed is closed, whatever a clock says
+	later(0, l, other) // closed is closed, whatever a clock says
 	if err := other.Look(ctx, "demo", "1", digest); !errors.Is(err, ErrExpired) {
 		t.Fatalf("looked at once it is closed: %v", err)
 	}
@@ -143,6 +147,36 @@ func TestLease(t *testing.T) {
 	if _, err := other.Claim(ctx, "demo", "1", [32]byte{2}); !errors.Is(err, ErrConflict) {
 		t.Fatalf("closed, with other content: %v", err)
 	}
+}
+
+// The server's clock is set while a request is being sent: its claim is neither over
+// before its time nor kept for longer than two leases.
+func TestServerClockSet(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		for _, d := range []time.Duration{-time.Hour, -30 * time.Second, 30 * time.Second, time.Hour} {
+			s, clock := newServer(), &register.Clock{}
+			l, other := Open(s, clock, time.Minute), Open(s, clock, time.Minute)
+			clock.Observe(s.now(), time.Now())
+			claim, err := l.Claim(t.Context(), "demo", "1", digest)
+			if err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(time.Second)
+			s.ahead = d
+			for claim.Permit() == nil {
+				clock.Observe(s.now(), time.Now())
+				if err := other.Look(t.Context(), "demo", "1", digest); !errors.As(err, new(*HeldError)) {
+					t.Fatalf("set by %s, %s before its holder's lease ends: %v", d, claim.Left(), err)
+				}
+				time.Sleep(time.Second)
+			}
+			time.Sleep(time.Minute + 2*margin)
+			if err := other.Look(t.Context(), "demo", "1", digest); !errors.As(err, new(*LostError)) {
+				t.Errorf("set by %s, long after its lease: %v", d, err)
+			}
+		}
+	})
 }
 
 // The holder's own lease begins before the exchange that wrote the claim, however long
@@ -185,12 +219,12 @@ func TestHolderThatWakesUp(t *testing.T) {
 		"released": func(c *Claim) error { return c.Release(ctx) },
 		"lost":     func(c *Claim) error { _, err := c.Lose(ctx); return err },
 	} {
-		later(clock, 0)
+		later(0, l, other)
 		sleeper, err := l.Claim(ctx, "demo", id, digest)
 		if err != nil {
 			t.Fatal(err)
 		}
-		later(clock, time.Hour)
+		later(time.Hour, l, other)
 		var lost *LostError
 		if err := other.Look(ctx, "demo", id, digest); !errors.As(err, &lost) {
 			t.Fatalf("%s: %v", id, err)
@@ -202,7 +236,7 @@ func TestHolderThatWakesUp(t *testing.T) {
 		if err := change(sleeper); !errors.Is(err, register.ErrConflict) {
 			t.Errorf("%s by its holder of before: %v", id, err)
 		}
-		later(clock, 0)
+		later(0, l, other)
 		wantHeld(t, l.Look(ctx, "demo", id, digest), time.Minute+margin)
 		if err := second.Extend(ctx); err != nil {
 			t.Errorf("%s, and its holder can't go on: %v", id, err)
@@ -292,7 +326,7 @@ func TestClose(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	later(clock, time.Hour)
+	later(time.Hour, l, other)
 	for range 2 {
 		if err := l.Close(ctx, "demo", "gone", digest); !errors.Is(err, ErrExpired) {
 			t.Fatalf("the worker that may have sent it is gone: %v", err)

@@ -14,7 +14,8 @@ import (
 
 // Two workers have the same request, as after a redelivery, and go through it
 // as package relay does, in steps. Between any two steps one may be suspended
-// or die, and any write may be lost, unacknowledged, falsely refused or late.
+// or die, any write may be lost, unacknowledged, falsely refused or late, and the
+// server's clock may be set.
 // Whatever happens, the request is sent at most once, and never after it was
 // answered. One with a probe is looked up when it was lost, and sent again where
 // it isn't there: it is carried out at most once, though Zoho may take as long
@@ -31,10 +32,11 @@ func TestSentOnceUnderFaults(t *testing.T) {
 				}
 				return fault(rapid.IntRange(0, int(faults)-1).Draw(rt, "fault"))
 			}
+			w.look()
 			workers := []*worker{{world: w}, {world: w}}
 			for range rapid.IntRange(20, 120).Draw(rt, "steps") {
 				who := workers[rapid.IntRange(0, 1).Draw(rt, "worker")]
-				switch rapid.SampledFrom([]string{"step", "step", "step", "step", "step", "step", "step", "step", "time", "time", "die", "late"}).Draw(rt, "what") {
+				switch rapid.SampledFrom([]string{"step", "step", "step", "step", "step", "step", "step", "step", "time", "time", "die", "late", "clock"}).Draw(rt, "what") {
 				case "step":
 					who.step()
 				case "time":
@@ -43,6 +45,9 @@ func TestSentOnceUnderFaults(t *testing.T) {
 					*who = worker{world: w}
 				case "late":
 					w.server.arrive()
+				case "clock":
+					w.server.ahead = rapid.SampledFrom([]time.Duration{-time.Hour, -8 * time.Second, 0, 8 * time.Second, time.Hour}).Draw(rt, "ahead")
+					w.look()
 				}
 				w.check()
 			}
@@ -76,6 +81,9 @@ type world struct {
 	reached  map[string]int
 }
 
+// look has the workers see what the server's clock says.
+func (w *world) look() { w.clock.Observe(w.server.now(), time.Now()) }
+
 // there reports whether a lookup finds the record.
 func (w *world) there() bool {
 	return slices.ContainsFunc(w.executed, func(at time.Time) bool { return !at.After(time.Now()) })
@@ -102,8 +110,9 @@ type worker struct {
 	at    string
 	claim *Claim
 	lost  *LostError
-	since time.Time // when its lookup began
-	found bool
+	// passed is how long it was lost when the lookup began.
+	passed time.Duration
+	found  bool
 }
 
 const call = 5 * time.Second
@@ -185,7 +194,7 @@ func (w *worker) step() {
 			w.lost, w.at = lost, "probe"
 		}
 	case "probe":
-		w.since, w.at = w.clock.Now(), "probed"
+		w.passed, w.at = w.clock.Passed(w.lost.Since), "probed"
 	case "probed":
 		w.found = w.there()
 		w.at = "settle"
@@ -196,7 +205,7 @@ func (w *worker) step() {
 			w.at = ""
 		case rapid.IntRange(0, 5).Draw(w.rt, "give up") == 0:
 			w.at = "seal"
-		case w.since.Before(w.lost.Since.Add(call)):
+		case w.passed < call:
 			w.note("too early to tell")
 			w.at = ""
 		default:

@@ -13,13 +13,31 @@ type Clock struct{ seen atomic.Pointer[sighting] }
 
 // sighting is the server's time at an instant, which has a monotonic reading: what
 // passes since is told by that.
-type sighting struct{ server, local time.Time }
-
-// Observe takes in that the server said it was server between the local
-// instants asked and heard.
-func (c *Clock) Observe(server, asked, heard time.Time) {
-	c.seen.Store(&sighting{server, asked.Add(heard.Sub(asked) / 2)})
+type sighting struct {
+	server, local time.Time
+	// set is when the server's clock was last found to have been set, the zero time
+	// where it never was, and reached the time that it had come to before.
+	set, reached time.Time
 }
+
+// jump is from what difference on the server's clock was set. Less may be the way
+// that its word took, and is no more than what a lease has to spare.
+const jump = 2 * time.Second
+
+// Observe takes in that the server said it was server, a moment before the local
+// instant heard.
+func (c *Clock) Observe(server, heard time.Time) {
+	now := &sighting{server: server, local: heard}
+	if before := c.seen.Load(); before != nil {
+		now.set, now.reached = before.set, before.reached
+		if expected := before.at(heard); server.Sub(expected).Abs() > jump {
+			now.set, now.reached = heard, expected
+		}
+	}
+	c.seen.Store(now)
+}
+
+func (s *sighting) at(local time.Time) time.Time { return s.server.Add(local.Sub(s.local)) }
 
 // Now is the server's time.
 func (c *Clock) Now() time.Time { return c.At(time.Now()) }
@@ -30,7 +48,26 @@ func (c *Clock) At(local time.Time) time.Time {
 	if seen == nil {
 		return local
 	}
-	return seen.server.Add(local.Sub(seen.local))
+	return seen.at(local)
+}
+
+// Passed is how much time has passed since the server stored something at then. Once
+// its clock was set that is no more than what has passed since, as far as is known, and
+// no less for what was stored before it was set back.
+func (c *Clock) Passed(then time.Time) time.Duration {
+	now, seen := time.Now(), c.seen.Load()
+	if seen == nil {
+		return now.Sub(then)
+	}
+	passed := seen.at(now).Sub(then)
+	switch since := now.Sub(seen.set); {
+	case seen.set.IsZero():
+		return passed
+	case passed < 0 && !then.After(seen.reached):
+		return since
+	default:
+		return min(passed, since)
+	}
 }
 
 // Left is for how long a lease still lasts that its holder began itself, and that

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -175,8 +176,8 @@ func TestClock(t *testing.T) {
 	if off := time.Until(c.Now()).Abs(); off > time.Minute {
 		t.Errorf("the zero clock is off by %s", off)
 	}
-	asked := time.Now()
-	c.Observe(asked.Add(time.Hour+time.Second), asked, asked.Add(2*time.Second))
+	now := time.Now()
+	c.Observe(now.Add(time.Hour), now)
 	if off := (time.Until(c.Now()) - time.Hour).Abs(); off > time.Minute {
 		t.Errorf("off by %s", off)
 	}
@@ -192,11 +193,43 @@ func TestClockSet(t *testing.T) {
 		var c register.Clock
 		now := time.Now()
 		then := natstest.Dated(now, d)
-		c.Observe(now.Round(0), then, then)
+		c.Observe(now.Round(0), then)
 		if off := time.Until(c.Now()).Abs(); off > time.Minute {
 			t.Errorf("set by %s: off by %s", -d, off)
 		}
 	}
+}
+
+// What passes by the server's clock is what has passed, also where that clock is set: then
+// it is never more than what has passed since, and of what was stored before no less.
+func TestServerClockSet(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		for _, d := range []time.Duration{-time.Hour, -10 * time.Second, 10 * time.Second, time.Hour} {
+			var c register.Clock
+			look := func(ahead time.Duration) { c.Observe(time.Now().Add(ahead).Round(0), time.Now()) }
+			want := func(what string, then time.Time, least, most time.Duration) {
+				t.Helper()
+				if passed := c.Passed(then); passed < least || passed > most {
+					t.Errorf("set by %s: %s have passed since %s, want %s to %s", d, passed, what, least, most)
+				}
+			}
+			look(0)
+			before := time.Now().Round(0)
+			time.Sleep(time.Minute)
+			look(time.Second) // which isn't set, but told late or early
+			want("a minute ago", before, time.Minute, time.Minute+time.Second)
+			look(d)
+			want("before it was set, right after", before, 0, 0)
+			after := time.Now().Add(d).Round(0)
+			time.Sleep(time.Minute)
+			look(d)
+			want("before it was set", before, time.Minute, time.Minute)
+			want("after it was set", after, time.Minute, time.Minute)
+			time.Sleep(time.Hour)
+			want("it was set, an hour later", after, time.Hour+time.Minute, time.Hour+time.Minute)
+		}
+	})
 }
 
 // A lease is over when either reading of the clock says so.

@@ -60,10 +60,13 @@ func (parts) Lookup(context.Context, string, string) (*Stored, error) { return n
 type says struct{ request, lookup zoho.Answer }
 
 func (s says) Do(_ context.Context, call *zoho.Call) *zoho.Answer {
-	if call.Once {
-		return &s.request
+	if !call.Once {
+		return &s.lookup
 	}
-	return &s.lookup
+	if call.Permit == nil || call.Permit() != nil || call.Timeout >= time.Minute {
+		panic("what is sent once has no permit, or more time than its claim")
+	}
+	return &s.request
 }
 
 // observed sums up what an org is told of calls.

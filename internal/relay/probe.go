@@ -25,7 +25,7 @@ const maxIn = 50
 // before, Zoho may still be at it. Zoho promises no bound; one call timeout after
 // the connection was cut is what the worker grants every other call.
 func (j *job) settle(ctx context.Context) (Result, bool) {
-	begun := j.Clock.Now()
+	passed := j.Clock.Passed(j.lost.Since) // when the first lookup began
 	for {
 		answer := j.look(ctx)
 		if answer == nil {
@@ -47,7 +47,7 @@ func (j *job) settle(ctx context.Context) (Result, bool) {
 			return j.unsettled(strings.TrimSpace(what)), false
 		}
 	}
-	quiet := j.lost.Since.Add(j.CallTimeout).Sub(begun)
+	quiet := j.CallTimeout - passed
 	switch {
 	case len(j.batch.pending()) == 0:
 		return j.conclude(verdict{action: deliver}), false

@@ -237,7 +237,7 @@ func (j *job) do(ctx context.Context) Result {
 		if j.Waited != "" {
 			return j.expired("while the request waited: " + j.Waited)
 		}
-		return j.expired("before it was sent to Zoho")
+		return j.expired(j.tried())
 	}
 	if j.Idle {
 		return j.wait(WaitPause, time.Second) // a clock went back, or its connection is known now
@@ -339,6 +339,9 @@ func (j *job) send(ctx context.Context) Result {
 				return result
 			}
 		}
+		if j.left() <= 0 { // a token may take a while
+			return j.expired(j.tried())
+		}
 		if j.once {
 			claiming, span := trace.Begin(ctx, "claim")
 			result, ok := j.secure(claiming)
@@ -364,10 +367,12 @@ func (j *job) send(ctx context.Context) Result {
 			// and send the records that failed for a passing reason again
 		case v.action == deliver, v.action == lost:
 			return j.conclude(v)
-		case v.action == hold && !j.alone():
-			// For how long is for whoever keeps the org's limits to say: it was told.
+		case v.action == hold:
 			j.Sendings.Attempts-- // it uses up none
-			return j.wait(WaitPause, 0)
+			if !j.alone() {
+				// For how long is for whoever keeps the org's limits to say: it was told.
+				return j.wait(WaitPause, 0)
+			}
 		case v.action == renew:
 			j.renewed = true
 			renewing, span := trace.Begin(ctx, "token")
@@ -384,7 +389,7 @@ func (j *job) send(ctx context.Context) Result {
 		}
 		switch {
 		case d >= j.left():
-			return j.expired(fmt.Sprintf("after %d attempts", j.Sendings.Attempts))
+			return j.expired(j.tried())
 		case d > maxPause:
 			return j.wait(WaitRetry, d)
 		}
@@ -571,12 +576,20 @@ func (j *job) expired(when string) Result {
 	return j.fail(code, message)
 }
 
+// tried says how far it came.
+func (j *job) tried() string {
+	if j.Sendings.Attempts == 0 {
+		return "before it was sent to Zoho"
+	}
+	return fmt.Sprintf("after %d attempts", j.Sendings.Attempts)
+}
+
 func (j *job) fail(code envelope.Code, message string) Result {
 	switch s := j.Sendings; {
 	case j.once || !j.writes():
 	case s.Doubt:
 		message += "; a sending of it that brought no answer may have been carried out"
-	case s.Elsewhere && s.Attempts == 0:
+	case s.Elsewhere:
 		message += "; whether it was sent before is not known"
 	}
 	response := j.response()

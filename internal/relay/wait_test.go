@@ -2,12 +2,15 @@ package relay
 
 import (
 	"context"
+	"log/slog"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"zoho-worker/internal/connection"
 	"zoho-worker/internal/envelope"
 	"zoho-worker/internal/ledger"
 	"zoho-worker/internal/register"
@@ -55,6 +58,38 @@ func TestLostWithoutTokenAtDeadline(t *testing.T) {
 	}
 }
 
+// What is answered by the worker itself says where the request may have been sent all the
+// same, and doesn't where that makes no difference, or can't be.
+func TestFailTellsOfSendings(t *testing.T) {
+	t.Parallel()
+	const doubt, elsewhere = "a sending of it that brought no answer may have been carried out", "whether it was sent before is not known"
+	for _, c := range []struct {
+		method   string
+		sendings Sendings
+		want     string
+	}{
+		{"PUT", Sendings{}, ""},
+		{"PUT", Sendings{Attempts: 3}, ""},
+		{"PUT", Sendings{Attempts: 3, Doubt: true}, doubt},
+		{"PUT", Sendings{Attempts: 3, Doubt: true, Elsewhere: true}, doubt},
+		{"PUT", Sendings{Elsewhere: true}, elsewhere},
+		{"PUT", Sendings{Attempts: 3, Elsewhere: true}, elsewhere}, // of its own nothing left
+		{"GET", Sendings{Attempts: 3, Doubt: true, Elsewhere: true}, ""},
+		{"POST", Sendings{Elsewhere: true}, ""}, // it would have a claim
+	} {
+		r := &envelope.Request{Method: c.method, Path: "/crm/v8/Leads"}
+		op := zoho.OperationOf(r.Method, r.Path)
+		j := &job{
+			Relay: &Relay{Options: Options{Clock: &register.Clock{}}}, once: !op.Repeatable,
+			Delivery: &Delivery{Request: r, Operation: op, Sendings: c.sendings},
+		}
+		said := j.fail(envelope.DeadlineExceeded, "the deadline passed").Response.Error.Message
+		if said != strings.TrimSuffix("the deadline passed; "+c.want, "; ") {
+			t.Errorf("%s, %+v: %q", c.method, c.sendings, said)
+		}
+	}
+}
+
 // Only a path to one record says which one is deleted.
 func TestDeletes(t *testing.T) {
 	t.Parallel()
@@ -77,6 +112,44 @@ func TestDeletes(t *testing.T) {
 			t.Errorf("%v is a record's id by an external field: %q", target, got)
 		}
 	}
+}
+
+// slow takes two seconds to get a token.
+type slow struct{ parts }
+
+func (slow) Token(ctx context.Context, c *connection.Connection) (token.Token, error) {
+	time.Sleep(2 * time.Second)
+	return parts{}.Token(ctx, c)
+}
+
+// A request whose deadline passes while a token is got for it is not sent.
+func TestDeadlineWhileATokenIsGot(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		for deadline, want := range map[time.Duration]envelope.Code{time.Second: envelope.DeadlineExceeded, 3 * time.Second: ""} {
+			for _, method := range []string{"GET", "PUT"} {
+				told := &observed{}
+				r := New(Options{
+					Connections: parts{}, Tokens: slow{}, Responses: parts{}, Clock: &register.Clock{}, CallTimeout: time.Minute,
+					Zoho: says{lookup: zoho.Answer{Status: 200}}, Logger: slog.New(slog.DiscardHandler), Metrics: prometheus.NewRegistry(),
+				})
+				request := &envelope.Request{ID: "late", Method: method, Path: "/crm/v8/settings/fields", Deadline: time.Now().Add(deadline)}
+				result := r.Do(t.Context(), &Delivery{
+					Observer: told, Connection: "demo", Request: request, Operation: zoho.OperationOf(method, request.Path), ReceivedAt: time.Now(),
+				})
+				var code envelope.Code
+				if result.Response == nil {
+					t.Fatalf("%+v", result)
+				}
+				if e := result.Response.Error; e != nil {
+					code = e.Code
+				}
+				if code != want || told.calls > 0 != (want == "") {
+					t.Errorf("%s with %s left: code %q, %d calls", method, deadline, code, told.calls)
+				}
+			}
+		}
+	})
 }
 
 // full has no room for another body.

@@ -163,7 +163,7 @@ func (e *entry) leaseLeft(c *claim) time.Duration {
 // measure takes in what must be added to this machine's clock to get the server's.
 func (s *Source) measure(offset time.Duration) {
 	now := s.options.Now()
-	s.clock.Observe(now.Add(offset).Round(0), now, now)
+	s.clock.Observe(now.Add(offset).Round(0), now)
 }
 
 // skew is what must be added to this machine's clock to get the server's, if it says now.

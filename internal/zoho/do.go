@@ -199,9 +199,9 @@ func appendHead(dst []byte, call *Call, host string) ([]byte, error) {
 		case strings.EqualFold(name, "Accept-Encoding"):
 			continue
 		case strings.EqualFold(name, "User-Agent"):
-			name, agent = "User-Agent", true
+			agent = true
 		case strings.EqualFold(name, "Content-Type"):
-			name, typed = "Content-Type", true
+			typed = true
 		case strings.EqualFold(name, "Range"):
 			encoding = "identity" // a part of a compressed body can't be undone
 		}

@@ -47,7 +47,7 @@ func TestRequestOnTheWire(t *testing.T) {
 			"headers of the caller", func(c *Call) {
 				c.Headers = []envelope.Header{{Name: "X-EXTERNAL", Value: "Leads.Ext"}, {Name: "feature", Value: "bulk-write"}, {Name: "content-type", Value: "text/csv"}, {Name: "user-agent", Value: "mine"}, {Name: "accept-encoding", Value: "br"}}
 			},
-			[]string{"X-EXTERNAL: Leads.Ext", "feature: bulk-write", "Content-Type: text/csv", "User-Agent: mine", "Accept-Encoding: gzip"},
+			[]string{"X-EXTERNAL: Leads.Ext", "feature: bulk-write", "content-type: text/csv", "user-agent: mine", "Accept-Encoding: gzip"},
 			[]string{"application/json", "zoho-worker", "br", "Go-http-client"},
 		},
 		{"range", func(c *Call) {

@@ -1,6 +1,7 @@
 package zoho
 
 import (
+	"encoding/json"
 	"math"
 	"strconv"
 	"strings"
@@ -14,11 +15,13 @@ type Weight struct {
 	Credits int
 	// Heavy says that it counts against the sub-concurrency (zoho-facts 3.3).
 	Heavy bool
-	// Places are the calls in flight that it counts for; 0: one.
-	Places int
+	// Places are the calls in flight that it counts for, and Heavies, if it is Heavy,
+	// those of the heavy ones; 0: one.
+	Places, Heavies int
 }
 
-// compositePlaces is what a composite counts for, whatever is in it (zoho-facts 3.3).
+// compositePlaces is what a composite counts for, whatever is in it (zoho-facts 3.3),
+// and the most calls that can be in it (zoho-facts 4.4).
 const compositePlaces = 5
 
 // heavyRecords is from how many records on a write is light (zoho-facts 3.3:
@@ -36,10 +39,39 @@ const (
 // in the object store isn't seen yet: it is too large for a message, so it weighs
 // as much as its operation can.
 func (o Operation) Weigh(r *envelope.Request) Weight {
-	if r.Body.Kind == envelope.ObjectBody {
-		return o.weigh(r.RawQuery, nil, true)
+	unseen := r.Body.Kind == envelope.ObjectBody
+	w := o.weigh(r.RawQuery, r.Body.Data, unseen)
+	if o.Name == "composite" {
+		w.Places, w.Heavies = compositePlaces, 1+compositePlaces
+		if !unseen {
+			w.Heavies = 1 + heavyWithin(r.Body.Data)
+		}
 	}
-	return o.weigh(r.RawQuery, r.Body.Data, false)
+	return w
+}
+
+// heavyWithin is how many of the calls in a composite are heavy: each counts for itself
+// (zoho-facts 3.3). What can't be read Zoho won't carry out.
+func heavyWithin(body []byte) (n int) {
+	var composite struct {
+		Calls []struct {
+			Method string                     `json:"method"`
+			URI    string                     `json:"uri"`
+			Params map[string]json.RawMessage `json:"params"`
+			Body   json.RawMessage            `json:"body"`
+		} `json:"__composite_requests"`
+	}
+	_ = json.Unmarshal(body, &composite)
+	for _, c := range composite.Calls {
+		path, query, _ := strings.Cut(c.URI, "?")
+		for name := range c.Params {
+			query += "&" + name
+		}
+		if OperationOf(c.Method, path).weigh(query, c.Body, false).Heavy {
+			n++
+		}
+	}
+	return min(n, compositePlaces)
 }
 
 // Cost is what a call of r, a request of the operation, costs of the org's
@@ -72,7 +104,6 @@ func (o Operation) weigh(rawQuery string, body []byte, unseen bool) Weight {
 	case "records.mass_delete":
 		w.Credits = perEach(max(count("ids", mostTagged), idsOf(rawQuery)), 100)
 	case "composite":
-		w.Places = compositePlaces
 		if unseen || envelope.IsTrue(body, "rollback_on_fail") {
 			w.Credits = 2
 		}

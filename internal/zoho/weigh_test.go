@@ -96,12 +96,41 @@ func TestWeigh(t *testing.T) {
 		if row.body != "" {
 			r.Body = envelope.Body{Kind: envelope.JSONBody, Data: []byte(row.body)}
 		}
-		places := 0
+		want := Weight{Credits: row.credits, Heavy: row.heavy}
 		if strings.HasSuffix(row.path, "__composite_requests") {
-			places = 5 // calls in flight, zoho-facts 3.3
+			want.Places, want.Heavies = 5, 1 // calls in flight, zoho-facts 3.3
 		}
-		if w := OperationOf(r.Method, r.Path).Weigh(r); w != (Weight{Credits: row.credits, Heavy: row.heavy, Places: places}) || OperationOf(r.Method, r.Path).Cost(r, []byte(row.body)) != row.credits {
+		if w := OperationOf(r.Method, r.Path).Weigh(r); w != want || OperationOf(r.Method, r.Path).Cost(r, []byte(row.body)) != row.credits {
 			t.Errorf("%s %s?%s %.60s: %+v, want %d %v", row.method, row.path, row.query, row.body, w, row.credits, row.heavy)
+		}
+	}
+}
+
+// Each heavy call within a composite counts for itself.
+func TestWeighComposite(t *testing.T) {
+	t.Parallel()
+	twelve := `{"data":[` + strings.TrimSuffix(strings.Repeat(`{},`, 12), ",") + `]}`
+	for _, c := range []struct {
+		calls   string
+		heavies int
+	}{
+		{`{"method":"GET","uri":"/crm/v8/Leads"},{"method":"GET","uri":"/crm/v8/Leads/search","params":{"sort_by":"id"}}`, 1},
+		{`{"method":"POST","uri":"/crm/v8/coql","body":{"select_query":"select id from Leads"}},{"method":"GET","uri":"/crm/v8/Leads?sort_by=id"}`, 3},
+		{`{"method":"GET","uri":"/crm/v8/Leads","params":{"fields":"id","cvid":5}},{"method":"POST","uri":"/crm/v8/Leads","body":` + twelve + `}`, 3},
+		{`{"method":"POST","uri":"/crm/v8/Leads/@{1:$.data[0].details.id}/actions/convert","params":5},{"method":7,"uri":"/crm/v8/coql"}`, 2},
+		{strings.TrimSuffix(strings.Repeat(`{"method":"POST","uri":"/crm/v8/coql"},`, 9), ","), 6},
+	} {
+		r := &envelope.Request{Method: "POST", Path: "/crm/v8/__composite_requests"}
+		body := []byte(`{"__composite_requests":[` + c.calls + `],"parallel_execution":true}`)
+		for _, kind := range []envelope.BodyKind{envelope.JSONBody, envelope.TextBody, envelope.ObjectBody} {
+			r.Body = envelope.Body{Kind: kind, Data: body}
+			want := Weight{Credits: 1, Heavy: true, Places: 5, Heavies: c.heavies}
+			if kind == envelope.ObjectBody { // unseen
+				want.Credits, want.Heavies = 2, 6
+			}
+			if w := OperationOf(r.Method, r.Path).Weigh(r); w != want {
+				t.Errorf("%.60s, kind %v: %+v, want %+v", c.calls, kind, w, want)
+			}
 		}
 	}
 }

@@ -44,41 +44,47 @@ func (r *rig) judged(places, heavy int) {
 	}
 }
 
-// A composite counts for five calls in flight. Many of them beside many others: Zoho has
-// to refuse none, and neither waits for all of the other.
+// A composite counts for five calls in flight, and the heavy ones within it for heavy ones
+// besides. Many of them beside many others: Zoho has to refuse none, and neither waits for
+// all of the other.
 func TestComposites(t *testing.T) {
 	t.Parallel()
-	r := newRig(t, zohotest.Options{})
-	r.limited(zohotest.Limits{Concurrency: 12, SubConcurrency: 10})
-	r.Zoho.SetLatency(50 * time.Millisecond)
-	composite := func(id string) doc {
-		return doc{"id": id, "method": "POST", "url": "/v8/__composite_requests", "body": doc{"__composite_requests": []doc{
-			{"sub_request_id": "1", "method": "GET", "uri": "/crm/v8/Leads", "params": doc{"fields": "Last_Name"}},
-		}}}
-	}
-	const each = 60
-	for i := range each {
-		r.publish("demo", composite(fmt.Sprint("composite-", i)))
-		for n := range 5 {
-			r.publish("demo", list(fmt.Sprint("list-", i, "-", n)))
-		}
-	}
-	r.worker()
-	var order []string
-	for id, got := range r.awaitEach("demo", 6*each, func(got *envelope.Response) { order = append(order, got.ID) }) {
-		if got.Status/100 != 2 || got.Attempts != 1 {
-			t.Errorf("%s: %s", id, got.AppendJSON(nil))
-		}
-	}
-	r.judged(12, 10)
-	half := 0
-	for _, id := range order[:len(order)/2] {
-		if strings.HasPrefix(id, "composite") {
-			half++
-		}
-	}
-	if half < each/4 || half > each*3/4 {
-		t.Errorf("%d of %d composites are in the first half", half, each)
+	light := doc{"sub_request_id": "1", "method": "GET", "uri": "/crm/v8/Leads", "params": doc{"fields": "Last_Name"}}
+	sorted := doc{"sub_request_id": "2", "method": "GET", "uri": "/crm/v8/Leads", "params": doc{"fields": "Last_Name", "sort_by": "id"}}
+	query := doc{"sub_request_id": "3", "method": "POST", "uri": "/crm/v8/coql", "body": coql("")["body"]}
+	for places, within := range map[int][]doc{12: {light}, 25: {light, sorted, query}} {
+		t.Run(fmt.Sprint(len(within)), func(t *testing.T) {
+			t.Parallel()
+			r := newRig(t, zohotest.Options{})
+			r.limited(zohotest.Limits{Concurrency: places, SubConcurrency: 10})
+			r.Zoho.SetLatency(50 * time.Millisecond)
+			const each = 60
+			for i := range each {
+				r.publish("demo", doc{
+					"id": fmt.Sprint("composite-", i), "method": "POST", "url": "/v8/__composite_requests", "body": doc{"__composite_requests": within},
+				})
+				for n := range 5 {
+					r.publish("demo", list(fmt.Sprint("list-", i, "-", n)))
+				}
+			}
+			r.worker()
+			var order []string
+			for id, got := range r.awaitEach("demo", 6*each, func(got *envelope.Response) { order = append(order, got.ID) }) {
+				if got.Status/100 != 2 || got.Attempts != 1 {
+					t.Errorf("%s: %s", id, got.AppendJSON(nil))
+				}
+			}
+			r.judged(places, 10)
+			half := 0
+			for _, id := range order[:len(order)/2] {
+				if strings.HasPrefix(id, "composite") {
+					half++
+				}
+			}
+			if half < each/4 || half > each*3/4 {
+				t.Errorf("%d of %d composites are in the first half", half, each)
+			}
+		})
 	}
 }
 

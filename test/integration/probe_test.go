@@ -373,7 +373,11 @@ func TestRetryFailedRecordsInTrouble(t *testing.T) {
 	lockLast("limit", 1)
 	r.Zoho.Inject(strikes(zohotest.TooManyRequests(zohotest.Concurrency), "limit"))
 	r.Zoho.Inject(strikes(zohotest.InvalidToken(), "limit"))
-	r.wantWhole(ask("limit", nil), "limit-000", "limit-001", "limit-002")
+	response = ask("limit", nil)
+	r.wantWhole(response, "limit-000", "limit-001", "limit-002")
+	if response.Attempts != 3 {
+		t.Errorf("%d attempts: a 429 is none", response.Attempts)
+	}
 	// The deadline ends it: Zoho's last word counts.
 	lockLast("late", -1)
 	response = ask("late", doc{"deadline": time.Now().Add(3 * time.Second).UTC().Format(time.RFC3339Nano)})

@@ -298,8 +298,7 @@ func (f *Follower) info(ctx context.Context) (*jetstream.StreamInfo, error) {
 	}
 	heard := f.options.Now()
 	info := stream.CachedInfo()
-	now := time.Now()
-	f.clock.Observe(info.TimeStamp, now, now) // it was so when the server answered
+	f.clock.Observe(info.TimeStamp, time.Now())
 	f.age(info.Config.MaxAge)
 	if f.options.Measured != nil && !info.TimeStamp.IsZero() {
 		f.options.Measured(info.TimeStamp.Sub(asked.Add(heard.Sub(asked) / 2)))

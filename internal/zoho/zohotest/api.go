@@ -219,18 +219,36 @@ func (x *exchange) modules() *result {
 	return reply(http.StatusOK, "", params{"modules": list})
 }
 
+// composite is several calls in one.
+type composite struct {
+	Requests []subRequest `json:"__composite_requests"`
+}
+
+type subRequest struct {
+	ID      string            `json:"sub_request_id"`
+	Method  string            `json:"method"`
+	URI     string            `json:"uri"`
+	Params  map[string]any    `json:"params"`
+	Headers map[string]string `json:"headers"`
+	Body    json.RawMessage   `json:"body"`
+}
+
+// target is what it calls.
+func (r subRequest) target() (path, rawQuery string, err error) {
+	u, err := url.Parse(r.URI)
+	if err != nil {
+		return "", "", err
+	}
+	q := u.Query()
+	for name, v := range r.Params {
+		q.Set(name, fmt.Sprint(v))
+	}
+	return u.Path, q.Encode(), nil
+}
+
 // composite runs up to five calls one after another. rollback_on_fail is not simulated.
 func (x *exchange) composite() *result {
-	var body struct {
-		Requests []struct {
-			ID      string            `json:"sub_request_id"`
-			Method  string            `json:"method"`
-			URI     string            `json:"uri"`
-			Params  map[string]any    `json:"params"`
-			Headers map[string]string `json:"headers"`
-			Body    json.RawMessage   `json:"body"`
-		} `json:"__composite_requests"`
-	}
+	var body composite
 	if err := decode(x.body, &body); err != nil {
 		return notJSON()
 	}
@@ -246,16 +264,12 @@ func (x *exchange) composite() *result {
 	var rows []any
 	failed := 0
 	for _, r := range body.Requests {
-		u, err := url.Parse(r.URI)
-		if err != nil || strings.Contains(u.Path, "__composite_requests") {
+		path, query, err := r.target()
+		if err != nil || strings.Contains(path, "__composite_requests") {
 			return noSuchURL()
 		}
-		q := u.Query()
-		for name, v := range r.Params {
-			q.Set(name, fmt.Sprint(v))
-		}
 		sub := &exchange{s: x.s, r: x.r, user: x.user, org: x.org, access: x.access, body: r.Body}
-		sub.call = Call{Endpoint: API, Method: r.Method, Path: u.Path, RawQuery: q.Encode(), Header: http.Header{}}
+		sub.call = Call{Endpoint: API, Method: r.Method, Path: path, RawQuery: query, Header: http.Header{}}
 		for name, v := range r.Headers {
 			sub.call.Header.Set(name, v)
 		}

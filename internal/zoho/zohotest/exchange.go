@@ -31,7 +31,7 @@ type exchange struct {
 	grant    *grant            // token endpoint: whose refresh token it is
 	refused  *result           // decided before execution: 401, 413, 429
 	version  int
-	heavy    bool      // counted as sub-concurrent
+	heavies  int       // counted as sub-concurrent
 	counted  bool      // counted as in flight
 	places   int       // that it counts for then
 	working  bool      // counted as in flight and not refused

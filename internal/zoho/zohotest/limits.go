@@ -158,7 +158,7 @@ func (x *exchange) enter() {
 	c.InFlight++
 	c.HighestInFlight = max(c.HighestInFlight, c.InFlight)
 	x.places = 1
-	if strings.HasSuffix(x.call.Path, "/__composite_requests") {
+	if isComposite(x.call.Path) {
 		x.places = compositePlaces
 	}
 	o.taken += x.places
@@ -179,6 +179,10 @@ func (x *exchange) admit() {
 		return
 	}
 	price, heavy := weigh(x.call.Method, x.call.Path, x.call.RawQuery, x.body)
+	heavies := heavyWithin(x.call.Path, x.body)
+	if heavy {
+		heavies++
+	}
 	now := x.s.now()
 	o.gate.Lock()
 	defer o.gate.Unlock()
@@ -189,17 +193,15 @@ func (x *exchange) admit() {
 	case o.Credits > 0 && o.used+price > o.Credits:
 		c.Refused.Credits++
 		x.refused = x.s.tooMany(CreditsExhausted)
-	case heavy && o.SubConcurrency > 0 && c.Heavy >= o.SubConcurrency:
+	case heavy && o.SubConcurrency > 0 && c.Heavy+heavies > o.SubConcurrency && c.Heavy > 0:
 		c.Refused.SubConcurrency++
 		x.refused = x.s.tooMany(SubConcurrency)
 	default:
 		o.spend(now, price)
 		c.CreditsCharged += price
-		if heavy {
-			x.heavy = true
-			c.Heavy++
-			c.HighestHeavy = max(c.HighestHeavy, c.Heavy)
-		}
+		x.heavies = heavies
+		c.Heavy += heavies
+		c.HighestHeavy = max(c.HighestHeavy, c.Heavy)
 		return
 	}
 	x.working = false
@@ -219,9 +221,7 @@ func (o *org) leave(x *exchange) {
 	if x.working {
 		o.working--
 	}
-	if x.heavy {
-		o.count.Heavy--
-	}
+	o.count.Heavy -= x.heavies
 }
 
 // spend notes credits as used. The gate is locked.
@@ -339,6 +339,24 @@ func weigh(method, path, rawQuery string, body []byte) (credits int, heavy bool)
 	}
 	return 1, false
 }
+
+// heavyWithin is how many heavy calls there are within a composite (zoho-facts 3.3).
+func heavyWithin(path string, body []byte) (n int) {
+	var c composite
+	if !isComposite(path) || json.Unmarshal(body, &c) != nil {
+		return 0
+	}
+	for _, r := range c.Requests {
+		if path, query, err := r.target(); err == nil {
+			if _, heavy := weigh(r.Method, path, query, r.Body); heavy {
+				n++
+			}
+		}
+	}
+	return n
+}
+
+func isComposite(path string) bool { return strings.HasSuffix(path, "/__composite_requests") }
 
 var notModules = []string{"settings", "users", "org", "files", "functions", "upload"}
 

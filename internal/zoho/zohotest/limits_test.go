@@ -122,6 +122,39 @@ func TestHeavyPlacesAreHeldWhileInFlight(t *testing.T) {
 	}
 }
 
+// Each heavy call within a composite counts for itself, and the composite, too.
+func TestHeavyWithinComposite(t *testing.T) {
+	t.Parallel()
+	b := newBox(t, func(_ *Options, org *Org) { org.Concurrency, org.SubConcurrency = 25, 7 })
+	const composite = `{"__composite_requests":[
+		{"sub_request_id":"1","method":"POST","uri":"/crm/v8/coql","body":{"select_query":"select id from Leads"}},
+		{"sub_request_id":"2","method":"GET","uri":"/crm/v8/Leads","params":{"fields":"id","sort_by":"id"}},
+		{"sub_request_id":"3","method":"GET","uri":"/crm/v8/Leads?fields=id&cvid=1"},
+		{"sub_request_id":"4","method":"GET","uri":"/crm/v8/Leads?fields=id"}]}`
+	hold := b.Hold(BodyRead, Match{Method: "POST", Path: "/crm/v8/__composite_requests"})
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		if r := b.call("POST", "/crm/v8/__composite_requests", composite); r.status/100 != 2 {
+			t.Error(r.status, r.body)
+		}
+	})
+	<-hold.Reached()
+	if c := b.Counts(demoOrg); c.Heavy != 4 || c.InFlight != 1 {
+		t.Errorf("%+v", c)
+	}
+	wg.Go(func() {
+		if r := b.call("POST", "/crm/v8/__composite_requests", composite); r.status != 429 || !strings.Contains(r.body, "sub-concurrency") {
+			t.Error(r.status, r.body)
+		}
+	})
+	<-hold.Reached()
+	hold.Release()
+	wg.Wait()
+	if c := b.Counts(demoOrg); c.Heavy != 0 || c.HighestHeavy != 4 {
+		t.Errorf("%+v", c)
+	}
+}
+
 // A composite counts for five calls in flight, unless it is alone.
 func TestCompositeTakesFivePlaces(t *testing.T) {
 	t.Parallel()
