@@ -31,6 +31,7 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sync/semaphore"
 
 	"zoho-worker/internal/connection"
 	"zoho-worker/internal/envelope"
@@ -103,11 +104,12 @@ type Consumer struct {
 	runners   *runners
 	metrics   *metrics
 	census    census
-	consumers atomic.Int64  // of the stream, when it was last looked at
-	crowded   atomic.Int64  // Unix time when it took no more of them
-	eras      atomic.Uint64 // signs that the stream may be another one, see era
-	strangers chan struct{} // one for each connection nobody knows that is answered for
-	dock      chan struct{} // one for the accused request that is tried
+	consumers atomic.Int64        // of the stream, when it was last looked at
+	crowded   atomic.Int64        // Unix time when it took no more of them
+	eras      atomic.Uint64       // signs that the stream may be another one, see era
+	strangers chan struct{}       // one for each connection nobody knows that is answered for
+	dock      chan struct{}       // one for the accused request that is tried
+	storing   *semaphore.Weighted // calls that are being stored
 	stream    jetstream.Stream
 
 	pulling  context.Context // ends when the worker stops taking requests
@@ -151,6 +153,7 @@ func New(o Options) *Consumer {
 		orgs: map[string]*org{}, taking: map[string]map[laneKey]bool{}, leaving: map[string]bool{}, answering: map[string]bool{},
 		backlog: map[string]*expiry{}, woken: map[laneKey]time.Time{},
 		soon: make(chan struct{}, 1), strangers: make(chan struct{}, strangersAtOnce), dock: make(chan struct{}, 1),
+		storing: semaphore.NewWeighted(callsAtOnce),
 	}
 	c.leases = lease.New(lease.Options{
 		JS: c.JetStream, Term: c.Term, About: c.session, Changed: c.leaseChanged, Lost: c.lost, Logger: c.Logger,
@@ -244,6 +247,7 @@ func (c *Consumer) Stop(ctx context.Context) {
 		c.handOver(ctx, orgs)
 		c.loops.Wait()
 		c.requests.Wait()
+		c.awaitCalls(ctx)
 		close(done)
 	}()
 	select {
