@@ -138,7 +138,7 @@ func (o *org) close() {
 
 // refresh brings the org up to date with the records of its connections.
 func (o *org) refresh() {
-	limits := o.directory.limits(o.name)
+	limits, window := o.directory.limits(o.name), o.window()
 	o.mu.Lock()
 	o.flow.Configure(limits)
 	var back []*entry
@@ -146,7 +146,9 @@ func (o *org) refresh() {
 		if !usable(o.directory.member(o.name, k.connection)) {
 			back = append(back, l.shut()...)
 			delete(o.lanes, k)
+			continue
 		}
+		l.resize(window)
 	}
 	if len(o.lanes) == 0 && o.quiet.IsZero() {
 		o.quiet = time.Now()
