@@ -1,6 +1,7 @@
 package consumer
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -542,45 +543,38 @@ func (o *org) foreign() int {
 	return n
 }
 
-// shut closes the lane and returns what is in hand and not begun, in order. The
-// org's lock is held.
-func (l *lane) shut() []*entry {
-	if l.closed {
+// shut closes lanes and returns what is in hand of them and not begun, in order. The
+// lock is held.
+func (o *org) shut(lanes []*lane) (back []*entry) {
+	shut := map[*lane]bool{}
+	for _, l := range lanes {
+		if l.closed {
+			continue
+		}
+		shut[l], l.closed = true, true
+		l.nudge()
+		if l.pulls != nil {
+			l.pulls.end()
+		}
+		l.light, l.heavy, l.suspects, l.behind, l.chained = nil, nil, nil, nil, 0
+	}
+	if len(shut) == 0 {
 		return nil
 	}
-	l.closed = true
-	l.nudge()
-	if l.pulls != nil {
-		l.pulls.end()
-	}
-	var back []*entry
-	for _, e := range l.org.hand.of(l.org) {
-		if e.lane != l || e.running {
+	for _, e := range o.hand.of(o) {
+		if !shut[e.lane] || e.running {
 			continue
 		}
 		if e.timer != nil {
 			e.timer.Stop()
 			e.timer = nil
 		}
+		o.hand.leave(e)
+		e.lane.inHand--
+		e.lane.bytes -= e.size
+		o.unchain(e)
 		back = append(back, e)
 	}
-	slices.SortFunc(back, func(a, b *entry) int {
-		if a.sequence < b.sequence {
-			return -1
-		}
-		return 1
-	})
-	l.light, l.heavy, l.suspects, l.behind, l.chained = nil, nil, nil, nil, 0
-	for _, e := range back {
-		l.org.hand.leave(e)
-		l.inHand--
-		l.bytes -= e.size
-		if c := l.org.chains[e.key]; e.key != "" && c != nil {
-			c.waiting = slices.DeleteFunc(c.waiting, func(w *entry) bool { return w == e })
-			if len(c.waiting) == 0 && !l.org.chained(e.key) {
-				delete(l.org.chains, e.key)
-			}
-		}
-	}
+	slices.SortFunc(back, func(a, b *entry) int { return cmp.Compare(a.sequence, b.sequence) })
 	return back
 }
