@@ -148,7 +148,7 @@ func (c *Consumer) find(ctx context.Context, o *org) (found map[laneKey]bool, al
 	}
 	all = true
 	for k := range found {
-		if !o.inherited || !usable(c.directory.member(o.name, k.connection)) {
+		if !o.inherited || !usable(c.directory.member(o.name, k.connection)) || o.hasCounted(k) {
 			continue
 		}
 		there, err := c.stream.Consumer(ctx, k.durable())
@@ -166,6 +166,14 @@ func (c *Consumer) find(ctx context.Context, o *org) (found map[laneKey]bool, al
 		}
 	}
 	return found, all
+}
+
+// hasCounted reports whether what the worker before has in hand of a lane was counted.
+func (o *org) hasCounted(k laneKey) bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	_, before := o.before[k]
+	return before || o.counted[k]
 }
 
 // session is what this worker says of itself to the others.
@@ -387,7 +395,7 @@ func (c *Consumer) tidy(ctx context.Context) {
 			if o.foreign() == 0 {
 				settled = append(settled, o)
 			}
-		case !o.quiet.IsZero() && time.Since(o.quiet) > quietFor:
+		case !o.quiet.IsZero() && time.Since(o.quiet) > quietFor && !c.hasRequests(o):
 			quiet = append(quiet, o)
 		}
 		due := time.Since(o.saved) > saveEvery && (o.unsaved || o.flow.Changed())
@@ -409,6 +417,12 @@ func (c *Consumer) tidy(ctx context.Context) {
 		c.Logger.Info("org handed to a worker with less to do", "queue", o.name)
 		c.giveUp(ctx, o, to)
 	}
+}
+
+// hasRequests reports whether the stream had requests of the org at the last look: those
+// of a revoked connection have no lane, and their deadlines are kept here.
+func (c *Consumer) hasRequests(o *org) bool {
+	return slices.ContainsFunc(c.directory.names(o.name), func(name string) bool { return c.waiting[name] > 0 })
 }
 
 // lighter is the session of a worker that should have one of this worker's orgs,
