@@ -300,8 +300,9 @@ func (c *Consumer) serving(queue string, k laneKey) bool {
 
 // woke hears that a lane has a request whose org this worker may serve.
 func (c *Consumer) woke(rest string) {
-	if k, ok := parseLane(rest); ok {
-		c.serving(c.directory.queue(k.connection), k)
+	k, ok := parseLane(rest)
+	if queue := c.directory.queue(k.connection); ok && !c.serving(queue, k) && c.leases.Mine(queue) {
+		c.take(queue, k) // it was closed, and could not be released
 	}
 }
 
