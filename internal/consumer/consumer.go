@@ -389,9 +389,16 @@ func (c *Consumer) sleep(d time.Duration) {
 
 // lookOut is the safety net: it finds work that nobody told this worker of.
 func (c *Consumer) lookOut() {
+	// Each has its own time: none goes short because of the one before it.
+	bounded := func(do func(context.Context) error) error {
+		ctx, cancel := context.WithTimeout(c.pulling, 10*time.Second)
+		defer cancel()
+		return do(ctx)
+	}
+	var pause time.Duration
 	for {
 		// Workers that started together should not look together.
-		timer := time.NewTimer(min(c.Look*3/4+rand.N(c.Look/2), c.untilDue()))
+		timer := time.NewTimer(min(c.Look*3/4+rand.N(c.Look/2), max(c.untilDue(), pause)))
 		select {
 		case <-c.pulling.Done():
 			timer.Stop()
@@ -401,14 +408,16 @@ func (c *Consumer) lookOut() {
 			timer.Stop()
 			c.sleep(gather)
 		}
-		ctx, cancel := context.WithTimeout(c.pulling, 10*time.Second)
-		if err := c.look(ctx); err != nil && c.pulling.Err() == nil {
+		pause = 0
+		if err := bounded(c.look); err != nil && c.pulling.Err() == nil {
 			c.Logger.Warn("no look at the stream", "err", err)
 		}
-		c.expire(ctx)
-		c.tidy(ctx)
+		if err := bounded(c.expire); err != nil && c.pulling.Err() == nil {
+			c.Logger.Warn("deadlines not watched", "err", err)
+			pause = time.Second // what is due stays so
+		}
+		_ = bounded(func(ctx context.Context) error { c.tidy(ctx); return nil })
 		c.tellWaits()
-		cancel()
 	}
 }
 
