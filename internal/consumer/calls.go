@@ -55,9 +55,48 @@ func guarded(handle micro.HandlerFunc) micro.HandlerFunc {
 	}
 }
 
-// accept stores a call as a request. It answers only what can't be stored, and that
-// no more than any other request where the worker may not answer.
+// callsAtOnce bounds the calls that are being stored. Each waits for a PubAck, which on
+// three replicas takes some milliseconds; each holds its request, which may be as large
+// as a message.
+const callsAtOnce = 64
+
+// accept has a call stored beside those that came before it: one after the other they
+// would be one for each round trip. Where there are too many it waits, and those that
+// come meanwhile with it.
 func (c *Consumer) accept(call micro.Request) {
+	if c.storing.Acquire(c.calling, 1) != nil {
+		c.store(call) // nothing is stored any more: says so
+		return
+	}
+	go func() {
+		defer c.storing.Release(1)
+		c.store(call)
+	}()
+}
+
+// awaitCalls waits until the calls are stored that came before the service was stopped:
+// their callers know of no other worker.
+func (c *Consumer) awaitCalls(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	if c.Conn.FlushWithContext(ctx) != nil {
+		return // nothing can be stored either
+	}
+	// All that the server had sent is here now, and accepted when the barrier is passed.
+	accepted := make(chan struct{})
+	if c.Conn.Barrier(func() { close(accepted) }) != nil {
+		return
+	}
+	select {
+	case <-accepted:
+		_ = c.storing.Acquire(ctx, callsAtOnce)
+	case <-ctx.Done():
+	}
+}
+
+// store stores a call as a request. It answers only what can't be stored, and that
+// no more than any other request where the worker may not answer.
+func (c *Consumer) store(call micro.Request) {
 	received := time.Now()
 	connection := strings.TrimPrefix(call.Subject(), "zoho.call.")
 	if err := c.Decoder.CheckReplyTo(call.Reply()); err != nil {
@@ -78,7 +117,8 @@ func (c *Consumer) accept(call micro.Request) {
 	if request != nil {
 		response.ID = request.ID
 	}
-	if err := call.Respond(response.AppendJSON(nil)); err != nil {
+	// Not by call.Respond, which is for the goroutine that the call came on.
+	if err := c.Conn.Publish(call.Reply(), response.AppendJSON(nil)); err != nil {
 		c.Logger.Debug("call not refused", "connection", connection, "err", err)
 	}
 }

@@ -104,16 +104,20 @@ const (
 // once in half the time between looks, because news of other workers' queues
 // bring extra looks. Too early is not an error.
 func (c *Consumer) takeCensus(ctx context.Context, info *jetstream.StreamInfo) {
-	stored := map[string]int{}
+	stored, lanes := map[string]int{}, map[string][]laneKey{}
 	for subject, n := range info.State.Subjects {
-		stored[c.queueOr(subject)] += int(n)
+		queue := c.queueOr(subject)
+		stored[queue] += int(n)
+		if k, ok := parseLane(restOf(subject)); ok {
+			lanes[queue] = append(lanes[queue], k)
+		}
 	}
 	names, now := c.census.due(stored, info, c.Look/2)
 	var asking errgroup.Group
 	asking.SetLimit(askAtOnce)
 	for _, name := range names {
 		asking.Go(func() error {
-			c.ask(ctx, name, stored[name], now)
+			c.ask(ctx, name, stored[name], lanes[name], now)
 			return nil
 		})
 	}
@@ -154,9 +158,9 @@ func (c *census) due(stored map[string]int, info *jetstream.StreamInfo, apart ti
 	return names, now
 }
 
-// ask asks the server about the lanes of one org. One that no worker has taken
-// up yet has all its requests waiting.
-func (c *Consumer) ask(ctx context.Context, name string, stored int, now time.Time) {
+// ask asks the server about the lanes of one org that have requests: what is in hand is
+// in the stream as well. One that no worker has taken up yet has all its requests waiting.
+func (c *Consumer) ask(ctx context.Context, name string, stored int, lanes []laneKey, now time.Time) {
 	names := c.directory.names(name)
 	seen := sight{at: now, waiting: stored, places: c.directory.limits(name).Places, parked: true}
 	for _, member := range names {
@@ -179,19 +183,19 @@ func (c *Consumer) ask(ctx context.Context, name string, stored int, now time.Ti
 		}
 	}
 	handed := 0
-	for _, member := range names {
-		for _, lane := range lanes {
-			there, err := c.stream.Consumer(ctx, laneKey{member, lane}.durable())
-			switch {
-			case errors.Is(err, jetstream.ErrConsumerNotFound):
-			case err != nil:
-				return // the server is away, or busy: what was seen last stands
-			default:
-				handed += there.CachedInfo().NumAckPending
-			}
+	for _, k := range lanes {
+		if handed >= seen.places {
+			break // what a worker has in hand beyond them waits for its start there
+		}
+		there, err := c.stream.Consumer(ctx, k.durable())
+		switch {
+		case errors.Is(err, jetstream.ErrConsumerNotFound):
+		case err != nil:
+			return // the server is away, or busy: what was seen last stands
+		default:
+			handed += there.CachedInfo().NumAckPending
 		}
 	}
-	// What a worker has in hand beyond the org's places waits for its start there.
 	seen.inHand = min(handed, seen.places)
 	seen.waiting = max(0, stored-seen.inHand)
 	c.census.put(name, seen)

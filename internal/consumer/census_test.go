@@ -3,7 +3,38 @@ package consumer
 import (
 	"testing"
 	"time"
+
+	"zoho-worker/internal/connection"
 )
+
+// The census asks about lanes that have requests, and no more of them than it takes to
+// see that the org is full: an org of ten thousand connections must not keep it from the rest.
+func TestCensusOfManyConnections(t *testing.T) {
+	t.Parallel()
+	for _, row := range []struct {
+		name        string
+		busy        int // connections with requests
+		each        int // of each that are in hand
+		asked, want int
+	}{
+		{"a few busy", 3, 1, 3, 3},
+		{"full", 500, 2, 3, 5},
+	} {
+		s := &stored{subjects: map[string]uint64{}, inHand: map[string]int{}}
+		c := stub(s)
+		names := named(1000)
+		o := c.serveOrgOf(connection.Active, names...)
+		for _, name := range names[:row.busy] {
+			s.subjects[requestPrefix+name], s.inHand[name] = 2, row.each
+		}
+		info, _ := s.Info(t.Context())
+		c.takeCensus(t.Context(), info)
+		if s.asked != row.asked || c.census.queues[o.name].inHand != row.want {
+			t.Errorf("%s: %d lanes are asked about, %d requests are in hand, want %d and %d",
+				row.name, s.asked, c.census.queues[o.name].inHand, row.asked, row.want)
+		}
+	}
+}
 
 // What a worker could start: what the workers say that they have no places for,
 // and of each queue that nobody serves as many as it has free places; one busy org

@@ -31,6 +31,7 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sync/semaphore"
 
 	"zoho-worker/internal/connection"
 	"zoho-worker/internal/envelope"
@@ -106,11 +107,12 @@ type Consumer struct {
 	runners   *runners
 	metrics   *metrics
 	census    census
-	consumers atomic.Int64  // of the stream, when it was last looked at
-	crowded   atomic.Int64  // Unix time when it took no more of them
-	eras      atomic.Uint64 // signs that the stream may be another one, see era
-	strangers chan struct{} // one for each connection nobody knows that is answered for
-	dock      chan struct{} // one for the accused request that is tried
+	consumers atomic.Int64        // of the stream, when it was last looked at
+	crowded   atomic.Int64        // Unix time when it took no more of them
+	eras      atomic.Uint64       // signs that the stream may be another one, see era
+	strangers chan struct{}       // one for each connection nobody knows that is answered for
+	dock      chan struct{}       // one for the accused request that is tried
+	storing   *semaphore.Weighted // calls that are being stored
 	stream    jetstream.Stream
 
 	pulling  context.Context // ends when the worker stops taking requests
@@ -154,6 +156,7 @@ func New(o Options) *Consumer {
 		orgs: map[string]*org{}, taking: map[string]map[laneKey]bool{}, leaving: map[string]bool{}, answering: map[string]bool{},
 		backlog: map[string]*expiry{}, woken: map[laneKey]time.Time{},
 		soon: make(chan struct{}, 1), strangers: make(chan struct{}, strangersAtOnce), dock: make(chan struct{}, 1),
+		storing: semaphore.NewWeighted(callsAtOnce),
 	}
 	c.leases = lease.New(lease.Options{
 		JS: c.JetStream, Term: c.Term, About: c.session, Changed: c.leaseChanged, Lost: c.lost, Logger: c.Logger,
@@ -247,6 +250,7 @@ func (c *Consumer) Stop(ctx context.Context) {
 		c.handOver(ctx, orgs)
 		c.loops.Wait()
 		c.requests.Wait()
+		c.awaitCalls(ctx)
 		close(done)
 	}()
 	select {
@@ -299,8 +303,9 @@ func (c *Consumer) serving(queue string, k laneKey) bool {
 
 // woke hears that a lane has a request whose org this worker may serve.
 func (c *Consumer) woke(rest string) {
-	if k, ok := parseLane(rest); ok {
-		c.serving(c.directory.queue(k.connection), k)
+	k, ok := parseLane(rest)
+	if queue := c.directory.queue(k.connection); ok && !c.serving(queue, k) && c.leases.Mine(queue) {
+		c.take(queue, k) // it was closed, and could not be released
 	}
 }
 
@@ -387,9 +392,16 @@ func (c *Consumer) sleep(d time.Duration) {
 
 // lookOut is the safety net: it finds work that nobody told this worker of.
 func (c *Consumer) lookOut() {
+	// Each has its own time: none goes short because of the one before it.
+	bounded := func(do func(context.Context) error) error {
+		ctx, cancel := context.WithTimeout(c.pulling, 10*time.Second)
+		defer cancel()
+		return do(ctx)
+	}
+	var pause time.Duration
 	for {
 		// Workers that started together should not look together.
-		timer := time.NewTimer(min(c.Look*3/4+rand.N(c.Look/2), c.untilDue()))
+		timer := time.NewTimer(min(c.Look*3/4+rand.N(c.Look/2), max(c.untilDue(), pause)))
 		select {
 		case <-c.pulling.Done():
 			timer.Stop()
@@ -399,14 +411,16 @@ func (c *Consumer) lookOut() {
 			timer.Stop()
 			c.sleep(gather)
 		}
-		ctx, cancel := context.WithTimeout(c.pulling, 10*time.Second)
-		if err := c.look(ctx); err != nil && c.pulling.Err() == nil {
+		pause = 0
+		if err := bounded(c.look); err != nil && c.pulling.Err() == nil {
 			c.Logger.Warn("no look at the stream", "err", err)
 		}
-		c.expire(ctx)
-		c.tidy(ctx)
+		if err := bounded(c.expire); err != nil && c.pulling.Err() == nil {
+			c.Logger.Warn("deadlines not watched", "err", err)
+			pause = time.Second // what is due stays so
+		}
+		_ = bounded(func(ctx context.Context) error { c.tidy(ctx); return nil })
 		c.tellWaits()
-		cancel()
 	}
 }
 

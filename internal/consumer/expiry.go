@@ -4,6 +4,7 @@ import (
 	"container/heap"
 	"context"
 	"errors"
+	"fmt"
 	"maps"
 	"math"
 	"slices"
@@ -107,6 +108,9 @@ func (c *Consumer) stuck() map[*org][]string {
 	for _, o := range orgs {
 		still := o.still()
 		for _, name := range c.directory.names(o.name) {
+			if c.waiting[name] == 0 {
+				continue // none of many connections is asked for in vain
+			}
 			known := c.directory.member(o.name, name)
 			moving := usable(known) && time.Until(c.Tokens.Look(name).BlockedUntil) <= 0
 			for _, lane := range lanes {
@@ -159,11 +163,11 @@ func (c *Consumer) untilDue() time.Duration {
 }
 
 // expire answers the requests whose deadlines passed while they did not move.
-func (c *Consumer) expire(ctx context.Context) {
+func (c *Consumer) expire(ctx context.Context) (err error) {
 	stuck := c.stuck()
 	for o, subjects := range stuck {
-		if err := c.watch(ctx, o, c.expiryOf(o.name), subjects); err != nil && ctx.Err() == nil {
-			c.Logger.Warn("deadlines not watched", "queue", o.name, "err", err)
+		if failed := c.watch(ctx, o, c.expiryOf(o.name), subjects); failed != nil {
+			err = fmt.Errorf("%s: %w", o.name, failed)
 		}
 	}
 	c.mu.Lock()
@@ -173,6 +177,7 @@ func (c *Consumer) expire(ctx context.Context) {
 			delete(c.backlog, name) // it moves
 		}
 	}
+	return err
 }
 
 // watch reads the deadlines that are new and answers those that are over.

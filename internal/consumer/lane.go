@@ -1,6 +1,7 @@
 package consumer
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -36,10 +37,10 @@ const windowMost = 512
 // lane is one lane of a connection as this worker serves it.
 type lane struct {
 	laneKey
-	org    *org
-	window int // requests in hand at most
+	org *org
 
 	// Under org.mu.
+	window int // requests in hand at most
 	// Waiting for their start, in order: see lines.
 	light, heavy, suspects []*entry
 	// died is up to which sequence the requests had been handed out to a worker that
@@ -177,7 +178,7 @@ func (l *lane) over() (done, idle bool) {
 // First says that it wasn't open yet since it is served.
 func (l *lane) open(fresh, first bool) (*pulls, error) {
 	o := l.org
-	l.served()
+	window := l.served()
 	o.awaitOthers()
 	setup, cancel := context.WithTimeout(o.pulling, 5*time.Second)
 	defer cancel()
@@ -205,7 +206,7 @@ func (l *lane) open(fresh, first bool) (*pulls, error) {
 		l.inherit(source, source.CachedInfo())
 	}
 	o.awaitOthers() // the connection may have been lost meanwhile
-	p, err := listen(o.Conn, l.durable(), l.window)
+	p, err := listen(o.Conn, l.durable(), window)
 	if err != nil {
 		return nil, fmt.Errorf("listen for requests: %w", err)
 	}
@@ -337,11 +338,22 @@ func (l *lane) take(msg *nats.Msg) error {
 	return err
 }
 
-// served says that what was announced up to now is about to be handed over.
-func (l *lane) served() {
+// resize sets how many requests are taken in hand: the org's limit may have changed.
+// Pulls that have no room for so many begin again. The lock is held.
+func (l *lane) resize(window int) {
+	if l.window = window; l.pulls != nil && l.pulls.most < window {
+		l.silent = true
+		l.nudge()
+	}
+}
+
+// served says that what was announced up to now is about to be handed over, and returns
+// for how many requests at a time.
+func (l *lane) served() (window int) {
 	l.org.mu.Lock()
 	defer l.org.mu.Unlock()
 	l.wanted = false
+	return l.window
 }
 
 // openLanes are the lanes of this process that are pulled from.
@@ -356,7 +368,7 @@ func (l *lane) opened(p *pulls) {
 	l.org.mu.Lock()
 	defer l.org.mu.Unlock()
 	now := time.Now()
-	l.pulls, l.asked, l.silent, l.came, l.heard = p, 0, false, now, now
+	l.pulls, l.asked, l.silent, l.came, l.heard = p, 0, p.most < l.window, now, now
 }
 
 // watchLanes ends the pulls of lanes that have had no request for a while, and has
@@ -531,45 +543,38 @@ func (o *org) foreign() int {
 	return n
 }
 
-// shut closes the lane and returns what is in hand and not begun, in order. The
-// org's lock is held.
-func (l *lane) shut() []*entry {
-	if l.closed {
+// shut closes lanes and returns what is in hand of them and not begun, in order. The
+// lock is held.
+func (o *org) shut(lanes []*lane) (back []*entry) {
+	shut := map[*lane]bool{}
+	for _, l := range lanes {
+		if l.closed {
+			continue
+		}
+		shut[l], l.closed = true, true
+		l.nudge()
+		if l.pulls != nil {
+			l.pulls.end()
+		}
+		l.light, l.heavy, l.suspects, l.behind, l.chained = nil, nil, nil, nil, 0
+	}
+	if len(shut) == 0 {
 		return nil
 	}
-	l.closed = true
-	l.nudge()
-	if l.pulls != nil {
-		l.pulls.end()
-	}
-	var back []*entry
-	for _, e := range l.org.hand.of(l.org) {
-		if e.lane != l || e.running {
+	for _, e := range o.hand.of(o) {
+		if !shut[e.lane] || e.running {
 			continue
 		}
 		if e.timer != nil {
 			e.timer.Stop()
 			e.timer = nil
 		}
+		o.hand.leave(e)
+		e.lane.inHand--
+		e.lane.bytes -= e.size
+		o.unchain(e)
 		back = append(back, e)
 	}
-	slices.SortFunc(back, func(a, b *entry) int {
-		if a.sequence < b.sequence {
-			return -1
-		}
-		return 1
-	})
-	l.light, l.heavy, l.suspects, l.behind, l.chained = nil, nil, nil, nil, 0
-	for _, e := range back {
-		l.org.hand.leave(e)
-		l.inHand--
-		l.bytes -= e.size
-		if c := l.org.chains[e.key]; e.key != "" && c != nil {
-			c.waiting = slices.DeleteFunc(c.waiting, func(w *entry) bool { return w == e })
-			if len(c.waiting) == 0 && !l.org.chained(e.key) {
-				delete(l.org.chains, e.key)
-			}
-		}
-	}
+	slices.SortFunc(back, func(a, b *entry) int { return cmp.Compare(a.sequence, b.sequence) })
 	return back
 }

@@ -2,6 +2,7 @@ package consumer
 
 import (
 	"encoding/json"
+	"maps"
 	"os"
 	"slices"
 	"strconv"
@@ -124,10 +125,7 @@ func (o *org) close() {
 	if o.timer != nil {
 		o.timer.Stop()
 	}
-	var back []*entry
-	for _, l := range o.lanes {
-		back = append(back, l.shut()...)
-	}
+	back := o.shut(slices.Collect(maps.Values(o.lanes)))
 	o.mu.Unlock()
 	for _, e := range back {
 		o.giveBack(e)
@@ -138,16 +136,19 @@ func (o *org) close() {
 
 // refresh brings the org up to date with the records of its connections.
 func (o *org) refresh() {
-	limits := o.directory.limits(o.name)
+	limits, window := o.directory.limits(o.name), o.window()
 	o.mu.Lock()
 	o.flow.Configure(limits)
-	var back []*entry
+	var useless []*lane
 	for k, l := range o.lanes {
 		if !usable(o.directory.member(o.name, k.connection)) {
-			back = append(back, l.shut()...)
+			useless = append(useless, l)
 			delete(o.lanes, k)
+			continue
 		}
+		l.resize(window)
 	}
+	back := o.shut(useless)
 	if len(o.lanes) == 0 && o.quiet.IsZero() {
 		o.quiet = time.Now()
 	}

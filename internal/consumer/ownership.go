@@ -21,7 +21,7 @@ import (
 func (c *Consumer) take(queue string, wanted ...laneKey) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.stopped || c.orgs[queue] != nil {
+	if c.stopped || c.orgs[queue] != nil || c.leaving[queue] {
 		return false
 	}
 	there := c.taking[queue]
@@ -148,7 +148,7 @@ func (c *Consumer) find(ctx context.Context, o *org) (found map[laneKey]bool, al
 	}
 	all = true
 	for k := range found {
-		if !o.inherited || !usable(c.directory.member(o.name, k.connection)) {
+		if !o.inherited || !usable(c.directory.member(o.name, k.connection)) || o.hasCounted(k) {
 			continue
 		}
 		there, err := c.stream.Consumer(ctx, k.durable())
@@ -166,6 +166,14 @@ func (c *Consumer) find(ctx context.Context, o *org) (found map[laneKey]bool, al
 		}
 	}
 	return found, all
+}
+
+// hasCounted reports whether what the worker before has in hand of a lane was counted.
+func (o *org) hasCounted(k laneKey) bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	_, before := o.before[k]
+	return before || o.counted[k]
 }
 
 // session is what this worker says of itself to the others.
@@ -312,7 +320,16 @@ func (c *Consumer) giveUp(ctx context.Context, o *org, to string) {
 	if c.orgs[o.name] == o {
 		delete(c.orgs, o.name)
 	}
+	// A request may come before it is released. Were it taken up again, what is released
+	// would be in use, and the calls begun meanwhile be told to nobody.
+	c.leaving[o.name] = true
 	c.mu.Unlock()
+	defer c.lookSoon() // for that request
+	defer func() {
+		if c.pulling.Err() == nil {
+			c.departed(o.name)
+		}
+	}()
 	o.close()
 	// What is given back is there before the org is.
 	if err := c.Conn.FlushWithContext(ctx); err != nil {
@@ -323,9 +340,6 @@ func (c *Consumer) giveUp(ctx context.Context, o *org, to string) {
 		c.departed(o.name)
 	case c.calling.Err() == nil && !errors.Is(err, lease.ErrLost):
 		c.Logger.Warn("org not handed over: another worker takes it over when this one's session ends", "queue", o.name, "err", err)
-	}
-	if to == "" {
-		c.lookSoon() // this worker may have been told of a request meanwhile
 	}
 }
 
@@ -349,15 +363,23 @@ func (c *Consumer) handOver(ctx context.Context, orgs []*org) {
 	defer cancel()
 	others := c.takers()
 	ids := slices.SortedFunc(maps.Keys(others), func(a, b string) int { return others[b].Free - others[a].Free })
+	c.giveUpAll(ctx, orgs, ids)
+}
+
+// giveUpAll hands orgs to the workers of the sessions to in turn, or to whoever takes
+// them where there are none. What it has no time for stays as it is.
+func (c *Consumer) giveUpAll(ctx context.Context, orgs []*org, to []string) {
 	var giving errgroup.Group
 	giving.SetLimit(askAtOnce)
 	for i, o := range orgs {
-		to := ""
-		if len(ids) > 0 {
-			to = ids[i%len(ids)]
+		next := ""
+		if len(to) > 0 {
+			next = to[i%len(to)]
 		}
 		giving.Go(func() error {
-			c.giveUp(ctx, o, to)
+			if ctx.Err() == nil {
+				c.giveUp(ctx, o, next)
+			}
 			return nil
 		})
 	}
@@ -387,7 +409,7 @@ func (c *Consumer) tidy(ctx context.Context) {
 			if o.foreign() == 0 {
 				settled = append(settled, o)
 			}
-		case !o.quiet.IsZero() && time.Since(o.quiet) > quietFor:
+		case !o.quiet.IsZero() && time.Since(o.quiet) > quietFor && !c.hasRequests(o):
 			quiet = append(quiet, o)
 		}
 		due := time.Since(o.saved) > saveEvery && (o.unsaved || o.flow.Changed())
@@ -397,9 +419,7 @@ func (c *Consumer) tidy(ctx context.Context) {
 		}
 	}
 	c.mu.Unlock()
-	for _, o := range quiet {
-		c.giveUp(ctx, o, "")
-	}
+	c.giveUpAll(ctx, quiet, nil)
 	if time.Since(c.handed) < handEvery {
 		return
 	}
@@ -409,6 +429,12 @@ func (c *Consumer) tidy(ctx context.Context) {
 		c.Logger.Info("org handed to a worker with less to do", "queue", o.name)
 		c.giveUp(ctx, o, to)
 	}
+}
+
+// hasRequests reports whether the stream had requests of the org at the last look: those
+// of a revoked connection have no lane, and their deadlines are kept here.
+func (c *Consumer) hasRequests(o *org) bool {
+	return slices.ContainsFunc(c.directory.names(o.name), func(name string) bool { return c.waiting[name] > 0 })
 }
 
 // lighter is the session of a worker that should have one of this worker's orgs,

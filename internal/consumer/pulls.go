@@ -14,6 +14,7 @@ import (
 // own, because the server drops what is open when nobody listens there any more.
 type pulls struct {
 	conn    *nats.Conn
+	most    int    // requests that are asked for at a time
 	subject string // of the server's API
 	sub     *nats.Subscription
 	// come has what comes, and is closed when nobody listens any more and all has
@@ -28,7 +29,7 @@ const signs = 32
 // listen opens the inbox; no more than most requests may be asked for at a time.
 func listen(conn *nats.Conn, durable string, most int) (*pulls, error) {
 	p := &pulls{
-		conn: conn, subject: "$JS.API.CONSUMER.MSG.NEXT." + RequestStream + "." + durable,
+		conn: conn, most: most, subject: "$JS.API.CONSUMER.MSG.NEXT." + RequestStream + "." + durable,
 		come: make(chan *nats.Msg, most+signs),
 	}
 	var err error

@@ -9,9 +9,12 @@ import (
 	"zoho-worker/internal/relay"
 )
 
-// chain is a row of requests that are carried out one after the other. The first
-// is in its lane or under way; these wait for it.
-type chain struct{ waiting []*entry }
+// chain is a row of requests that are carried out one after the other: the first is
+// in its lane, rests or is under way, the others wait for it.
+type chain struct {
+	first   *entry // nil: it was given back, and those that wait are about to be
+	waiting []*entry
+}
 
 // queue puts an entry that is new in hand where it belongs; the lock is held.
 func (o *org) queue(e *entry) {
@@ -26,7 +29,7 @@ func (o *org) queue(e *entry) {
 			e.lane.chained++
 			return
 		}
-		o.chains[e.key] = &chain{}
+		o.chains[e.key] = &chain{first: e}
 	}
 	e.lane.line(e, false)
 }
@@ -381,20 +384,31 @@ func (o *org) left(e *entry) {
 	if l.inHand--; l.inHand == l.window-1 || l.room() >= l.window/4 {
 		l.nudge()
 	}
-	if e.key == "" {
-		return
-	}
 	c := o.chains[e.key]
-	if c == nil {
+	if e.key == "" || c == nil {
 		return
 	}
 	if len(c.waiting) == 0 {
 		delete(o.chains, e.key)
 		return
 	}
-	next := c.waiting[0]
-	c.waiting = c.waiting[1:]
-	next.lane.line(next, false)
+	c.first, c.waiting = c.waiting[0], c.waiting[1:]
+	c.first.lane.line(c.first, false)
+}
+
+// unchain takes an entry that is given back out of its chain. The lock is held.
+func (o *org) unchain(e *entry) {
+	c := o.chains[e.key]
+	if e.key == "" || c == nil {
+		return
+	}
+	if c.first == e {
+		c.first = nil
+	}
+	c.waiting = slices.DeleteFunc(c.waiting, func(w *entry) bool { return w == e })
+	if c.first == nil && len(c.waiting) == 0 {
+		delete(o.chains, e.key)
+	}
 }
 
 // giveBack has the server hand a request out again, at once: what the server keeps
@@ -501,9 +515,4 @@ func order(first bool) int {
 		return 0
 	}
 	return 1
-}
-
-// chained reports whether a request of the chain is in hand. The lock is held.
-func (o *org) chained(key string) bool {
-	return slices.ContainsFunc(o.hand.of(o), func(e *entry) bool { return e.key == key })
 }

@@ -41,8 +41,9 @@ type Topology struct {
 }
 
 // Ensure creates the streams and buckets, or brings those of another version up to
-// date. Limits and placement that somebody has set by hand stay; reads that don't go
-// through a stream's leader are switched off.
+// date. Limits, placement and compression that somebody has set by hand stay, for how long
+// they keep what is in them doesn't; reads that don't go through a stream's leader are
+// switched off.
 func (t Topology) Ensure(ctx context.Context, js jetstream.JetStream) error {
 	// All at once: one after the other they were a quarter of the time to the first answer.
 	var all errgroup.Group
@@ -50,6 +51,7 @@ func (t Topology) Ensure(ctx context.Context, js jetstream.JetStream) error {
 		all.Go(func() error {
 			return ensure(ctx, js, config.Name, config, config.AllowDirect, func(made map[string]string, there jetstream.StreamConfig) error {
 				config.Metadata, config.MaxBytes, config.MaxMsgs, config.Placement = made, there.MaxBytes, there.MaxMsgs, there.Placement
+				config.Compression = there.Compression
 				config.MaxConsumers = max(config.MaxConsumers, there.MaxConsumers)
 				if there.DiscardNewPerSubject && config.MaxMsgsPerSubject == 0 { // how much of one lane may wait
 					config.MaxMsgsPerSubject, config.DiscardNewPerSubject = there.MaxMsgsPerSubject, true
@@ -71,6 +73,7 @@ func (t Topology) Ensure(ctx context.Context, js jetstream.JetStream) error {
 		}
 		return ensure(ctx, js, "OBJ_"+BodyBucket, config, true, func(made map[string]string, there jetstream.StreamConfig) error {
 			config.Metadata, config.MaxBytes, config.Placement = made, there.MaxBytes, there.Placement
+			config.Compression = there.Compression != jetstream.NoCompression
 			_, err := js.CreateOrUpdateObjectStore(ctx, config)
 			return err
 		})

@@ -11,8 +11,8 @@ import (
 	"zoho-worker/internal/consumer"
 )
 
-// A worker's start leaves the limits that somebody has set by hand, and brings what
-// is the worker's own up to date.
+// A worker's start leaves the limits and the compression that somebody has set by hand,
+// and brings what is the worker's own up to date.
 func TestEnsureKeepsLimits(t *testing.T) {
 	t.Parallel()
 	js := natstest.Start(t).JetStream()
@@ -50,7 +50,7 @@ func TestEnsureKeepsLimits(t *testing.T) {
 	streams := []string{consumer.RequestStream, consumer.ResponseStream, "OBJ_" + consumer.BodyBucket}
 	for _, name := range streams {
 		by := config(name)
-		by.MaxBytes, by.MaxConsumers, by.AllowDirect = limit, consumers, true
+		by.MaxBytes, by.MaxConsumers, by.AllowDirect, by.Compression = limit, consumers, true, jetstream.S2Compression
 		if _, err := js.UpdateStream(t.Context(), by); err != nil {
 			t.Fatal(err)
 		}
@@ -62,6 +62,8 @@ func TestEnsureKeepsLimits(t *testing.T) {
 			switch own := !strings.HasPrefix(name, "OBJ_"); {
 			case got.MaxBytes != limit || own && got.MaxConsumers != consumers:
 				t.Errorf("%s has limits of %d bytes and %d consumers after a start with a retention of %s, not those set by hand", name, got.MaxBytes, got.MaxConsumers, retention)
+			case got.Compression != jetstream.S2Compression:
+				t.Errorf("%s isn't compressed any more after a start with a retention of %s", name, retention)
 			case own && got.AllowDirect:
 				t.Errorf("%s is read from any replica after a start", name)
 			case name != consumer.RequestStream && got.MaxAge != retention:

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"maps"
 	"slices"
-	"strings"
 	"time"
 
 	"zoho-worker/internal/flow"
@@ -125,15 +124,6 @@ func (c *Consumer) tellWaits() {
 				"waited_ms", milliseconds(s.waited), "requests", s.requests, "reason", s.reason, "why", s.why)
 		}
 		kept[key] = t
-	}
-	// An org without other work is given up and taken up again: what waits for a
-	// person does so all the while.
-	for key, t := range c.told {
-		_, parked, _ := strings.Cut(key, " ")
-		known := c.directory.member(c.directory.queue(parked), parked)
-		if _, again := kept[key]; !again && known != nil && !usable(known) {
-			kept[key] = t
-		}
 	}
 	c.told = kept
 	if more > 0 {

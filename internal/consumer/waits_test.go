@@ -33,9 +33,9 @@ func TestTelling(t *testing.T) {
 	}
 }
 
-// An org whose requests all wait for a person is given up as quiet and taken up
-// again: that is no news. That its connection was authorized in between is.
-func TestTellingOfAnOrgThatComesAndGoes(t *testing.T) {
+// That requests go on waiting for a person is no news. That their connection was
+// authorized in between is.
+func TestTellingOfARevokedConnection(t *testing.T) {
 	t.Parallel()
 	var log bytes.Buffer
 	c := &Consumer{
@@ -44,24 +44,22 @@ func TestTellingOfAnOrgThatComesAndGoes(t *testing.T) {
 	}
 	revoked := &connection.Connection{Name: "gone", Location: "us", OrgID: "1", Status: connection.Revoked}
 	c.directory.put(revoked)
-	here := map[string]*org{revoked.Queue(): nil}
-	look := func(orgs map[string]*org, lines int) {
+	c.orgs = map[string]*org{revoked.Queue(): nil}
+	look := func(lines int) {
 		t.Helper()
-		c.orgs = orgs
 		c.tellWaits()
 		if n := strings.Count(log.String(), "requests wait"); n != lines {
 			t.Fatalf("%d lines, want %d:\n%s", n, lines, log.String())
 		}
 	}
-	look(here, 1)
-	look(nil, 1)
-	look(here, 1)
+	look(1)
+	look(1)
 	active := *revoked
 	active.Status = connection.Active
 	c.directory.put(&active)
-	look(here, 1)
+	look(1)
 	c.directory.put(revoked)
-	look(here, 2)
+	look(2)
 }
 
 // A pause by hand is told in the words that its cause has.

@@ -325,6 +325,13 @@ func (j *job) send(ctx context.Context) Result {
 	var pause *backoff.ExponentialBackOff
 	err := j.token(ctx)
 	for {
+		switch left := j.left(); {
+		case left > 0 || j.lost != nil:
+		case j.Sendings.Attempts > 0:
+			return j.expired(fmt.Sprintf("after %d attempts", j.Sendings.Attempts))
+		default: // a body or a token took as long
+			return j.expired("before it was sent to Zoho")
+		}
 		if err != nil {
 			return j.withoutToken(err)
 		}
@@ -403,11 +410,16 @@ func (j *job) send(ctx context.Context) Result {
 	}
 }
 
-// token gets an access token and takes the time that it takes.
+// token gets an access token and takes the time that it takes, until the deadline.
 func (j *job) token(ctx context.Context) (err error) {
 	begun := time.Now()
 	ctx, span := trace.Begin(ctx, "token")
 	defer span.End()
+	if left := j.left(); left > 0 { // else it is for a last look
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, left)
+		defer cancel()
+	}
 	j.access, err = j.Tokens.Token(ctx, j.connection)
 	j.metrics.tokenWait.Observe(time.Since(begun).Seconds())
 	return err

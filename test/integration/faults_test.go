@@ -223,6 +223,29 @@ func TestThrottle(t *testing.T) {
 	}
 }
 
+// A request whose token takes longer than it may is answered at its deadline, and not
+// sent after it.
+func TestDeadlineWhileATokenIsMinted(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, zohotest.Options{})
+	r.demo(5)
+	r.worker(patientCalls)
+	hold := r.Zoho.Hold(zohotest.BodyRead, zohotest.Match{Endpoint: zohotest.Token})
+	defer hold.Release()
+	short := list("short")
+	deadline := time.Now().Add(5 * time.Second)
+	short["deadline"] = deadline.UTC().Format(time.RFC3339Nano)
+	r.publish("demo", short)
+	r.reached(hold)
+	eventually(t, "its deadline is over", func() bool { return time.Now().After(deadline) })
+	hold.Release()
+	wantCode(t, r.await("demo", "short"), envelope.DeadlineExceeded, "before it was sent")
+	wantStatus(t, r.call("demo", list("next")), 200)
+	if n := r.Zoho.Count(zohotest.Match{Method: "GET"}); n != 1 {
+		t.Errorf("%d calls, and only one was in time", n)
+	}
+}
+
 // A paused org's requests are answered at their deadlines all the same.
 func TestDeadlineInPause(t *testing.T) {
 	t.Parallel()

@@ -188,6 +188,42 @@ func TestOrderAcrossLostSession(t *testing.T) {
 	r.inOrder("A", 4)
 }
 
+// A limit that is raised is used at once, by a lane that has not been without requests
+// since: it takes as many more in hand.
+func TestRaisedLimitIsUsed(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, zohotest.Options{})
+	const few, many, n = 2, 40, 60
+	r.limited(zohotest.Limits{Concurrency: many, SubConcurrency: 10})
+	places := func(n int) {
+		t.Helper()
+		if _, err := r.store.Update(t.Context(), "demo", func(c *connection.Connection) error {
+			c.Concurrency = n
+			return nil
+		}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	running := func(n int) {
+		t.Helper()
+		eventually(t, fmt.Sprint(n, " calls in flight"), func() bool { s := r.sight(); return s != nil && s.Running == n })
+	}
+	places(few)
+	r.worker(patientCalls)
+	hold := r.Zoho.Hold(zohotest.BodyRead, zohotest.Match{Method: "GET"})
+	defer hold.Release()
+	for range n {
+		r.publish("demo", list(r.id("list")))
+	}
+	running(few)
+	places(many)
+	running(many)
+	hold.Release()
+	for _, response := range r.awaitAll("demo", n) {
+		wantStatus(t, response, 200)
+	}
+}
+
 // A connection whose heavy requests were moved to a lane of their own has no more
 // of its org's places for it.
 func TestFairBesideHeavyLane(t *testing.T) {

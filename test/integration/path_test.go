@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"strings"
 	"sync/atomic"
@@ -288,24 +289,37 @@ func (echoes) Do(_ context.Context, d *relay.Delivery) relay.Result {
 	return relay.Result{Response: &envelope.Response{ID: d.Request.ID, Connection: d.Connection, Status: 200, ReceivedAt: d.ReceivedAt, FinishedAt: d.ReceivedAt}}
 }
 
+// echo starts a consumer that answers everything, and stores by way of js.
+func (r *rig) echo(js jetstream.JetStream) *consumer.Consumer {
+	r.t.Helper()
+	clock := &register.Clock{}
+	c := consumer.New(consumer.Options{
+		Conn: r.nc, JetStream: js, Relay: echoes{}, Connections: r.store, Tokens: noTokens{}, Responses: consumer.NewResponses(r.js),
+		Ledger: ledger.Open(r.js, clock, 5*time.Second), Clock: clock, Decoder: &envelope.Decoder{ReplyPrefixes: []string{nats.InboxPrefix}}, MaxInFlight: 10, Version: "0.0.0", Logger: r.logs.logger(),
+	})
+	if err := c.Start(r.t.Context()); err != nil {
+		r.t.Fatal(err)
+	}
+	r.t.Cleanup(func() { c.Stop(context.Background()) })
+	return c
+}
+
+// callOf is a call that whoever is told its id can know again.
+func callOf(id string) []byte {
+	return fmt.Appendf(nil, `{"id":%q,"method":"POST","url":"/v8/Leads","body":{}}`, id)
+}
+
 // A call whose request is stored, and nobody says so, is carried out once and gets
 // its answer, and no other that says that it was not stored.
 func TestCallUnacknowledged(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, zohotest.Options{})
 	r.demo(10)
-	clock, js := &register.Clock{}, &unheard{JetStream: r.js}
-	c := consumer.New(consumer.Options{
-		Conn: r.nc, JetStream: js, Relay: echoes{}, Connections: r.store, Tokens: noTokens{}, Responses: consumer.NewResponses(r.js),
-		Ledger: ledger.Open(r.js, clock, 5*time.Second), Clock: clock, Decoder: &envelope.Decoder{ReplyPrefixes: []string{nats.InboxPrefix}}, MaxInFlight: 10, Version: "0.0.0", Logger: r.logs.logger(),
-	})
-	if err := c.Start(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { c.Stop(context.Background()) })
+	js := &unheard{JetStream: r.js}
+	r.echo(js)
 	ask := func(id string) *nats.Msg {
 		t.Helper()
-		msg, err := r.nc.Request("zoho.call.demo", fmt.Appendf(nil, `{"id":%q,"method":"POST","url":"/v8/Leads","body":{}}`, id), patience)
+		msg, err := r.nc.Request("zoho.call.demo", callOf(id), patience)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -324,6 +338,99 @@ func TestCallUnacknowledged(t *testing.T) {
 	}
 	if n := stream.CachedInfo().State.LastSeq; n != 2 {
 		t.Errorf("%d requests are stored", n)
+	}
+}
+
+// slow is a JetStream that stores a request when the test lets it, each that held says.
+type slow struct {
+	jetstream.JetStream
+	held    func(n int) bool // whether the nth is
+	asked   atomic.Int32
+	reached chan struct{} // one for each that is
+	release chan struct{}
+}
+
+func (s *slow) PublishMsg(ctx context.Context, msg *nats.Msg, o ...jetstream.PublishOpt) (*jetstream.PubAck, error) {
+	if strings.HasPrefix(msg.Subject, "zoho.requests.") && s.held(int(s.asked.Add(1))) {
+		s.reached <- struct{}{}
+		<-s.release
+	}
+	return s.JetStream.PublishMsg(ctx, msg, o...)
+}
+
+// Calls don't wait for each other's PubAck.
+func TestCallsAreStoredTogether(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, zohotest.Options{})
+	r.demo(10)
+	js := &slow{JetStream: r.js, held: func(n int) bool { return n == 1 }, reached: make(chan struct{}, 1), release: make(chan struct{})}
+	r.echo(js)
+	first, err := r.nc.SubscribeSync(r.nc.NewInbox())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := r.nc.PublishRequest("zoho.call.demo", first.Subject, callOf("first")); err != nil {
+		t.Fatal(err)
+	}
+	<-js.reached
+	for i := range 10 {
+		id := fmt.Sprint("behind-", i)
+		msg, err := r.nc.Request("zoho.call.demo", callOf(id), patience)
+		if err != nil {
+			t.Fatalf("call %s waits for the first to be stored: %v", id, err)
+		}
+		if response, err := envelope.DecodeResponse(msg.Data); err != nil || response.Status != 200 || response.ID != id {
+			t.Errorf("%s: %s, %v", id, msg.Data, err)
+		}
+	}
+	close(js.release)
+	if response := answered(t, "answer to the first", first); response.Status != 200 || response.ID != "first" {
+		t.Errorf("the first: %s", response.AppendJSON(nil))
+	}
+}
+
+// A worker that stops stores the calls that have come to it, also those that wait for
+// their turn: nobody else has them.
+func TestCallsAtStop(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, zohotest.Options{})
+	r.demo(10)
+	const n = 200
+	js := &slow{JetStream: r.js, held: func(int) bool { return true }, reached: make(chan struct{}, n), release: make(chan struct{})}
+	c := r.echo(js)
+	refused, err := r.nc.SubscribeSync(r.nc.NewInbox())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range n {
+		if err := r.nc.PublishRequest("zoho.call.demo", refused.Subject, callOf(fmt.Sprint(i))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	<-js.reached // the worker hears calls; all of them when the server has
+	if err := r.nc.Flush(); err != nil {
+		t.Fatal(err)
+	}
+	stopped := make(chan struct{})
+	go func() {
+		defer close(stopped)
+		c.Stop(context.Background())
+	}()
+	eventually(t, "nobody listens any more", func() bool {
+		_, err := r.nc.Request("zoho.orgs", nil, time.Second)
+		return errors.Is(err, nats.ErrNoResponders)
+	})
+	close(js.release)
+	<-stopped
+	stream, err := r.js.Stream(t.Context(), consumer.RequestStream)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if stored := stream.CachedInfo().State.Msgs; stored != n {
+		t.Errorf("%d of %d calls are stored", stored, n)
+	}
+	if msg, err := refused.NextMsg(time.Millisecond); err == nil {
+		t.Errorf("a call is answered: %s", msg.Data)
 	}
 }
 
