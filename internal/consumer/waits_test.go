@@ -86,7 +86,7 @@ func TestInHandByTheServersClock(t *testing.T) {
 	now := time.Now()
 	server := now.Add(time.Hour)
 	o.Clock = &register.Clock{}
-	o.Clock.Observe(server, now, now)
+	o.Clock.Observe(server, now)
 	e := waiting(l, 1, flow.Ask{Connection: "demo"}, server.Add(time.Hour))
 	e.since = now
 	o.rest(e, &relay.Wait{Reason: relay.WaitToken, For: time.Minute, Why: "no token: throttled"})

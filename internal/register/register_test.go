@@ -181,7 +181,7 @@ func TestClock(t *testing.T) {
 	if off := (time.Until(c.Now()) - time.Hour).Abs(); off > time.Minute {
 		t.Errorf("off by %s", off)
 	}
-	if then := asked.Add(time.Second); !c.At(then).Equal(then.Add(time.Hour)) { // in the middle
+	if then := now.Add(time.Second); !c.At(then).Equal(then.Add(time.Hour)) {
 		t.Errorf("it was %v at %v", c.At(then), then)
 	}
 }

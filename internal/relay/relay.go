@@ -325,12 +325,8 @@ func (j *job) send(ctx context.Context) Result {
 	var pause *backoff.ExponentialBackOff
 	err := j.token(ctx)
 	for {
-		switch left := j.left(); {
-		case left > 0 || j.lost != nil:
-		case j.Sendings.Attempts > 0:
-			return j.expired(fmt.Sprintf("after %d attempts", j.Sendings.Attempts))
-		default: // a body or a token took as long
-			return j.expired("before it was sent to Zoho")
+		if j.left() <= 0 && j.lost == nil { // a body or a token took as long
+			return j.expired(j.tried())
 		}
 		if err != nil {
 			return j.withoutToken(err)
@@ -345,9 +341,6 @@ func (j *job) send(ctx context.Context) Result {
 			if result, ok := j.settle(ctx); !ok {
 				return result
 			}
-		}
-		if j.left() <= 0 { // a token may take a while
-			return j.expired(j.tried())
 		}
 		if j.once {
 			claiming, span := trace.Begin(ctx, "claim")
