@@ -113,7 +113,8 @@ func (l *load) make(random *rand.Rand, serial string) *request {
 	c := tenants[random.IntN(len(tenants))]
 	q := &request{tenant: c.name, org: c.org, inbox: random.IntN(2) == 0, url: "/v8/Leads"}
 	var body []byte
-	d := doc{}
+	query := doc{}
+	d := doc{"query": query}
 	record := func(fields doc) {
 		fields["Company"] = q.id
 		body, _ = json.Marshal(doc{"data": []doc{fields}})
@@ -138,8 +139,9 @@ func (l *load) make(random *rand.Rand, serial string) *request {
 		record(doc{})
 	default:
 		q.method, q.id = "GET", c.name+"-get-"+serial
-		d["query"] = doc{"fields": "Last_Name", "per_page": 3, idParameter: q.id}
+		query["fields"], query["per_page"] = "Last_Name", 3
 	}
+	query[idParameter] = q.id
 	d["id"], d["method"], d["url"] = q.id, q.method, q.url
 	deadline := longest
 	if random.IntN(100) < 3 {

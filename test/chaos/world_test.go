@@ -192,32 +192,27 @@ func (w *world) startZoho() {
 
 func (w *world) zohoURL() string { return "http://" + w.apiProxy.Listen }
 
-// keyOf is the id of the request that a call is for: a write carries it in its
-// body, a read in its query, and a lookup asks for it.
+// keyOf is the id of the request that a call is for: its query carries it, also where
+// the call was cut before its body was read, and a lookup asks for it.
 func keyOf(c zohotest.Call) string {
+	if c.Endpoint != zohotest.API {
+		return ""
+	}
+	if query, _ := url.ParseQuery(c.RawQuery); query.Has(idParameter) {
+		return query.Get(idParameter)
+	}
 	var body struct {
-		Data []struct {
-			ID string `json:"Company"`
-		}
 		Select string `json:"select_query"`
 	}
-	switch {
-	case c.Endpoint != zohotest.API:
+	if json.Unmarshal(c.Body, &body) != nil {
 		return ""
-	case c.Method == "GET":
-		query, _ := url.ParseQuery(c.RawQuery)
-		return query.Get(idParameter)
-	case json.Unmarshal(c.Body, &body) != nil:
-		return ""
-	case len(body.Data) == 1:
-		return body.Data[0].ID
 	}
 	_, id, _ := strings.Cut(body.Select, "Company in ('")
 	id, _, _ = strings.Cut(id, "'")
 	return id
 }
 
-// idParameter is where a read carries its id, which Zoho heeds not.
+// idParameter is where a request carries its id, which Zoho heeds not.
 const idParameter = "request"
 
 // proxies is the toxiproxy that this process runs.
