@@ -1,9 +1,11 @@
 package consumer
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"runtime/debug"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -158,18 +160,28 @@ type try struct {
 	status int // 0: no answer
 	unsent bool
 	code   string // Zoho's
+	err    error  // why there is no answer
 }
 
 func (t try) what() string {
 	switch {
 	case t.unsent:
-		return "not sent to Zoho: no connection"
+		return "not sent to Zoho: " + cmp.Or(t.why(), "no connection")
 	case t.status == 0:
-		return "sent to Zoho, no answer came"
+		return strings.TrimSuffix("sent to Zoho, no answer came: "+t.why(), ": ")
 	case t.code == "":
 		return fmt.Sprintf("sent to Zoho, which answered %d", t.status)
 	}
 	return fmt.Sprintf("sent to Zoho, which answered %d %s", t.status, t.code)
+}
+
+// why is why there is no answer, in one line; "" where there is one.
+func (t try) why() string {
+	if t.err == nil {
+		return ""
+	}
+	why := strings.Join(strings.Fields(t.err.Error()), " ")
+	return why[:min(len(why), 300)]
 }
 
 // triesTold bounds the calls that a dead letter tells of.
@@ -185,7 +197,7 @@ func (e *entry) tell(answer *zoho.Answer, began time.Time) {
 		e.tries = append(e.tries[:0], e.tries[1:]...)
 		e.untold++
 	}
-	e.tries = append(e.tries, try{began: began, status: answer.Status, unsent: answer.Unsent, code: answer.Code})
+	e.tries = append(e.tries, try{began: began, status: answer.Status, unsent: answer.Unsent, code: answer.Code, err: answer.Err})
 }
 
 // Attempted takes in what became of an attempt: relay calls it after each.

@@ -484,11 +484,14 @@ func (s *settlement) LogValue() slog.Value {
 // returns false: a handler that asks for them one by one needs no memory for all.
 func (s *settlement) EachAttr(do func(slog.Attr) bool) {
 	code, status, attempts := s.what()
-	_ = do(slog.String("connection", s.connection)) && do(slog.String("queue", s.queue)) &&
+	more := do(slog.String("connection", s.connection)) && do(slog.String("queue", s.queue)) &&
 		do(slog.String("method", s.method())) && do(slog.String("operation", s.operation)) && do(slog.String("id", s.id())) &&
 		do(slog.Int("attempts", attempts)) && do(slog.String("outcome", s.outcome)) && do(slog.String("code", string(code))) &&
 		do(slog.Int("status", status)) && do(slog.Float64("waited_ms", milliseconds(s.waited))) &&
 		do(slog.Float64("took_ms", milliseconds(s.took)))
+	if n := len(s.tries); more && n > 0 && s.tries[n-1].err != nil {
+		_ = do(slog.String("err", s.tries[n-1].why()))
+	}
 }
 
 // milliseconds to the microsecond.

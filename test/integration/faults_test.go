@@ -6,6 +6,7 @@ import (
 	"io"
 	"net/http"
 	"os"
+	"regexp"
 	"strconv"
 	"strings"
 	"testing"
@@ -145,6 +146,9 @@ func TestUnknownOutcome(t *testing.T) {
 	// The same without the insert having happened: unknown too, and not sent again.
 	r.Zoho.Inject(zohotest.CutRead(zohotest.Reset).On("POST", "/crm/v8/Leads"))
 	wantCode(t, r.call("demo", insert("read", "Read")), envelope.OutcomeUnknown)
+	eventually(t, "the log says why no answer came", func() bool {
+		return regexp.MustCompile(`request settled.* id=read .*err=.*reset by peer`).MatchString(r.logs.text.String())
+	})
 	// Cut after the answer's status: it was carried out, its body is lost.
 	r.Zoho.Inject(zohotest.Truncated(10).On("POST", "/crm/v8/Leads"))
 	got := r.call("demo", insert("trunc", "Trunc"))
