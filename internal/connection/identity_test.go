@@ -1,10 +1,15 @@
 package connection_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"sync"
 	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
 
 	"zoho-worker/internal/connection"
 	"zoho-worker/internal/secret"
@@ -76,4 +81,70 @@ func TestGrantsAreCounted(t *testing.T) {
 	second := acme()
 	second.Name = "acme2"
 	add(t, s, second, "r30") // at once: the first one is gone
+}
+
+// broken ends the caller's context at the first write of acme's record, which it loses.
+type broken struct {
+	jetstream.JetStream
+	end context.CancelFunc
+}
+
+func (b broken) PublishMsg(ctx context.Context, msg *nats.Msg, o ...jetstream.PublishOpt) (*jetstream.PubAck, error) {
+	if msg.Subject == "zoho.connections.acme" {
+		b.end()
+		return nil, context.Canceled
+	}
+	return b.JetStream.PublishMsg(ctx, msg, o...)
+}
+
+// Whoever has taken a user's identity is left some time to store the connection: a new
+// one, and one that is authorized anew. No more, whatever the clocks of workers say.
+func TestIdentityIsHeldForAWhile(t *testing.T) {
+	t.Parallel()
+	server, k, s := started(t)
+	second := acme()
+	second.Name = "acme2"
+	held := func() {
+		t.Helper()
+		_, err := s.Add(t.Context(), second, secret.New("r9"))
+		if duplicate, ok := errors.AsType[connection.ErrDuplicate](err); !ok || duplicate.Existing != "acme" {
+			t.Errorf("taken over, or %v", err)
+		}
+	}
+	store := func(change func(ctx context.Context, s *connection.Store) error) {
+		t.Helper()
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		if err := change(ctx, open(t, broken{server.JetStream(), cancel}, k)); !errors.Is(err, connection.ErrUnclear) {
+			t.Fatal(err)
+		}
+	}
+	store(func(ctx context.Context, s *connection.Store) error {
+		_, err := s.Add(ctx, acme(), secret.New("r1"))
+		return err
+	})
+	held()
+	added := add(t, s, acme(), "r1")
+	if changed, err := s.MarkRevoked(t.Context(), "acme", 1, "dead"); !changed || err != nil {
+		t.Fatal(changed, err)
+	}
+	store(func(ctx context.Context, s *connection.Store) error {
+		id, _ := added.Identity()
+		if _, err := s.NoteGrant(ctx, id, secret.New("r2"), "acme"); err != nil { // as the consent does
+			return err
+		}
+		_, err := s.Reauthorize(ctx, "acme", secret.New("r2"), nil)
+		return err
+	})
+	held()
+	js := server.JetStream()
+	for i, at := range []time.Duration{-time.Hour, time.Hour} {
+		c := acme()
+		c.Name, c.UserID = fmt.Sprint("other", i), fmt.Sprint("other", i)
+		holding := fmt.Sprintf(`{"connection":"nobody","held_at":%q}`, time.Now().Add(at).UTC().Format(time.RFC3339))
+		if _, err := js.Publish(t.Context(), "zoho.identities.eu.production.1."+c.UserID, []byte(holding)); err != nil {
+			t.Fatal(err)
+		}
+		add(t, s, c, "r")
+	}
 }

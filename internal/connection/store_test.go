@@ -424,6 +424,25 @@ func TestSurvives(t *testing.T) {
 	await(t, s, "acme", func(_ *connection.Connection, ok bool) bool { return !ok })
 }
 
+// Where connections were lost and are added anew, grants are counted from the start: what
+// was found of one doesn't remove another of its number.
+func TestRemoveRevokedOfAnotherCount(t *testing.T) {
+	t.Parallel()
+	server, _, s := started(t)
+	lost := add(t, s, acme(), "r1")
+	js := server.JetStream()
+	if err := js.DeleteStream(t.Context(), connection.StreamName); err != nil {
+		t.Fatal(err)
+	}
+	server.Create(js, connection.StreamConfig(1))
+	if again := add(t, s, acme(), "r2"); again.Grant != lost.Grant {
+		t.Fatalf("grant %d", again.Grant)
+	}
+	if err := s.RemoveRevoked(t.Context(), lost, "test"); !errors.Is(err, connection.ErrNewGrant) {
+		t.Errorf("got %v", err)
+	}
+}
+
 func TestOpenWithoutStream(t *testing.T) {
 	t.Parallel()
 	server := natstest.Start(t)

@@ -1,10 +1,14 @@
 package token
 
 import (
+	"context"
 	"errors"
+	"sync/atomic"
 	"testing"
 	"time"
 
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
 	"github.com/prometheus/client_golang/prometheus"
 
 	"zoho-worker/internal/lock"
@@ -197,6 +201,38 @@ func TestLateHolderIsIgnored(t *testing.T) {
 	allGot(t, answers, 5)
 	w.until(func(st *state) bool { return st.record.Generation == 5 })
 	if counted := counts(t, registry); counted[resultLost] != 1 {
+		t.Errorf("counted %v", counted)
+	}
+}
+
+// unheard loses the answer to every second write of a token record.
+type unheard struct {
+	jetstream.JetStream
+	writes atomic.Int64
+}
+
+func (u *unheard) PublishMsg(ctx context.Context, msg *nats.Msg, o ...jetstream.PublishOpt) (*jetstream.PubAck, error) {
+	ack, err := u.JetStream.PublishMsg(ctx, msg, o...)
+	if u.writes.Add(1)%2 == 1 {
+		return nil, context.DeadlineExceeded
+	}
+	return ack, err
+}
+
+// TestOwnWritesAreKnown: a claim and a token that were stored, and nobody said so, are
+// the worker's own when it writes them again.
+func TestOwnWritesAreKnown(t *testing.T) {
+	t.Parallel()
+	registry := prometheus.NewRegistry()
+	b := newBox(t)
+	js := &unheard{JetStream: b.nats.JetStream()}
+	w := b.worker(func(o *Options) { o.JS, o.Metrics = js, registry })
+	b.connect(w)
+	if token := w.must(); token.Generation != 1 || js.writes.Load() != 4 {
+		t.Errorf("%+v after %d writes", token, js.writes.Load())
+	}
+	oneCall(t, b)
+	if counted := counts(t, registry); counted[resultMinted] != 1 || counted[resultLost] != 0 {
 		t.Errorf("counted %v", counted)
 	}
 }
