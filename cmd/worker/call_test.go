@@ -16,7 +16,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
 	"zoho-worker/internal/app"
@@ -56,20 +55,6 @@ func (s *shell) command(args ...string) (out, errs string, err error) {
 	defer cancel()
 	err = cmd.ExecuteContext(ctx)
 	return stdout.String(), stderr.String(), err
-}
-
-func (s *shell) jetstream() (*nats.Conn, jetstream.JetStream) {
-	s.t.Helper()
-	nc, err := nats.Connect(s.box.NATSURL)
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	s.t.Cleanup(nc.Close)
-	js, err := jetstream.New(nc)
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	return nc, js
 }
 
 // What a command doesn't take is refused, and says what it takes; a command that is

@@ -14,6 +14,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
 	"zoho-worker/internal/app"
 	"zoho-worker/internal/connection"
 	"zoho-worker/internal/consent"
@@ -40,6 +43,20 @@ func newShell(t *testing.T) *shell {
 	t.Cleanup(box.Close)
 	box.Zoho.SeedPeople(devbox.OrgID)
 	return &shell{t: t, box: box, keys: secret.Generate().Reveal()}
+}
+
+func (s *shell) jetstream() (*nats.Conn, jetstream.JetStream) {
+	s.t.Helper()
+	nc, err := nats.Connect(s.box.NATSURL)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	s.t.Cleanup(nc.Close)
+	js, err := jetstream.New(nc)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return nc, js
 }
 
 // output is written by a command and read by the test at the same time.

@@ -109,12 +109,17 @@ func (s *stage) worker() {
 // hold answers for the request of that sequence.
 func (s *stage) hold(sequence uint64, h consumer.InHand) {
 	s.t.Helper()
-	sub, err := s.NC.Subscribe("zoho.hand.*", func(m *nats.Msg) {
+	s.answers("zoho.hand.*", func(m *nats.Msg) {
 		if string(m.Data) == fmt.Sprint(sequence) {
 			data, _ := json.Marshal(h)
 			_ = m.Respond(data)
 		}
 	})
+}
+
+func (s *stage) answers(subject string, answer nats.MsgHandler) {
+	s.t.Helper()
+	sub, err := s.NC.Subscribe(subject, answer)
 	if err != nil {
 		s.t.Fatal(err)
 	}
@@ -278,6 +283,7 @@ func TestWhyInStream(t *testing.T) {
 	s := newStage(t)
 	s.connection("acme", connection.Active)
 	s.connection("gone", connection.Revoked)
+	s.connection("removed", connection.Removed)
 	want := func(lane string, state State, says string) {
 		t.Helper()
 		name, _, _ := strings.Cut(lane, ".")
@@ -290,6 +296,7 @@ func TestWhyInStream(t *testing.T) {
 	want("nobody", NoWorker, "there is no connection nobody, and no worker")
 	s.worker()
 	want("nobody", Stranger, "there is no connection nobody: the request is about to be answered")
+	want("removed", Stranger, "there is no connection removed: the request is about to be answered")
 	want("gone", Authorization, "gone is revoked since")
 	want("acme", NoWorker, "is one running?")
 	s.serve(consumer.Sight{Queue: queue, Owner: "w1", Places: 5, Running: 5, Blocked: flow.Full})
@@ -299,8 +306,34 @@ func TestWhyInStream(t *testing.T) {
 	if w, err := s.At(t.Context(), "acme", sequence); err != nil || w.State != Authorization || !strings.Contains(w.Sentence, "worker w1 (pid 7) can't use connection acme (sealed with key k2)") {
 		t.Errorf("%+v, %v", w, err)
 	}
+	// Another worker has it in hand all the same, and says so later.
+	s.answers("zoho.hand.*", func(m *nats.Msg) {
+		time.Sleep(20 * time.Millisecond)
+		data, _ := json.Marshal(consumer.InHand{Host: "w2", PID: 8, Running: true, Org: consumer.Sight{Queue: queue, Places: 5}})
+		_ = m.Respond(data)
+	})
+	if w, err := s.At(t.Context(), "acme", sequence); err != nil || w.State != InCall || !strings.Contains(w.Sentence, "worker w2 (pid 8)") {
+		t.Errorf("%+v, %v", w, err)
+	}
 	if w, err := s.Why(t.Context(), "acme", "none"); err != nil || w.State != Unknown {
 		t.Errorf("%+v, %v", w, err)
+	}
+}
+
+// What is heavy waits for the pause of heavy calls, in the stream too; what is light doesn't.
+func TestWhyHeavyInStream(t *testing.T) {
+	t.Parallel()
+	s := newStage(t)
+	s.connection("acme", connection.Active)
+	pause := &flow.Pause{Until: time.Now().Add(time.Hour), Cause: "429 TOO_MANY_REQUESTS", For: flow.SubConcurrency}
+	s.serve(consumer.Sight{Queue: queue, Owner: "w1", Places: 5, Running: 5, Blocked: flow.Full, State: flow.State{HeavyPause: pause}})
+	light := s.request("acme", "light")
+	heavy := s.put("zoho.requests.acme", map[string]any{"id": "heavy", "method": "POST", "url": "/v8/coql", "body": map[string]any{"select_query": "select id from Leads"}})
+	for sequence, want := range map[uint64]State{light: Queued, heavy: Paused} {
+		w, err := s.At(t.Context(), "acme", sequence)
+		if err != nil || w.State != want || strings.Contains(w.Sentence, "whose heavy calls are paused for another") != (want == Paused) {
+			t.Errorf("%+v, %v; want %s", w, err, want)
+		}
 	}
 }
 

@@ -387,7 +387,7 @@ func (r *Reader) smallest(ctx context.Context) map[string]*connection.Connection
 	}
 	var all []*connection.Connection
 	for _, record := range r.connections(ctx, names) {
-		if record != nil && record.Status != connection.Unreadable {
+		if record != nil {
 			all = append(all, record)
 		}
 	}
