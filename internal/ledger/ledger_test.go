@@ -327,7 +327,7 @@ func TestClose(t *testing.T) {
 			t.Fatalf("refused, not sent: %v", err)
 		}
 	}
-	if _, err := other.Claim(ctx, "demo", "new", digest); !errors.Is(err, ErrExpired) {
+	if _, err := other.Claim(ctx, "demo", "new", digest); !errors.Is(err, ErrExpired) || errors.As(err, new(*LostError)) {
 		t.Fatalf("claimed after it was refused: %v", err)
 	}
 	claim, err := other.Claim(ctx, "demo", "sending", digest)
