@@ -703,6 +703,18 @@ func TestCallsOfSeveralPlaces(t *testing.T) {
 	may(t, g, start.Add(saveFor), light, "")
 	g.Foreign(6)
 	may(t, g, start.Add(saveFor), big, Full)
+	// Nor are those that another worker may have taken.
+	heavies.Places = 5
+	g = New(Limits{Places: 25}, State{})
+	g.Foreign(5)
+	may(t, g, start, heavies, HeavyFull)
+	// A refusal is for what they count for, not for how many there are.
+	g = New(Limits{Places: 12}, State{})
+	run(g, 1, heavies)
+	run(g, 3, heavy)
+	if cause, _, _ := g.Refused(start, heavy, refusal("")); cause != SubConcurrency || g.heavyLimit() != 6 {
+		t.Errorf("refused for %s, and the limit is %d", cause, g.heavyLimit())
+	}
 	// What falls free of one kind is of no use to a call that lacks the other.
 	g = New(Limits{Places: 20}, State{})
 	run(g, 5, heavy)

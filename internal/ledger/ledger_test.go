@@ -287,6 +287,31 @@ func TestOwnWriteIsRecognised(t *testing.T) {
 	})
 }
 
+// A claim whose acknowledgement is lost, and that somebody else closes before its writer
+// sees that it was written, is not written anew.
+func TestOwnWriteIsClosed(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		s := newServer()
+		other, writes := Open(s, &register.Clock{}, time.Minute), 0
+		s.fault = func() fault {
+			switch writes++; writes {
+			case 1:
+				return unacked
+			case 2:
+				time.Sleep(time.Minute + margin)
+				if err := other.Look(t.Context(), "demo", "1", digest); !errors.Is(err, ErrExpired) {
+					t.Errorf("looked at after its lease: %v", err)
+				}
+			}
+			return none
+		}
+		if claim, err := Open(s, &register.Clock{}, time.Minute).Claim(t.Context(), "demo", "1", digest); claim != nil || !errors.Is(err, ErrExpired) {
+			t.Errorf("claimed after it was closed: %v", err)
+		}
+	})
+}
+
 // A request that is answered without being sent is never sent; nobody is told
 // that it was not where a claim says that it may have been.
 func TestClose(t *testing.T) {
@@ -302,7 +327,7 @@ func TestClose(t *testing.T) {
 			t.Fatalf("refused, not sent: %v", err)
 		}
 	}
-	if _, err := other.Claim(ctx, "demo", "new", digest); !errors.Is(err, ErrExpired) {
+	if _, err := other.Claim(ctx, "demo", "new", digest); !errors.Is(err, ErrExpired) || errors.As(err, new(*LostError)) {
 		t.Fatalf("claimed after it was refused: %v", err)
 	}
 	claim, err := other.Claim(ctx, "demo", "sending", digest)

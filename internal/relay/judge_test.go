@@ -79,6 +79,7 @@ func TestJudge(t *testing.T) {
 		{"401 OAUTH_SCOPE_MISMATCH, after a renewal", zoho.Answer{Status: 401, Code: "OAUTH_SCOPE_MISMATCH"}, renewed, same(deliver, envelope.ScopeMissing)},
 		{"401 of a function's own", zoho.Answer{Status: 401, Code: "NO_STOCK"}, function, same(deliver, "")},
 		{"429 of a function's own", zoho.Answer{Status: 429}, function, same(deliver, "")},
+		{"401 of a function's own, whose body is lost", zoho.Answer{Status: 401, BodyError: cut}, function, [2]want{{repeat, ""}, {lost, envelope.OutcomeUnknown}}},
 		{"429 of a function's own, whose body is lost", zoho.Answer{Status: 429, BodyError: cut}, function, [2]want{{repeat, ""}, {lost, envelope.OutcomeUnknown}}},
 		{"429 of Zoho to a function", zoho.Answer{Status: 429, Code: "TOO_MANY_REQUESTS"}, function, same(hold, "")},
 		{"401 of Zoho to a function", zoho.Answer{Status: 401, Code: "INVALID_TOKEN"}, function, same(renew, "")},
