@@ -17,13 +17,13 @@ import (
 // worker takes it for itself, from the same server, so all have the same.
 type census struct {
 	mu     sync.Mutex
-	queues map[string]*sight
+	queues map[string]*tally
 	looked time.Time
 	oldest time.Time // when the oldest request in the stream was stored, by the server's clock
 }
 
-// sight is what a queue looked like at the instant at.
-type sight struct {
+// tally is what a queue looked like at the instant at.
+type tally struct {
 	at              time.Time
 	waiting, inHand int
 	places          int
@@ -39,7 +39,7 @@ type sight struct {
 // unserved is how many of the waiting requests a worker could start now that
 // takes the queue up: none of one that is served, paused, out of credits or waits
 // for a person, and of the others as many as the org has free places.
-func (s *sight) unserved() int {
+func (s *tally) unserved() int {
 	if s.served || s.paused || s.broke || s.parked {
 		return 0
 	}
@@ -162,7 +162,7 @@ func (c *census) due(stored map[string]int, info *jetstream.StreamInfo, apart ti
 // in the stream as well. One that no worker has taken up yet has all its requests waiting.
 func (c *Consumer) ask(ctx context.Context, name string, stored int, lanes []laneKey, now time.Time) {
 	names := c.directory.names(name)
-	seen := sight{at: now, waiting: stored, places: c.directory.limits(name).Places, parked: true}
+	seen := tally{at: now, waiting: stored, places: c.directory.limits(name).Places, parked: true}
 	for _, member := range names {
 		seen.parked = seen.parked && !usable(c.directory.member(name, member))
 	}
@@ -201,11 +201,11 @@ func (c *Consumer) ask(ctx context.Context, name string, stored int, lanes []lan
 	c.census.put(name, seen)
 }
 
-func (c *census) put(name string, s sight) {
+func (c *census) put(name string, s tally) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.queues == nil {
-		c.queues = map[string]*sight{}
+		c.queues = map[string]*tally{}
 	}
 	before := c.queues[name]
 	switch {

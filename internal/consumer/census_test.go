@@ -43,18 +43,18 @@ func TestRunnable(t *testing.T) {
 	t.Parallel()
 	for _, row := range []struct {
 		name string
-		sight
+		tally
 		want int
 	}{
-		{"places for some", sight{waiting: 100, inHand: 7, places: 10}, 3},
-		{"places for all", sight{waiting: 2, inHand: 0, places: 10}, 2},
-		{"full", sight{waiting: 1000, inHand: 10, places: 10}, 0},
-		{"above its limit, just lowered", sight{waiting: 1000, inHand: 10, places: 5}, 0},
-		{"served", sight{waiting: 100, places: 10, served: true}, 0},
-		{"paused", sight{waiting: 100, places: 10, paused: true}, 0},
-		{"out of credits", sight{waiting: 100, places: 10, broke: true}, 0},
-		{"parked", sight{waiting: 100, places: 10, parked: true}, 0},
-		{"idle", sight{places: 10}, 0},
+		{"places for some", tally{waiting: 100, inHand: 7, places: 10}, 3},
+		{"places for all", tally{waiting: 2, inHand: 0, places: 10}, 2},
+		{"full", tally{waiting: 1000, inHand: 10, places: 10}, 0},
+		{"above its limit, just lowered", tally{waiting: 1000, inHand: 10, places: 5}, 0},
+		{"served", tally{waiting: 100, places: 10, served: true}, 0},
+		{"paused", tally{waiting: 100, places: 10, paused: true}, 0},
+		{"out of credits", tally{waiting: 100, places: 10, broke: true}, 0},
+		{"parked", tally{waiting: 100, places: 10, parked: true}, 0},
+		{"idle", tally{places: 10}, 0},
 	} {
 		if got := row.unserved(); got != row.want {
 			t.Errorf("%s: %d, want %d", row.name, got, row.want)
@@ -62,11 +62,11 @@ func TestRunnable(t *testing.T) {
 	}
 	now := time.Now()
 	c := &census{}
-	c.put("busy", sight{at: now, waiting: 1000, inHand: 10, places: 10, served: true})
-	c.put("free", sight{at: now, waiting: 4, inHand: 1, places: 10})
-	c.put("paused", sight{at: now, waiting: 50, places: 10, paused: true, served: true})
-	c.put("broke", sight{at: now, waiting: 70, places: 10, broke: true, served: true})
-	c.put("parked", sight{at: now, waiting: 60, places: 1, parked: true})
+	c.put("busy", tally{at: now, waiting: 1000, inHand: 10, places: 10, served: true})
+	c.put("free", tally{at: now, waiting: 4, inHand: 1, places: 10})
+	c.put("paused", tally{at: now, waiting: 50, places: 10, paused: true, served: true})
+	c.put("broke", tally{at: now, waiting: 70, places: 10, broke: true, served: true})
+	c.put("parked", tally{at: now, waiting: 60, places: 1, parked: true})
 	want := totals{forPlace: 1000, forWorker: 4, forPause: 50, forCredits: 70, forPerson: 60, inHand: 11, running: 1, full: 1, paused: 1, broke: 1, parked: 1}
 	if got := c.totals(now, now, 0); got != want {
 		t.Errorf("got %+v, want %+v", got, want)
@@ -83,7 +83,7 @@ func TestLongestPause(t *testing.T) {
 	begun := time.Now()
 	c := &census{}
 	look := func(after time.Duration, paused bool) time.Duration {
-		c.put("q", sight{at: begun.Add(after), waiting: 1, places: 1, paused: paused})
+		c.put("q", tally{at: begun.Add(after), waiting: 1, places: 1, paused: paused})
 		return c.totals(begun.Add(after), begun, 0).pausedFor
 	}
 	for i, row := range []struct {

@@ -270,9 +270,9 @@ func (e *entry) Paused() time.Duration {
 	return 0
 }
 
-// held says in words what keeps the request from its start, "" where nothing
+// limitInWords says what keeps the request from its start, "" where nothing
 // does. The lock is held.
-func (o *org) held(e *entry, now time.Time) string {
+func (o *org) limitInWords(e *entry, now time.Time) string {
 	st := o.flow.State()
 	because := func(p *flow.Pause) string {
 		if p == nil || p.Cause == "" {

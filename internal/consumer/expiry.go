@@ -131,7 +131,7 @@ func (o *org) still() map[laneKey]bool {
 	defer o.mu.Unlock()
 	still := map[laneKey]bool{}
 	for k, l := range o.lanes {
-		still[k] = slices.ContainsFunc(l.held[:], func(r flow.Reason) bool { return !moves(r) }) ||
+		still[k] = slices.ContainsFunc(l.blocked[:], func(r flow.Reason) bool { return !moves(r) }) ||
 			l.full() && l.running+len(l.light)+len(l.heavy)+len(l.suspects) == 0
 	}
 	return still
@@ -166,7 +166,7 @@ func (c *Consumer) untilDue() time.Duration {
 func (c *Consumer) expire(ctx context.Context) (err error) {
 	stuck := c.stuck()
 	for o, subjects := range stuck {
-		if failed := c.watch(ctx, o, c.expiryOf(o.name), subjects); failed != nil {
+		if failed := c.watchDeadlines(ctx, o, c.expiryOf(o.name), subjects); failed != nil {
 			err = fmt.Errorf("%s: %w", o.name, failed)
 		}
 	}
@@ -180,8 +180,8 @@ func (c *Consumer) expire(ctx context.Context) (err error) {
 	return err
 }
 
-// watch reads the deadlines that are new and answers those that are over.
-func (c *Consumer) watch(ctx context.Context, o *org, e *expiry, subjects []string) error {
+// watchDeadlines reads the deadlines that are new and answers those that are over.
+func (c *Consumer) watchDeadlines(ctx context.Context, o *org, e *expiry, subjects []string) error {
 	left := readPerWatch
 	for _, subject := range subjects {
 		for ; left > 0 && e.room(); left-- {
@@ -230,7 +230,7 @@ func (c *Consumer) watch(ctx context.Context, o *org, e *expiry, subjects []stri
 		c.decode(r)
 		if r.request != nil {
 			o.mu.Lock()
-			r.waited = o.held(r, c.Clock.Now())
+			r.waited = o.limitInWords(r, c.Clock.Now())
 			o.mu.Unlock()
 		}
 		c.requests.Go(func() {

@@ -32,10 +32,9 @@ func TestDeadlinesOfManyRevokedConnections(t *testing.T) {
 // failing is a stream with one request, which fails once that was read.
 type failing struct {
 	stored
-	deadline  time.Time
-	looks     int
-	fail      bool
-	responded []byte
+	request []byte
+	looks   int
+	fail    bool
 }
 
 func (f *failing) Info(ctx context.Context, o ...jetstream.StreamInfoOpt) (*jetstream.StreamInfo, error) {
@@ -48,7 +47,7 @@ func (f *failing) GetMsg(context.Context, uint64, ...jetstream.GetMsgOpt) (*jets
 		return nil, errors.New("JetStream system temporarily unavailable")
 	}
 	f.fail = true
-	return &jetstream.RawStreamMsg{Subject: "zoho.requests.gone", Sequence: 1, Time: time.Now(), Data: f.responded}, nil
+	return &jetstream.RawStreamMsg{Subject: "zoho.requests.gone", Sequence: 1, Time: time.Now(), Data: f.request}, nil
 }
 
 // A deadline that is over, and can't be seen to while the stream gives no answer, has
@@ -57,7 +56,7 @@ func TestDeadlineWhileTheStreamFails(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		f := &failing{stored: stored{subjects: map[string]uint64{"zoho.requests.gone": 1}}}
-		f.responded = []byte(`{"id":"1","method":"GET","url":"/v8/Leads","deadline":"` + time.Now().Add(5*time.Second).UTC().Format(time.RFC3339) + `"}`)
+		f.request = []byte(`{"id":"1","method":"GET","url":"/v8/Leads","deadline":"` + time.Now().Add(5*time.Second).UTC().Format(time.RFC3339) + `"}`)
 		c := stub(f)
 		o := c.serveOrgOf(connection.Revoked, "gone")
 		done := make(chan struct{})

@@ -12,11 +12,11 @@ import (
 
 // hand is what this worker has in hand. One ticker keeps all of it alive.
 type hand struct {
-	every time.Duration
-	most  int64        // bytes of requests in hand, where more wait in the stream
-	bytes atomic.Int64 // of those that are
-	mu    sync.Mutex
-	held  map[origin]*entry
+	every   time.Duration
+	most    int64        // bytes of requests in hand, where more wait in the stream
+	bytes   atomic.Int64 // of those that are
+	mu      sync.Mutex
+	entries map[origin]*entry
 }
 
 // origin tells a request from all others that were ever in the stream: where a
@@ -32,7 +32,7 @@ type origin struct {
 const handMost = 256 << 20
 
 func newHand(every time.Duration) *hand {
-	return &hand{every: every, most: min(handMost, debug.SetMemoryLimit(-1)/4), held: map[origin]*entry{}}
+	return &hand{every: every, most: min(handMost, debug.SetMemoryLimit(-1)/4), entries: map[origin]*entry{}}
 }
 
 // room is how many bytes more a lane may have in hand that has some already, 0 for
@@ -57,11 +57,11 @@ const firstAsk = 1 << 20
 func (h *hand) take(e *entry) bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if there := h.held[e.origin()]; there != nil {
+	if there := h.entries[e.origin()]; there != nil {
 		there.delivery = e.delivery
 		return false
 	}
-	h.held[e.origin()] = e
+	h.entries[e.origin()] = e
 	h.bytes.Add(e.size)
 	return true
 }
@@ -69,8 +69,8 @@ func (h *hand) take(e *entry) bool {
 func (h *hand) leave(e *entry) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if h.held[e.origin()] == e {
-		delete(h.held, e.origin())
+	if h.entries[e.origin()] == e {
+		delete(h.entries, e.origin())
 		h.bytes.Add(-e.size)
 	}
 }
@@ -86,14 +86,14 @@ func (h *hand) delivery(e *entry) *nats.Msg {
 func (h *hand) len() int {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	return len(h.held)
+	return len(h.entries)
 }
 
 // has reports whether the request is in hand.
 func (h *hand) has(o origin) bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	return h.held[o] != nil
+	return h.entries[o] != nil
 }
 
 // get returns the request of that sequence, the last stored one; nil where none is
@@ -101,7 +101,7 @@ func (h *hand) has(o origin) bool {
 func (h *hand) get(sequence uint64) (last *entry) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	for o, e := range h.held {
+	for o, e := range h.entries {
 		if o.sequence == sequence && (last == nil || o.at > last.origin().at) {
 			last = e
 		}
@@ -113,7 +113,7 @@ func (h *hand) get(sequence uint64) (last *entry) {
 func (h *hand) of(o *org) (entries []*entry) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	for _, e := range h.held {
+	for _, e := range h.entries {
 		if e.lane.org == o {
 			entries = append(entries, e)
 		}
@@ -126,7 +126,7 @@ func (h *hand) storedBefore(at time.Time) map[*org][]*entry {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	old := map[*org][]*entry{}
-	for _, e := range h.held {
+	for _, e := range h.entries {
 		if e.stored.Before(at) {
 			old[e.lane.org] = append(old[e.lane.org], e)
 		}
@@ -139,7 +139,7 @@ func (h *hand) storedBefore(at time.Time) map[*org][]*entry {
 func (h *hand) leftovers(o *org) (n int) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	for _, e := range h.held {
+	for _, e := range h.entries {
 		if e.lane.org != o && e.lane.org.name == o.name {
 			n++
 		}
@@ -162,7 +162,7 @@ func (h *hand) keepAlive(ctx context.Context, also func()) {
 		also()
 		alive = alive[:0]
 		h.mu.Lock()
-		for _, e := range h.held {
+		for _, e := range h.entries {
 			alive = append(alive, e.delivery)
 		}
 		h.mu.Unlock()

@@ -64,7 +64,7 @@ type lane struct {
 	// are settled nor came to it.
 	awaited int
 	closed  bool
-	held    [3]flow.Reason // why none of each line could be started when it was last tried
+	blocked [3]flow.Reason // why none of each line could be started when it was last tried
 	// wanted says that somebody announced a request since it was last pulled from
 	// or handed one over.
 	wanted bool
@@ -219,7 +219,7 @@ func (l *lane) open(fresh, first bool) (*pulls, error) {
 func (l *lane) follow(p *pulls) (done bool, err error) {
 	defer l.drain(p)
 	for {
-		t := l.turn()
+		t := l.step()
 		switch {
 		case t.done:
 			return true, nil
@@ -250,8 +250,8 @@ func (l *lane) follow(p *pulls) (done bool, err error) {
 	}
 }
 
-// turn is what a lane has to do next, if anything.
-type turn struct {
+// step is what a lane has to do next, if anything.
+type step struct {
 	done   bool     // it is closed
 	silent bool     // its pulls are lost
 	ask    int      // for so many requests
@@ -259,7 +259,7 @@ type turn struct {
 	aside  []*entry // to be moved to another lane
 }
 
-func (l *lane) turn() (t turn) {
+func (l *lane) step() (t step) {
 	l.org.mu.Lock()
 	defer l.org.mu.Unlock()
 	switch {
@@ -469,7 +469,7 @@ func (l *lane) inherit(source jetstream.Consumer, before *jetstream.ConsumerInfo
 	o.countForeign()
 	l.nudge()
 	if n == 0 {
-		o.settle(l.connection)
+		o.admitOrdered(l.connection)
 		o.dispatch()
 		return
 	}
@@ -507,7 +507,7 @@ func (l *lane) inherit(source jetstream.Consumer, before *jetstream.ConsumerInfo
 			left := l.awaited
 			o.countForeign()
 			if left == 0 {
-				o.settle(l.connection)
+				o.admitOrdered(l.connection)
 			}
 			l.nudge()
 			closed := o.closed || l.closed

@@ -90,7 +90,7 @@ func (o *org) wake(k laneKey) {
 	if !usable(o.directory.member(o.name, k.connection)) {
 		delete(o.before, k) // nobody would ever count it off
 		o.countForeign()
-		o.settle(k.connection)
+		o.admitOrdered(k.connection)
 		return
 	}
 	l := &lane{laneKey: k, org: o, window: o.window(), share: &turns{}, news: make(chan struct{}, 1)}

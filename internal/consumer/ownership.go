@@ -96,7 +96,7 @@ func (c *Consumer) taken(queue string) {
 	o.uncounted = 0 // each is in o.before now, or in its lane's count
 	o.countForeign()
 	for _, l := range o.lanes {
-		l.settle()
+		l.admitOrdered()
 	}
 	o.dispatch()
 	for k := range found {
@@ -301,7 +301,7 @@ func (c *Consumer) finished(queue string) {
 	o.countForeign()
 	if o.leftover == 0 {
 		for _, l := range o.lanes {
-			l.settle()
+			l.admitOrdered()
 		}
 	}
 	o.dispatch()

@@ -48,8 +48,8 @@ func newRemoval(conn *nats.Conn) (*removal, error) {
 	return r, err
 }
 
-// settle takes a request off the stream.
-func (r *removal) settle(sequence uint64, delivery *nats.Msg) error {
+// remove takes a request off the stream.
+func (r *removal) remove(sequence uint64, delivery *nats.Msg) error {
 	if r.asked.Load()-r.done.Load() >= deletionsMost {
 		return delivery.Ack()
 	}

@@ -49,12 +49,12 @@ func (o *org) awaits(connection string) bool {
 	return false
 }
 
-// settle lets the ordered requests of a connection in that need wait no longer.
+// admitOrdered lets the ordered requests of a connection in that need wait no longer.
 // The lock is held.
-func (o *org) settle(connection string) {
+func (o *org) admitOrdered(connection string) {
 	for _, name := range lanes {
 		if l := o.lanes[laneKey{connection, name}]; l != nil && len(l.behind) > 0 {
-			l.settle()
+			l.admitOrdered()
 		}
 	}
 }
@@ -85,9 +85,9 @@ func (l *lane) line(e *entry, front bool) {
 	}
 }
 
-// settle lets the ordered requests in that waited for the worker before; the
+// admitOrdered lets the ordered requests in that waited for the worker before; the
 // lock is held.
-func (l *lane) settle() {
+func (l *lane) admitOrdered() {
 	slices.SortFunc(l.behind, func(a, b *entry) int { return cmp.Compare(a.sequence, b.sequence) })
 	behind := l.behind
 	l.behind = nil
@@ -192,10 +192,10 @@ func (o *org) next(now time.Time) (best *entry, reason flow.Reason, until time.T
 		}
 		if l.lane.bulk() {
 			bulkRunning += l.running
-			if e != nil && (bulk == nil || l.before(bulk.lane)) {
+			if e != nil && (bulk == nil || l.precedes(bulk.lane)) {
 				bulk = e
 			}
-		} else if e != nil && (best == nil || l.before(best.lane)) {
+		} else if e != nil && (best == nil || l.precedes(best.lane)) {
 			best = e
 		}
 	}
@@ -223,9 +223,9 @@ func rank(r flow.Reason) int {
 	return slices.Index([]flow.Reason{flow.Paused, flow.CreditsOut, flow.Full, flow.BudgetSpent, flow.Reserved, flow.HeavyPaused, flow.HeavyFull}, r)
 }
 
-// before reports whether l's turn comes before m's: first it is between
+// precedes reports whether l's turn comes before m's: first it is between
 // connections, then between the two lanes of one.
-func (l *lane) before(m *lane) bool {
+func (l *lane) precedes(m *lane) bool {
 	a, b := *l.share, *m.share
 	if l.share == m.share {
 		a, b = l.turns, m.turns
@@ -237,10 +237,10 @@ func (l *lane) before(m *lane) bool {
 }
 
 // head is the first of the lane's requests that can be started. Where there is
-// none, l.held says why, of each line.
+// none, l.blocked says why, of each line.
 func (l *lane) head(now time.Time) (e *entry, reason flow.Reason, until time.Time) {
 	for i, line := range l.lines() {
-		l.held[i] = ""
+		l.blocked[i] = ""
 		if len(*line) == 0 || i == suspects && l.org.trials.busy {
 			continue // one of them at a time: the next is looked at when it is over
 		}
@@ -255,7 +255,7 @@ func (l *lane) head(now time.Time) (e *entry, reason flow.Reason, until time.Tim
 			}
 			continue
 		}
-		l.held[i] = why
+		l.blocked[i] = why
 		if reason == "" || rank(why) < rank(reason) {
 			reason = why
 		}
@@ -281,7 +281,7 @@ func (o *org) start(e *entry, now time.Time) {
 		o.trials.busy = true
 	}
 	if e.idle && e.request != nil {
-		e.waited = o.held(e, now)
+		e.waited = o.limitInWords(e, now)
 	}
 	o.starts++
 	l.last, l.share.last = o.starts, o.starts
@@ -442,7 +442,7 @@ func (o *org) arm(now time.Time, reason flow.Reason, until time.Time) {
 	// Deadlines first: of a line, only the head is looked at.
 	o.timer = time.AfterFunc(max(until.Sub(now), time.Millisecond), func() {
 		o.mu.Lock()
-		o.overdue(o.Clock.Now())
+		o.bringForward(o.Clock.Now())
 		o.dispatch()
 	})
 }
@@ -460,7 +460,7 @@ func (o *org) firstDeadline() (first time.Time) {
 	}
 	for _, l := range o.lanes {
 		for i, line := range l.lines() {
-			if !moves(l.held[i]) {
+			if !moves(l.blocked[i]) {
 				look(*line)
 			}
 		}
@@ -481,8 +481,8 @@ func moves(reason flow.Reason) bool {
 	return false
 }
 
-// overdue moves what is past its deadline to the front. The lock is held.
-func (o *org) overdue(now time.Time) {
+// bringForward moves what is past its deadline to the front. The lock is held.
+func (o *org) bringForward(now time.Time) {
 	for _, l := range o.lanes {
 		for _, line := range l.lines() {
 			slices.SortStableFunc(*line, func(a, b *entry) int {

@@ -34,7 +34,7 @@ func (c *Consumer) done(e *entry) error {
 	}
 	if delivery := c.hand.delivery(e); delivery != nil {
 		if c.consumers.Load() > ackedMost {
-			return c.removal.settle(e.sequence, delivery)
+			return c.removal.remove(e.sequence, delivery)
 		}
 		return delivery.Ack()
 	}
@@ -170,7 +170,7 @@ func (s *settlement) refuse(e *envelope.Error) {
 		s.bury(e)
 		return
 	}
-	if e.Code == envelope.Internal && !s.keep(e) {
+	if e.Code == envelope.Internal && !s.storeLetter(e) {
 		return
 	}
 	if s.digest == [32]byte{} {
@@ -332,15 +332,15 @@ func (s *settlement) ack() {
 
 // bury keeps the message whole for a person, with the reason, and acks it.
 func (s *settlement) bury(e *envelope.Error) {
-	if s.keep(e) {
+	if s.storeLetter(e) {
 		s.outcome = outcomeDead
 		s.response = &envelope.Response{Error: e}
 		s.ack()
 	}
 }
 
-// keep stores the dead letter; false: the request comes again.
-func (s *settlement) keep(e *envelope.Error) bool {
+// storeLetter stores the dead letter; false: the request comes again.
+func (s *settlement) storeLetter(e *envelope.Error) bool {
 	msg := &nats.Msg{Subject: "zoho.dead." + s.connection, Data: s.data, Header: nats.Header{}}
 	for name, values := range s.header {
 		// The server acts on its own headers: kept for reading, not for acting.

@@ -49,7 +49,7 @@ func (e *entry) inWords(now time.Time) (reason, why string) {
 	case reason == string(flow.HeavyFull):
 		why = "it is heavy, and as many heavy calls of the org are under way as may be"
 	case reason != "":
-		why = o.held(e, now)
+		why = o.limitInWords(e, now)
 	case o.blocked == WaitWorker:
 		reason, why = string(WaitWorker), "this worker has as many requests under way as it may (--max-in-flight)"
 	default:

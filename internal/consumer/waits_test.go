@@ -72,7 +72,7 @@ func TestHeldByHand(t *testing.T) {
 		"":               "the org is paused",
 	} {
 		o := &org{flow: flow.New(flow.Limits{Places: 5}, flow.State{Hand: &flow.Pause{Until: now.Add(time.Hour), Cause: cause}})}
-		if got := o.held(&entry{}, now); got != want {
+		if got := o.limitInWords(&entry{}, now); got != want {
 			t.Errorf("cause %q: %q, want %q", cause, got, want)
 		}
 	}

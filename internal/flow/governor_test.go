@@ -722,3 +722,35 @@ func TestCallsOfSeveralPlaces(t *testing.T) {
 	may(t, g, start, Ask{Heavy: true, Heavies: 6, Places: 5}, Full)
 	may(t, g, start, light, "")
 }
+
+// A call that counts for more places than the org has is made alone, and calls of the
+// worker before are company.
+func TestSeveralPlacesBesideCallsOfOthers(t *testing.T) {
+	t.Parallel()
+	now := time.Date(2026, 3, 1, 10, 0, 0, 0, time.UTC)
+	g := New(Limits{Places: 3}, State{})
+	g.Foreign(1)
+	if reason, _ := g.May(now, Ask{Places: 5}); reason != Full {
+		t.Errorf("%q beside a call of another worker", reason)
+	}
+	g.Foreign(0)
+	if reason, _ := g.May(now, Ask{Places: 5}); reason != "" {
+		t.Errorf("%q, and it is alone", reason)
+	}
+}
+
+// No places are kept free for a call that waits for a heavy place.
+func TestNoPlacesForWhatWaitsForAHeavyOne(t *testing.T) {
+	t.Parallel()
+	now := time.Date(2026, 3, 1, 10, 0, 0, 0, time.UTC)
+	g := New(Limits{Places: HeavyPlaces + 2}, State{})
+	for range HeavyPlaces {
+		g.Start(Ask{Heavy: true})
+	}
+	if reason, _ := g.May(now, Ask{Heavy: true, Places: 5}); reason != Full {
+		t.Errorf("%q for the heavy one", reason)
+	}
+	if reason, _ := g.May(now, Ask{}); reason != "" {
+		t.Errorf("%q for a light one beside it", reason)
+	}
+}

@@ -1,12 +1,12 @@
 package integration
 
 import (
+	"context"
 	"fmt"
 	"strings"
 	"testing"
-	"time"
 
-	"zoho-worker/internal/app"
+	"zoho-worker/internal/consumer"
 	"zoho-worker/internal/zoho/zohotest"
 )
 
@@ -80,18 +80,43 @@ func TestOrderedBacklogAtHandOver(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, zohotest.Options{Order: turnOf})
 	r.demo(5)
-	first := r.worker(func(c *app.Config) {
-		c.CallTimeout, c.StopTimeout = 14*time.Second, patience // longer than a pull is open
-	})
+	pulled, err := r.nc.SubscribeSync("$JS.API.CONSUMER.MSG.NEXT." + consumer.RequestStream + "." + consumer.Durable("demo", consumer.Interactive))
+	if err != nil {
+		t.Fatal(err)
+	}
+	first := r.worker(patientCalls)
 	hold := r.Zoho.Hold(zohotest.BodyRead, at("A-0"))
-	const n = 600
+	defer hold.Release()
+	cut := zohotest.CutRead(zohotest.Reset)
+	cut.Match = at("A-0")
+	r.Zoho.Inject(cut)
+	const n, handed = 600, 512
 	for i := range n {
 		r.publish("demo", ordered("A", i))
 	}
 	r.reached(hold)
-	r.worker()
-	stop(first) // its call ends without an answer, and the request comes back
-	hold.Release()
+	r.worker(patientCalls)
+	stopped := make(chan struct{})
+	go func() {
+		defer close(stopped)
+		ctx, cancel := context.WithTimeout(context.Background(), 2*patience)
+		defer cancel()
+		first.Stop(ctx)
+	}()
+	eventually(t, "the second worker has all in hand that the server hands out", func() bool {
+		s := r.sight()
+		return s != nil && s.Running == 0 && s.Held == handed-1
+	})
+	// A pull for the one that is missing was open for as long as it may be, and is asked anew.
+	for renewed := false; !renewed; {
+		msg, err := pulled.NextMsg(patience)
+		if err != nil {
+			t.Fatalf("nothing is asked for: %v", err)
+		}
+		renewed = strings.HasPrefix(string(msg.Data), `{"batch":1,`)
+	}
+	hold.Release() // the call ends without an answer, and the request comes back
+	<-stopped
 	r.awaitAll("demo", n)
 	r.inOrder("A", n+1)
 }
