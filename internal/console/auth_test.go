@@ -96,17 +96,14 @@ func TestBasicTellsNoNames(t *testing.T) {
 func TestGuessesAreCounted(t *testing.T) {
 	t.Parallel()
 	long := strings.Repeat("x", 72)
-	users := ""
-	for name, password := range map[string]string{"ada": "right", "grace": long} {
-		hash, err := bcrypt.GenerateFromPassword([]byte(password), 10)
-		if err != nil {
-			t.Fatal(err)
-		}
-		users += name + ":" + string(hash) + ","
-	}
-	auth, err := NewBasic(users)
+	auth, err := NewBasic("ada:$2y$10$" + strings.Repeat("x", 53))
 	if err != nil {
 		t.Fatal(err)
+	}
+	for name, password := range map[string]string{"ada": "right", "grace": long} {
+		if auth.users[name], err = bcrypt.GenerateFromPassword([]byte(password), bcrypt.MinCost); err != nil { // which is quick
+			t.Fatal(err)
+		}
 	}
 	now := time.Now()
 	pages := newPages(t, func(o *Options) { o.Auth, o.Now = auth, func() time.Time { return now } }).Handler()

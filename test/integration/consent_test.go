@@ -162,6 +162,28 @@ func TestLinkOfWhatCameToNothing(t *testing.T) {
 	guest.get(link).want(t, 410, "used already")
 }
 
+// A user whose connection is revoked has it all the same; and a choice is for the org that
+// the connection was of: not for whichever has its name by then.
+func TestChoiceIsOfOneOrg(t *testing.T) {
+	t.Parallel()
+	c := newConsole(t)
+	p := c.person()
+	p.follow(p.connect("Acme", ada)).want(t, 200, "is connected")
+	if _, err := c.store.MarkRevoked(t.Context(), "acme", 1, "for the test"); err != nil {
+		t.Fatal(err)
+	}
+	decide := p.connect("Again", ada)
+	form := formRe.FindStringSubmatch(p.follow(decide).want(t, 200, "connected already", "Re-authorize acme").body)[1]
+	p.follow(p.submit("/connections/acme/disconnect", "/connections/acme/disconnect")).want(t, 200, "acme is disconnected")
+	p.follow(p.connect("Acme", "user-other")).want(t, 200, "is connected")
+	grant, before := c.record("acme").Grant, c.revocations()
+	consentOf := strings.TrimPrefix(decide.location, "/oauth/decide?consent=")
+	p.raw("/oauth/decide", url.Values{"form": {form}, "consent": {consentOf}, "do": {"reauthorize"}}, nil).want(t, 502)
+	if record := c.record("acme"); record.OrgID != otherOrg || record.Grant != grant || c.revocations() != before+1 {
+		t.Errorf("record: %+v, %d of 1 revocations", record, c.revocations()-before)
+	}
+}
+
 // Whoever has a link may set out by it some times, not for ever.
 func TestLinkStartsAreBounded(t *testing.T) {
 	t.Parallel()
