@@ -127,6 +127,10 @@ func (c *Connection) RefreshToken(keyring *secret.Keyring) (secret.Text, error) 
 // the refresh token can't be opened.
 func (c *Connection) GrantID() string { return c.grantID }
 
+func (c *Connection) sameGrant(other *Connection) bool {
+	return c.Grant == other.Grant && c.grantID == other.grantID
+}
+
 // SetRefreshToken gives the connection a new refresh token, inside Update: the
 // record is stored with the next Grant, active.
 func (c *Connection) SetRefreshToken(token secret.Text) { c.renewed = token }

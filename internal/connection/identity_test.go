@@ -125,7 +125,7 @@ func TestIdentityIsHeldForAWhile(t *testing.T) {
 	})
 	held()
 	added := add(t, s, acme(), "r1")
-	if changed, err := s.MarkRevoked(t.Context(), "acme", 1, "dead"); !changed || err != nil {
+	if changed, err := s.MarkRevoked(t.Context(), added, "dead"); !changed || err != nil {
 		t.Fatal(changed, err)
 	}
 	store(func(ctx context.Context, s *connection.Store) error {

@@ -113,16 +113,17 @@ func TestLifeOfAConnection(t *testing.T) {
 		t.Errorf("second add: %v", err)
 	}
 
-	if changed, err := other.MarkRevoked(t.Context(), "acme", 1, "dead"); !changed || err != nil {
+	if changed, err := other.MarkRevoked(t.Context(), c, "dead"); !changed || err != nil {
 		t.Errorf("revoke: %v, %v", changed, err)
 	}
-	if changed, err := s.MarkRevoked(t.Context(), "acme", 1, "dead"); changed || err != nil {
+	if changed, err := s.MarkRevoked(t.Context(), c, "dead"); changed || err != nil {
 		t.Errorf("revoke twice: %v, %v", changed, err)
 	}
 	await(t, s, "acme", func(c *connection.Connection, _ bool) bool {
 		return c.Status == connection.Revoked && !c.RevokedAt.IsZero() && c.StatusReason == "dead"
 	})
 
+	first := c
 	c, err := s.Reauthorize(t.Context(), "acme", secret.New("r2"), func(c *connection.Connection) error {
 		c.Nickname, c.Name, c.Grant = "Acme Ltd", "evil", 77
 		return nil
@@ -130,7 +131,7 @@ func TestLifeOfAConnection(t *testing.T) {
 	if err != nil || c.Grant != 2 || c.Status != connection.Active || !c.RevokedAt.IsZero() || c.Name != "acme" || refreshToken(t, c, k) != "r2" {
 		t.Fatalf("%+v, %v", c, err)
 	}
-	if changed, err := s.MarkRevoked(t.Context(), "acme", 1, "late verdict on the old grant"); changed || err != nil {
+	if changed, err := s.MarkRevoked(t.Context(), first, "late verdict on the old grant"); changed || err != nil {
 		t.Errorf("revoke an old grant: %v, %v", changed, err)
 	}
 
@@ -185,7 +186,7 @@ func TestNoSecretLeaves(t *testing.T) {
 func TestConcurrentUpdatesAreAllKept(t *testing.T) {
 	t.Parallel()
 	server, k, s := started(t)
-	add(t, s, acme(), "r1")
+	added := add(t, s, acme(), "r1")
 	stores := []*connection.Store{s, open(t, server.JetStream(), k)}
 	var wg sync.WaitGroup
 	for i := range 20 {
@@ -202,7 +203,7 @@ func TestConcurrentUpdatesAreAllKept(t *testing.T) {
 	var revoked atomic.Int32
 	for i := range 10 {
 		wg.Go(func() {
-			changed, err := stores[i%2].MarkRevoked(t.Context(), "acme", 1, "dead")
+			changed, err := stores[i%2].MarkRevoked(t.Context(), added, "dead")
 			if err != nil {
 				t.Error(err)
 			}
@@ -221,7 +222,7 @@ func TestConcurrentUpdatesAreAllKept(t *testing.T) {
 func TestDuplicate(t *testing.T) {
 	t.Parallel()
 	_, _, s := started(t)
-	add(t, s, acme(), "r1")
+	first := add(t, s, acme(), "r1")
 	second := acme()
 	second.Name = "acme2"
 	_, err := s.Add(t.Context(), second, secret.New("r2"))
@@ -240,7 +241,7 @@ func TestDuplicate(t *testing.T) {
 		differs(&c)
 		add(t, s, c, "r")
 	}
-	if changed, err := s.MarkRevoked(t.Context(), "acme", 1, "dead"); !changed || err != nil {
+	if changed, err := s.MarkRevoked(t.Context(), first, "dead"); !changed || err != nil {
 		t.Fatal(changed, err)
 	}
 	add(t, s, second, "r2") // the other one is not active
@@ -425,8 +426,8 @@ func TestSurvives(t *testing.T) {
 }
 
 // Where connections were lost and are added anew, grants are counted from the start: what
-// was found of one doesn't remove another of its number.
-func TestRemoveRevokedOfAnotherCount(t *testing.T) {
+// was found of one neither marks nor removes another of its number.
+func TestRevokedOfAnotherCount(t *testing.T) {
 	t.Parallel()
 	server, _, s := started(t)
 	lost := add(t, s, acme(), "r1")
@@ -437,6 +438,9 @@ func TestRemoveRevokedOfAnotherCount(t *testing.T) {
 	server.Create(js, connection.StreamConfig(1))
 	if again := add(t, s, acme(), "r2"); again.Grant != lost.Grant {
 		t.Fatalf("grant %d", again.Grant)
+	}
+	if changed, err := s.MarkRevoked(t.Context(), lost, "dead"); changed || err != nil {
+		t.Errorf("marked: %v, %v", changed, err)
 	}
 	if err := s.RemoveRevoked(t.Context(), lost, "test"); !errors.Is(err, connection.ErrNewGrant) {
 		t.Errorf("got %v", err)

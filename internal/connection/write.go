@@ -83,12 +83,12 @@ func (s *Store) Reauthorize(ctx context.Context, name string, refreshToken secre
 	})
 }
 
-// MarkRevoked records that Zoho refused the grant's refresh token for good.
-// It changes nothing, and says so, where the connection has a newer grant by
+// MarkRevoked records that Zoho refused the connection's refresh token for good.
+// It changes nothing, and says so, where the connection has another grant by
 // now, is revoked already, or is gone: so of many workers one changes it.
-func (s *Store) MarkRevoked(ctx context.Context, name string, grant uint64, reason string) (changed bool, err error) {
-	_, err = s.update(ctx, name, func(c *Connection) error {
-		if c.Grant != grant || c.Status != Active {
+func (s *Store) MarkRevoked(ctx context.Context, refused *Connection, reason string) (changed bool, err error) {
+	_, err = s.update(ctx, refused.Name, func(c *Connection) error {
+		if !c.sameGrant(refused) || c.Status != Active {
 			return errUnchanged
 		}
 		c.Status, c.StatusReason, c.RevokedAt = Revoked, reason, s.now()
@@ -101,7 +101,7 @@ func (s *Store) MarkRevoked(ctx context.Context, name string, grant uint64, reas
 	case errors.Is(err, errUnchanged), errors.Is(err, ErrNotFound):
 		return false, nil
 	}
-	return false, fmt.Errorf("mark connection %s revoked: %w", name, err)
+	return false, fmt.Errorf("mark connection %s revoked: %w", refused.Name, err)
 }
 
 // Remove replaces the connection by a tombstone without the secret, which keeps who
@@ -118,7 +118,7 @@ var ErrNewGrant = errors.New("the connection was authorized anew meanwhile")
 // ErrNewGrant where it has another one by now, which lives.
 func (s *Store) RemoveRevoked(ctx context.Context, revoked *Connection, by string) error {
 	return s.remove(ctx, revoked.Name, by, func(c *Connection) error {
-		if c.Grant != revoked.Grant || c.GrantID() != revoked.GrantID() {
+		if !c.sameGrant(revoked) {
 			return ErrNewGrant
 		}
 		return nil

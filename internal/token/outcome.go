@@ -115,7 +115,7 @@ func unsent(err error) bool {
 
 // revoke marks the connection revoked, if this grant is still the one it has.
 func (s *Source) revoke(ctx context.Context, c *connection.Connection) {
-	changed, err := s.options.Connections.MarkRevoked(ctx, c.Name, c.Grant, "Zoho no longer accepts the refresh token (invalid_code)")
+	changed, err := s.options.Connections.MarkRevoked(ctx, c, "Zoho no longer accepts the refresh token (invalid_code)")
 	if err != nil {
 		// The record says so too: whoever asks next marks it.
 		s.options.Logger.Error("connection is not marked revoked", "connection", c.Name, "err", err)

@@ -357,7 +357,11 @@ func TestStatusWithoutColour(t *testing.T) {
 	b := w.tab()
 	b.connect("Acme", ada)
 	b.connect("Globex", grace)
-	if _, err := w.store.MarkRevoked(t.Context(), "globex", 1, "Zoho no longer accepts the refresh token (invalid_code)"); err != nil {
+	globex, err := w.store.Fetch(t.Context(), "globex")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.store.MarkRevoked(t.Context(), globex, "Zoho no longer accepts the refresh token (invalid_code)"); err != nil {
 		t.Fatal(err)
 	}
 	w.eventually("it is revoked", func() bool { c, _ := w.store.Get("globex"); return c.Status == connection.Revoked })

@@ -64,9 +64,7 @@ func TestCheck(t *testing.T) {
 	if want := "stream replicas: warning: --replicas says 3, there are: ZOHO_REQUESTS 1, "; !strings.Contains(all, want) {
 		t.Errorf("%q is not told", want)
 	}
-	if _, err := r.store.MarkRevoked(t.Context(), "demo", 1, "it is gone"); err != nil {
-		t.Fatal(err)
-	}
+	r.markRevoked("demo", "it is gone")
 	faults, all = findings(t, r.config())
 	if faults != "" || !strings.Contains(all, "connection demo: warning: revoked since ") || !strings.Contains(all, "connections: ok: 0 active of 1") {
 		t.Errorf("of a revoked connection it is told\n%s", all)

@@ -169,9 +169,7 @@ func TestChoiceIsOfOneOrg(t *testing.T) {
 	c := newConsole(t)
 	p := c.person()
 	p.follow(p.connect("Acme", ada)).want(t, 200, "is connected")
-	if _, err := c.store.MarkRevoked(t.Context(), "acme", 1, "for the test"); err != nil {
-		t.Fatal(err)
-	}
+	c.markRevoked("acme", "for the test")
 	decide := p.connect("Again", ada)
 	form := formRe.FindStringSubmatch(p.follow(decide).want(t, 200, "connected already", "Re-authorize acme").body)[1]
 	p.follow(p.submit("/connections/acme/disconnect", "/connections/acme/disconnect")).want(t, 200, "acme is disconnected")

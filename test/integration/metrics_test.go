@@ -59,9 +59,7 @@ func metric(t testing.TB, addr, name string, labels ...string) float64 {
 // revoke revokes a connection, the only one that is, and waits until the worker knows.
 func (r *rig) revoke(w *app.Worker, name, reason string) {
 	r.t.Helper()
-	if _, err := r.store.MarkRevoked(r.t.Context(), name, 1, reason); err != nil {
-		r.t.Fatal(err)
-	}
+	r.markRevoked(name, reason)
 	eventually(r.t, "the worker knows that "+name+" is revoked", func() bool {
 		return metric(r.t, w.HTTPAddr, "zoho_worker_connections", "status=revoked") == 1
 	})
@@ -283,9 +281,7 @@ func TestRunnableBacklog(t *testing.T) {
 	org("two", "770", 3)
 	org("paused", "880", 5)
 	org("revoked", "990", 5)
-	if _, err := r.store.MarkRevoked(t.Context(), "revoked", 1, "test"); err != nil {
-		t.Fatal(err)
-	}
+	r.markRevoked("revoked", "test")
 	r.Zoho.Inject(zohotest.AnswerWith("limit", 429, "", "Retry-After", "60").On("GET", "/crm/v8/Accounts").Repeat(-1))
 	for i := range 20 {
 		r.publish("paused", doc{"id": fmt.Sprintf("p%d", i), "method": "GET", "url": "/v8/Accounts", "query": doc{"fields": "Account_Name"}})

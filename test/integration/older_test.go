@@ -117,9 +117,7 @@ func TestDeadlinesInAnotherStream(t *testing.T) {
 	t.Parallel()
 	r, _ := onServer(t, zohotest.Options{})
 	r.demo(1)
-	if _, err := r.store.MarkRevoked(t.Context(), "demo", 1, "test"); err != nil {
-		t.Fatal(err)
-	}
+	r.markRevoked("demo", "test")
 	r.connect("busy", devbox.OrgID, 1) // an org without work is given up, and its deadlines are read anew
 	r.worker(patientCalls)
 	hold := r.Zoho.Hold(zohotest.BodyRead, callsOf("user-of-busy"))

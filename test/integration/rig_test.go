@@ -139,6 +139,18 @@ func (r *rig) connect(name, org string, places int) string {
 	return refresh
 }
 
+// markRevoked has a connection's record say that Zoho refused its refresh token for good.
+func (r *rig) markRevoked(name, reason string) {
+	r.t.Helper()
+	c, err := r.store.Fetch(r.t.Context(), name)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	if _, err := r.store.MarkRevoked(r.t.Context(), c, reason); err != nil {
+		r.t.Fatal(err)
+	}
+}
+
 // demo adds an org with room for places calls and the connection demo to it.
 func (r *rig) demo(places int) string {
 	r.t.Helper()

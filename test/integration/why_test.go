@@ -123,9 +123,7 @@ func TestLogSaysWhatRequestsWaitFor(t *testing.T) {
 		r.Zoho.AddOrg(zohotest.Org{ID: id, Name: name, Concurrency: 2})
 		r.connect(name, id, 2)
 	}
-	if _, err := r.store.MarkRevoked(t.Context(), "gone", 1, "test"); err != nil {
-		t.Fatal(err)
-	}
+	r.markRevoked("gone", "test")
 	long := func(c *app.Config) { c.CallTimeout, c.StopTimeout = 2*patience, 3*patience }
 	r.worker(long)
 	hold := r.Zoho.Hold(zohotest.BodyRead, zohotest.Match{Method: "POST", Path: "/crm/v8/Leads"})
