@@ -83,7 +83,7 @@ var matrix = []row{
 	{"a day under random faults", "all invariants", nil, "nobody has run it; how to is [above](#a-day-of-it)"},
 	{"NATS comes back without its last writes, or with a stream of requests that is made anew, while workers go on", "none of the requests that come then is taken for one in hand, or acked for it", []string{"TestSequencesBeginAgain", "TestDeadlinesInAnotherStream", "TestValuesLostAndOthersWritten"}, ""},
 	{"a stream is deleted while workers run", "not ready, with its name; they go on when it is there again", []string{"TestStreamGone", "TestStreamsMadeAnew", "TestConnectionsRestored", "TestGrantCountedAnew"}, ""},
-	{"the clock of the NATS server goes back", "a dead worker's orgs go to others all the same", []string{"TestClockGoesBack"}, "what the clock says is made up in the test; the claim of an insert whose worker died just then holds until the clock is there again"},
+	{"the clock of the NATS server is set", "a dead worker's orgs go to others all the same; claims end neither early nor late", []string{"TestClockGoesBack", "TestServerClockSet"}, "what the clock says is made up in the tests"},
 }
 
 const preamble = `# Reliability
