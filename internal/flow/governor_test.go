@@ -1,10 +1,7 @@
 package flow
 
 import (
-	"encoding/json"
-	"math"
 	"reflect"
-	"strconv"
 	"testing"
 	"time"
 )
@@ -440,37 +437,6 @@ func TestRetryAfter(t *testing.T) {
 	}
 }
 
-// Heavy calls have their own places, and those of the worker before count.
-func TestPlaces(t *testing.T) {
-	t.Parallel()
-	g := New(Limits{Places: 25}, State{})
-	run(g, HeavyPlaces, heavy)
-	may(t, g, start, heavy, HeavyFull)
-	may(t, g, start, light, "")
-	run(g, 15, light)
-	may(t, g, start, light, Full)
-	if all, heavies := g.Running(); all != 25 || heavies != HeavyPlaces {
-		t.Error(all, heavies)
-	}
-	for range HeavyPlaces {
-		g.End(heavy)
-	}
-	g.Foreign(9)
-	run(g, 1, heavy)
-	may(t, g, start, heavy, Full)
-	for range 10 {
-		g.End(light)
-	}
-	may(t, g, start, heavy, HeavyFull)
-	may(t, g, start, light, "")
-	g.Foreign(30)
-	if g.Places() != 0 {
-		t.Error("less than none")
-	}
-	g.Foreign(-1)
-	may(t, g, start, heavy, "")
-}
-
 // A pause that a person made, and the end of all pauses that a person makes.
 func TestHand(t *testing.T) {
 	t.Parallel()
@@ -502,95 +468,6 @@ func TestHand(t *testing.T) {
 		t.Error("paused again")
 	}
 	may(t, g, now, light, "")
-}
-
-// A state is saved and read without loss; what is handed out doesn't change.
-func TestStateRoundTrip(t *testing.T) {
-	t.Parallel()
-	limits := Limits{Places: 20, Budgets: map[string]int{"demo": 100}}
-	g := New(limits, State{})
-	if data, err := json.Marshal(g.State()); err != nil || string(data) != `{"used":{"first":0}}` {
-		t.Errorf("%s, %v", data, err)
-	}
-	run(g, 20, heavy)
-	g.Spent(start, start, "demo", 90, 1000)
-	g.Refused(start.Add(time.Minute), heavy, refusal("concurrency"))
-	g.Refused(start.Add(time.Minute), heavy, refusal("sub-concurrency"))
-	g.SetHand(&Pause{Until: start.Add(time.Hour), Cause: "by hand"})
-	data, err := json.Marshal(g.State())
-	if err != nil {
-		t.Fatal(err)
-	}
-	var read State
-	if err := json.Unmarshal(data, &read); err != nil {
-		t.Fatal(err)
-	}
-	next := New(limits, read)
-	if again, _ := json.Marshal(next.State()); string(again) != string(data) {
-		t.Errorf("%s\nwas %s", again, data)
-	}
-	if n, known := next.Remaining(start); n != 1000 || !known {
-		t.Error(n, known)
-	}
-	next.SetHand(nil)
-	may(t, next, start.Add(time.Hour), Ask{Connection: "demo", Credits: 11}, BudgetSpent)
-	taken := g.State()
-	before, _ := json.Marshal(taken)
-	for i := range 200 {
-		g.Spent(start.Add(time.Duration(i)*time.Hour), start, "demo", 1, 5)
-		g.Refused(start.Add(time.Minute), heavy, Refusal{Began: start, RetryAfter: time.Hour, Remaining: -1, Message: "sub-concurrency"})
-	}
-	if after, _ := json.Marshal(taken); string(after) != string(before) {
-		t.Errorf("a state that was handed out changed: %s\nwas %s", after, before)
-	}
-}
-
-// A state that can't be true keeps nobody from working.
-func TestOddStates(t *testing.T) {
-	t.Parallel()
-	huge := strconv.Itoa(math.MaxInt64)
-	slot := strconv.FormatInt(number(start), 10)
-	for _, data := range []string{
-		`{}`, `{"used":{}}`, `{"callers":null}`, `{"callers":{"demo":null}}`,
-		`{"limit":-1,"heavy_limit":-5,"left":-7}`, `{"limit":` + huge + `,"heavy_limit":` + huge + `}`,
-		`{"used":{"first":-1,"counts":[1,2]}}`, `{"used":{"first":` + huge + `,"counts":[1]}}`, `{"used":{"first":-` + huge + `,"counts":[1]}}`,
-		`{"used":{"first":` + slot + `,"counts":[-5,` + huge + `,` + huge + `]},"callers":{"demo":{"first":` + slot + `,"counts":[-100,` + huge + `]}}}`,
-		`{"used":{"first":9000000,"counts":[5]},"callers":{"demo":{"first":9000000,"counts":[500]}}}`,
-		`{"left":` + huge + `,"known":"2026-03-01T10:00:00Z"}`,
-		`{"known":"9999-01-01T00:00:00Z","left":0}`, `{"known":"0001-01-01T00:00:01Z"}`,
-		`{"pause":{"until":"9999-01-01T00:00:00Z"},"heavy_pause":{"until":"9999-01-01T00:00:00Z","for":"nonsense"}}`,
-		`{"pause":{"until":"9999-01-01T00:00:00Z","for":"credits"},"known":"2026-03-01T10:06:00Z"}`,
-		`{"pause":{},"heavy_pause":{},"hand":{}}`,
-	} {
-		var s State
-		if err := json.Unmarshal([]byte(data), &s); err != nil {
-			t.Fatalf("%s: %v", data, err)
-		}
-		if f := s.Forecast(start); f.Used < 0 || f.PerHour < 0 {
-			t.Errorf("%s: %+v", data, f)
-		}
-		g := New(Limits{Places: 5, Reserve: 0.1, Budgets: map[string]int{"demo": 100}}, s)
-		now, done := start, 0
-		for ; done < 50 && now.Before(start.Add(26*time.Hour)); now = now.Add(time.Minute) {
-			if reason, _ := g.May(now, heavy); reason != "" {
-				continue
-			}
-			g.Start(heavy)
-			g.Spent(now, now, "demo", 1, -1)
-			g.Answered(now, heavy)
-			g.End(heavy)
-			done++
-		}
-		if done < 50 {
-			t.Errorf("%s: %d calls in a day", data, done)
-		}
-		if g.pending != 0 || g.running != 0 || len(g.spending) != 0 || g.Limit() > 5 {
-			t.Errorf("%s: %+v", data, g)
-		}
-		if left, known := g.Remaining(now); known && left < 0 {
-			t.Errorf("%s: %d left", data, left)
-		}
-	}
 }
 
 // A clock that goes back for a while stops nothing for long.
@@ -644,113 +521,5 @@ func TestPauseIsNotShortened(t *testing.T) {
 		if p.Until.Before(long.Until) {
 			t.Errorf("%s: a pause of 10m0s ends after %s", message, p.Until.Sub(start))
 		}
-	}
-}
-
-// A call that counts for five is never one too many, alone has all places there are, and
-// beside those that take each place that falls free, gets as many as they do.
-func TestCallsOfSeveralPlaces(t *testing.T) {
-	t.Parallel()
-	big := Ask{Connection: "demo", Places: 5, Credits: 1}
-	heavies := Ask{Connection: "demo", Heavy: true, Heavies: 6, Credits: 1}
-	for _, c := range []struct {
-		places, most int
-		big, small   Ask
-		weigh        func(Ask) int
-	}{
-		{1, 1, big, light, Ask.places},
-		{3, 3, big, light, Ask.places},
-		{5, 5, big, light, Ask.places},
-		{12, 12, big, light, Ask.places},
-		{25, 25, big, light, Ask.places},
-		{3, 3, heavies, heavy, Ask.heavies},
-		{25, HeavyPlaces, heavies, heavy, Ask.heavies},
-	} {
-		g := New(Limits{Places: c.places}, State{})
-		now, started := start, map[int]int{}
-		var flying []Ask
-		for turn := range 1000 {
-			now = now.Add(10 * time.Millisecond)
-			for i := range 4 {
-				a := []Ask{c.big, c.small, c.small, c.small}[(i+turn)%4]
-				if reason, _ := g.May(now, a); reason != "" {
-					continue
-				}
-				g.Start(a)
-				started[c.weigh(a)]++
-				flying = append(flying, a)
-			}
-			taken := 0
-			for _, a := range flying {
-				taken += c.weigh(a)
-			}
-			if all, _ := g.Running(); all != len(flying) || taken > c.most && len(flying) > 1 {
-				t.Fatalf("%d of %d places taken by %d calls, %d counted", taken, c.most, len(flying), all)
-			}
-			g.End(flying[0])
-			flying = flying[1:]
-		}
-		if big := started[c.weigh(c.big)]; big*30 < started[1] || started[1]*3 < big {
-			t.Errorf("%+v beside those that count for one: %v were started", c.big, started)
-		}
-	}
-	// Places are kept for one that is asked for, and no longer.
-	g := New(Limits{Places: 6}, State{})
-	run(g, 6, light)
-	may(t, g, start, big, Full)
-	g.End(light)
-	may(t, g, start, light, Full)
-	may(t, g, start.Add(saveFor), light, "")
-	g.Foreign(6)
-	may(t, g, start.Add(saveFor), big, Full)
-	// Nor are those that another worker may have taken.
-	heavies.Places = 5
-	g = New(Limits{Places: 25}, State{})
-	g.Foreign(5)
-	may(t, g, start, heavies, HeavyFull)
-	// A refusal is for what they count for, not for how many there are.
-	g = New(Limits{Places: 12}, State{})
-	run(g, 1, heavies)
-	run(g, 3, heavy)
-	if cause, _, _ := g.Refused(start, heavy, refusal("")); cause != SubConcurrency || g.heavyLimit() != 6 {
-		t.Errorf("refused for %s, and the limit is %d", cause, g.heavyLimit())
-	}
-	// What falls free of one kind is of no use to a call that lacks the other.
-	g = New(Limits{Places: 20}, State{})
-	run(g, 5, heavy)
-	run(g, 14, light)
-	may(t, g, start, Ask{Heavy: true, Heavies: 6, Places: 5}, Full)
-	may(t, g, start, light, "")
-}
-
-// A call that counts for more places than the org has is made alone, and calls of the
-// worker before are company.
-func TestSeveralPlacesBesideCallsOfOthers(t *testing.T) {
-	t.Parallel()
-	now := time.Date(2026, 3, 1, 10, 0, 0, 0, time.UTC)
-	g := New(Limits{Places: 3}, State{})
-	g.Foreign(1)
-	if reason, _ := g.May(now, Ask{Places: 5}); reason != Full {
-		t.Errorf("%q beside a call of another worker", reason)
-	}
-	g.Foreign(0)
-	if reason, _ := g.May(now, Ask{Places: 5}); reason != "" {
-		t.Errorf("%q, and it is alone", reason)
-	}
-}
-
-// No places are kept free for a call that waits for a heavy place.
-func TestNoPlacesForWhatWaitsForAHeavyOne(t *testing.T) {
-	t.Parallel()
-	now := time.Date(2026, 3, 1, 10, 0, 0, 0, time.UTC)
-	g := New(Limits{Places: HeavyPlaces + 2}, State{})
-	for range HeavyPlaces {
-		g.Start(Ask{Heavy: true})
-	}
-	if reason, _ := g.May(now, Ask{Heavy: true, Places: 5}); reason != Full {
-		t.Errorf("%q for the heavy one", reason)
-	}
-	if reason, _ := g.May(now, Ask{}); reason != "" {
-		t.Errorf("%q for a light one beside it", reason)
 	}
 }
