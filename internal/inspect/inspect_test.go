@@ -106,13 +106,15 @@ func (s *stage) worker() {
 	s.t.Cleanup(func() { _ = service.Stop() })
 }
 
-// hold answers for the request of that sequence.
-func (s *stage) hold(sequence uint64, h consumer.InHand) {
+// hold answers for the request of that sequence, with what its workers say, in order.
+func (s *stage) hold(sequence uint64, said ...consumer.InHand) {
 	s.t.Helper()
 	s.answers("zoho.hand.*", func(m *nats.Msg) {
 		if string(m.Data) == fmt.Sprint(sequence) {
-			data, _ := json.Marshal(h)
-			_ = m.Respond(data)
+			for _, h := range said {
+				data, _ := json.Marshal(h)
+				_ = m.Respond(data)
+			}
 		}
 	})
 }
@@ -302,16 +304,14 @@ func TestWhyInStream(t *testing.T) {
 	s.serve(consumer.Sight{Queue: queue, Owner: "w1", Places: 5, Running: 5, Blocked: flow.Full})
 	want("acme", Queued, "1 request is before it, 5 of the org's 5 places are taken; it starts when a call ends")
 	sequence := s.request("acme", "fault")
-	s.hold(sequence, consumer.InHand{Host: "w1", PID: 7, Fault: "sealed with key k2"})
+	fault := consumer.InHand{Host: "w1", PID: 7, Fault: "sealed with key k2"}
+	s.hold(sequence, fault)
 	if w, err := s.At(t.Context(), "acme", sequence); err != nil || w.State != Authorization || !strings.Contains(w.Sentence, "worker w1 (pid 7) can't use connection acme (sealed with key k2)") {
 		t.Errorf("%+v, %v", w, err)
 	}
 	// Another worker has it in hand all the same, and says so later.
-	s.answers("zoho.hand.*", func(m *nats.Msg) {
-		time.Sleep(20 * time.Millisecond)
-		data, _ := json.Marshal(consumer.InHand{Host: "w2", PID: 8, Running: true, Org: consumer.Sight{Queue: queue, Places: 5}})
-		_ = m.Respond(data)
-	})
+	sequence = s.request("acme", "in use elsewhere")
+	s.hold(sequence, fault, consumer.InHand{Host: "w2", PID: 8, Running: true, Org: consumer.Sight{Queue: queue, Places: 5}})
 	if w, err := s.At(t.Context(), "acme", sequence); err != nil || w.State != InCall || !strings.Contains(w.Sentence, "worker w2 (pid 8)") {
 		t.Errorf("%+v, %v", w, err)
 	}

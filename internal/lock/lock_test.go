@@ -110,15 +110,7 @@ func TestWaiterStopsWithItsContext(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 	c := s.Client() // nobody waits any more, so nobody listens
-	for deadline := time.Now().Add(patience); ; time.Sleep(5 * time.Millisecond) {
-		n, err := c.PubSubNumSub(t.Context(), "zoho:released").Result()
-		if err == nil && n["zoho:released"] == 0 {
-			break
-		}
-		if time.Now().After(deadline) {
-			t.Fatalf("%v listen, %v", n, err)
-		}
-	}
+	listening(t, c, 0)
 }
 
 // TestWaiterLearnsThatRedisDied: it does not wait for the holder's time to pass.
@@ -132,15 +124,7 @@ func TestWaiterLearnsThatRedisDied(t *testing.T) {
 		_, err := l.Acquire(t.Context(), "acme")
 		failed <- err
 	}()
-	for { // until the waiter listens
-		n, err := s.Client().PubSubNumSub(t.Context(), "zoho:released").Result()
-		if err != nil {
-			t.Fatal(err)
-		}
-		if n["zoho:released"] == 1 {
-			break
-		}
-	}
+	listening(t, s.Client(), 1)
 	s.Kill()
 	if err := <-failed; !errors.Is(err, ErrUnavailable) {
 		t.Error(err)
@@ -229,6 +213,21 @@ func TestGrantedTooLate(t *testing.T) {
 	k.Release()
 }
 
+// listening waits until so many clients listen for releases: Redis tells of that only
+// whoever asks.
+func listening(t *testing.T, c *redis.Client, want int64) {
+	t.Helper()
+	for deadline := time.Now().Add(patience); ; time.Sleep(5 * time.Millisecond) {
+		n, err := c.PubSubNumSub(t.Context(), "zoho:released").Result()
+		if err == nil && n["zoho:released"] == want {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("%v listen, %v", n, err)
+		}
+	}
+}
+
 // A waiter that a release isn't told to looks by itself, before the holder's time is over.
 func TestReleaseUnheard(t *testing.T) {
 	t.Parallel()
@@ -244,9 +243,7 @@ func TestReleaseUnheard(t *testing.T) {
 		}
 		got <- err
 	}()
-	for c.PubSubNumSub(t.Context(), "zoho:released").Val()["zoho:released"] == 0 { // until it listens
-		time.Sleep(5 * time.Millisecond)
-	}
+	listening(t, c, 1)
 	over := c.PTTL(t.Context(), "zoho:lock:acme").Val()
 	asked := time.Now()
 	c.Del(t.Context(), "zoho:lock:acme")

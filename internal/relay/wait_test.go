@@ -131,7 +131,7 @@ func TestDeadlineWhileATokenIsGot(t *testing.T) {
 				told := &observed{}
 				r := New(Options{
 					Connections: parts{}, Tokens: slow{}, Responses: parts{}, Clock: &register.Clock{}, CallTimeout: time.Minute,
-					Zoho: says{lookup: zoho.Answer{Status: 200}}, Logger: slog.New(slog.DiscardHandler), Metrics: prometheus.NewRegistry(),
+					Zoho: says{t: t, lookup: zoho.Answer{Status: 200}}, Logger: slog.New(slog.DiscardHandler), Metrics: prometheus.NewRegistry(),
 				})
 				request := &envelope.Request{ID: "late", Method: method, Path: "/crm/v8/settings/fields", Deadline: time.Now().Add(deadline)}
 				result := r.Do(t.Context(), &Delivery{

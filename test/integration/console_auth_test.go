@@ -72,15 +72,20 @@ func newProvider(t *testing.T) *provider {
 	return p
 }
 
+// signsIn has the console ask the provider who somebody is, and let these in.
+func (p *provider) signsIn(t *testing.T, allowed ...string) func(*app.Config) {
+	return func(config *app.Config) {
+		config.HTTPAddr = free(t)
+		config.ConsoleAuth, config.PublicURL = "oidc", "http://"+config.HTTPAddr
+		config.OIDCIssuer, config.OIDCClientID, config.OIDCClientSecret = p.URL, "console", secret.New("oidc-secret")
+		config.OIDCAllowed = allowed
+	}
+}
+
 func TestConsoleOIDC(t *testing.T) {
 	t.Parallel()
 	idp := newProvider(t)
-	c := newConsole(t, func(config *app.Config) {
-		config.HTTPAddr = free(t)
-		config.ConsoleAuth, config.PublicURL = "oidc", "http://"+config.HTTPAddr
-		config.OIDCIssuer, config.OIDCClientID, config.OIDCClientSecret = idp.URL, "console", secret.New("oidc-secret")
-		config.OIDCAllowed = []string{"@example.com", "guest@else.example"}
-	})
+	c := newConsole(t, idp.signsIn(t, "@example.com", "guest@else.example"))
 	// signIn goes to the page and through the provider, as that address.
 	signIn := func(p *person, page, email string) answer {
 		to := p.get(page).want(t, 303).location
@@ -138,12 +143,7 @@ func TestConsoleOIDC(t *testing.T) {
 func TestConsoleOIDCOfTwoTabs(t *testing.T) {
 	t.Parallel()
 	idp := newProvider(t)
-	c := newConsole(t, func(config *app.Config) {
-		config.HTTPAddr = free(t)
-		config.ConsoleAuth, config.PublicURL = "oidc", "http://"+config.HTTPAddr
-		config.OIDCIssuer, config.OIDCClientID, config.OIDCClientSecret = idp.URL, "console", secret.New("oidc-secret")
-		config.OIDCAllowed = []string{"@example.com"}
-	})
+	c := newConsole(t, idp.signsIn(t, "@example.com"))
 	p := c.person()
 	pages := []string{"/orgs", "/dead"}
 	var begun []url.Values

@@ -6,9 +6,6 @@ import (
 	"regexp"
 	"strings"
 	"testing"
-
-	"zoho-worker/internal/app"
-	"zoho-worker/internal/secret"
 )
 
 var linkRe = regexp.MustCompile(`http[^"]+/link/[A-Za-z0-9_-]+`)
@@ -58,12 +55,7 @@ func TestConsoleWaysOn(t *testing.T) {
 func TestConsoleWaysIn(t *testing.T) {
 	t.Parallel()
 	idp := newProvider(t)
-	c := newConsole(t, func(config *app.Config) {
-		config.HTTPAddr = free(t)
-		config.ConsoleAuth, config.PublicURL = "oidc", "http://"+config.HTTPAddr
-		config.OIDCIssuer, config.OIDCClientID, config.OIDCClientSecret = idp.URL, "console", secret.New("oidc-secret")
-		config.OIDCAllowed = []string{"@example.com"}
-	})
+	c := newConsole(t, idp.signsIn(t, "@example.com"))
 	p := c.person()
 	u, err := url.Parse(p.get("/").want(t, 303).location)
 	if err != nil {
