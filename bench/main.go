@@ -358,7 +358,7 @@ func (c *cell) backlog(_ context.Context, l *load, p *process) error {
 	if err := l.wave(min(n, 1000), 64, l.w.connectionIDs...); err != nil {
 		return err
 	}
-	if err := p.cmd.Process.Signal(syscall.SIGSTOP); err != nil {
+	if err := p.pause(); err != nil {
 		return err
 	}
 	before := l.count.Load()

@@ -2,7 +2,7 @@ package main
 
 import (
 	"bufio"
-	"errors"
+	"bytes"
 	"fmt"
 	"io"
 	"os"
@@ -76,6 +76,31 @@ func (p *process) stop() {
 	_ = p.log.Close()
 }
 
+// pause stops the process with SIGSTOP until SIGCONT, and returns when each of its
+// threads has stopped: until then it goes on working.
+func (p *process) pause() error {
+	if err := p.cmd.Process.Signal(syscall.SIGSTOP); err != nil {
+		return err
+	}
+	for deadline := time.Now().Add(patience); ; time.Sleep(time.Millisecond) {
+		running := false
+		threads, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", p.cmd.Process.Pid))
+		if err != nil {
+			return err
+		}
+		for _, thread := range threads {
+			fields, err := stat(thread)
+			running = running || err != nil || fields[0] != "T" // one that just ended can't be read
+		}
+		if len(threads) > 0 && !running {
+			return nil
+		}
+		if time.Now().After(deadline) {
+			return fmt.Errorf("%s did not stop within %s of SIGSTOP", p.name, patience)
+		}
+	}
+}
+
 // tail is the end of what the process logged.
 func (p *process) tail() string {
 	data, err := os.ReadFile(p.log.Name())
@@ -85,16 +110,25 @@ func (p *process) tail() string {
 	return string(data[max(0, len(data)-2000):])
 }
 
+// stat is what a file like /proc/PID/stat says behind the name: state, ppid, …
+func stat(file string) ([]string, error) {
+	data, err := os.ReadFile(file)
+	if err != nil {
+		return nil, err
+	}
+	// The name is in parentheses and may hold anything, so the last one ends it.
+	fields := strings.Fields(string(data[bytes.LastIndexByte(data, ')')+1:]))
+	if len(fields) < 13 {
+		return nil, fmt.Errorf("%s is short", file)
+	}
+	return fields, nil
+}
+
 // cpu is the processor time that the process has had, user and system.
 func (p *process) cpu() (time.Duration, error) {
-	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", p.cmd.Process.Pid))
+	fields, err := stat(fmt.Sprintf("/proc/%d/stat", p.cmd.Process.Pid))
 	if err != nil {
 		return 0, err
-	}
-	// The name in parentheses may hold anything; after it come state, ppid, …
-	fields := strings.Fields(string(data[strings.LastIndexByte(string(data), ')')+1:]))
-	if len(fields) < 13 {
-		return 0, errors.New("short /proc/stat")
 	}
 	var ticks int64
 	for _, field := range fields[11:13] {
