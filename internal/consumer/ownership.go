@@ -423,7 +423,8 @@ func (c *Consumer) tidy(ctx context.Context) {
 	if time.Since(c.handed) < handEvery {
 		return
 	}
-	if to := c.lighter(busy); to != "" && busy > 1 && len(settled) > 0 {
+	_, inLine := c.gate.state()
+	if to := lighter(c.takers(), busy, c.MaxInFlight, inLine > 0); to != "" && busy > 1 && len(settled) > 0 {
 		c.handed = time.Now()
 		o := settled[rand.N(len(settled))]
 		c.Logger.Info("org handed to a worker with less to do", "queue", o.name)
@@ -437,15 +438,15 @@ func (c *Consumer) hasRequests(o *org) bool {
 	return slices.ContainsFunc(c.directory.names(o.name), func(name string) bool { return c.waiting[name] > 0 })
 }
 
-// lighter is the session of a worker that should have one of this worker's orgs,
-// "" for none.
-func (c *Consumer) lighter(busy int) (to string) {
-	_, waiting := c.gate.state()
-	most := 0
-	for id, s := range c.takers() {
-		fewer := s.Orgs+1 < busy-busy/8
-		if free := s.Free; (waiting > 0 && free > c.MaxInFlight/4 || fewer && free > 0) && free > most {
-			to, most = id, free
+// lighter is the session of the worker that should have one of the busy orgs of a worker
+// with so many places, "" for none: of those that have clearly fewer orgs, or of all if
+// it is full, the one with the most free places. They are more than a quarter of its own,
+// so that the org doesn't fill that one and come back.
+func lighter(others map[string]lease.Session, busy, places int, full bool) (to string) {
+	most := places / 4
+	for id, s := range others {
+		if fewer := s.Orgs+1 < busy-busy/8; (fewer || full) && s.Free > most {
+			to, most = id, s.Free
 		}
 	}
 	return to

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -18,6 +19,7 @@ import (
 	"zoho-worker/internal/connection/natstest"
 	"zoho-worker/internal/envelope"
 	"zoho-worker/internal/flow"
+	"zoho-worker/internal/lease"
 	"zoho-worker/internal/ledger"
 	"zoho-worker/internal/register"
 	"zoho-worker/internal/relay"
@@ -344,4 +346,40 @@ func TestClosedAndNotReleased(t *testing.T) {
 	}
 	c.woke("demo")
 	eventually(t, "it is served again", func() bool { return c.orgNow(queue) != nil })
+}
+
+// Orgs that are shared stay where they are, however different the workers are: each
+// hands one over in its turn, until none does.
+func TestSharedOrgsComeToRest(t *testing.T) {
+	t.Parallel()
+	const each = 50 // requests in flight of an org
+	for _, sizes := range [][]int{{512, 512}, {512, 64}, {64, 512}, {512, 128, 64}, {100, 100, 100, 100}} {
+		orgs := make([]int, len(sizes))
+		orgs[0] = 10
+		session := func(i int) lease.Session {
+			return lease.Session{Orgs: orgs[i], Free: max(0, sizes[i]-each*orgs[i])}
+		}
+		quiet := 0
+		for turn := range 100 {
+			from, others := turn%len(sizes), map[string]lease.Session{}
+			for i := range sizes {
+				if i != from {
+					others[strconv.Itoa(i)] = session(i)
+				}
+			}
+			to := lighter(others, orgs[from], sizes[from], each*orgs[from] > sizes[from])
+			if quiet++; to != "" && orgs[from] > 1 {
+				i, err := strconv.Atoi(to)
+				if err != nil {
+					t.Fatal(err)
+				}
+				orgs[from]--
+				orgs[i]++
+				quiet = 0
+			}
+		}
+		if quiet < len(sizes) {
+			t.Errorf("workers with %v places still hand orgs over: they have %v", sizes, orgs)
+		}
+	}
 }
