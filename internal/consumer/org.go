@@ -48,7 +48,7 @@ type org struct {
 	closed   bool
 	quiet    time.Time // since when it has no lane; zero: it has
 	saving   bool
-	unsaved  bool // the last write failed
+	unsaved  bool // what was to be saved is not in what was written last, or that failed
 	saved    time.Time
 	resumed  time.Time
 	pulls    sync.WaitGroup // lanes being served; grows only until the org is closed

@@ -284,6 +284,35 @@ func (c *Consumer) takes(queue string) bool {
 	return c.orgs[queue] != nil || c.taking[queue] != nil
 }
 
+// A pause that is made while the org's record is being written is written next, not
+// with what is used of the credits: a worker that takes the org over would send on.
+func TestPauseWhileTheRecordIsWritten(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	js := &delayed{JetStream: w.JetStream(), reached: make(chan struct{}), release: make(chan struct{})}
+	c := w.worker(js)
+	w.publish("first")
+	eventually(t, "it is answered", func() bool { return w.relay.has(&w.relay.ended, "first") })
+	o := c.orgNow(c.directory.queue("demo"))
+	js.armed.Store(true)
+	o.save()
+	<-js.reached
+	o.mu.Lock()
+	now := o.Clock.Now()
+	o.flow.Refused(now, flow.Ask{Connection: "demo"}, flow.Refusal{Began: now, RetryAfter: time.Hour})
+	o.mu.Unlock()
+	o.save()
+	close(js.release)
+	eventually(t, "the record is written", func() bool {
+		o.mu.Lock()
+		defer o.mu.Unlock()
+		return !o.saving
+	})
+	if there := DecodeState(o.hold.State()); there.Pause == nil {
+		t.Errorf("no word of the pause: %s", o.hold.State())
+	}
+}
+
 // A request that comes while its org is given up is not begun before the org is
 // released: whoever has it next would not know of that call.
 func TestRequestWhileItsOrgIsGivenUp(t *testing.T) {

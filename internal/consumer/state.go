@@ -62,6 +62,7 @@ func SetPause(p *flow.Pause, now time.Time) func(json.RawMessage) (json.RawMessa
 func (o *org) save() {
 	o.mu.Lock()
 	defer o.mu.Unlock()
+	o.unsaved = true
 	if o.saving || o.closed {
 		return
 	}
@@ -69,14 +70,18 @@ func (o *org) save() {
 	go o.write()
 }
 
-// write saves the state, and what changed meanwhile a while later.
+// write saves the state until what is written is what it was last to be saved for; what
+// fails is tried again a while later.
 func (o *org) write() {
 	ctx, cancel := context.WithTimeout(o.calling, 10*time.Second)
 	defer cancel()
 	err := o.hold.Save(ctx, o.merge)
 	o.mu.Lock()
-	o.saving, o.saved = false, time.Now()
-	o.unsaved = err != nil
+	o.saved = time.Now()
+	if o.saving = err == nil && o.unsaved && !o.closed; o.saving {
+		go o.write()
+	}
+	o.unsaved = o.unsaved || err != nil
 	o.dispatch() // what a person wants was read on the way
 	switch {
 	case errors.Is(err, lease.ErrLost):
@@ -103,6 +108,7 @@ func (o *org) merge(data json.RawMessage) (json.RawMessage, error) {
 	defer o.mu.Unlock()
 	o.heed(there)
 	o.flow.Changed()
+	o.unsaved = false
 	st := state{State: o.flow.State(), Resumed: o.resumed, Deaths: maps.Clone(o.trials.deaths), Trial: o.trials.on}
 	if !o.closed { // else this worker lives, with all that were tried
 		st.Accused = slices.Sorted(maps.Keys(o.trials.accused))
