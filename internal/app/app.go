@@ -114,28 +114,34 @@ func Start(ctx context.Context, c Config, logger *slog.Logger) (_ *Worker, err e
 		tracer.Stop(ctx)
 	})
 	topology := consumer.Topology{Replicas: c.Replicas, Retention: c.Retention}
-	if err := w.await(ctx, logger, "JetStream", func(ctx context.Context) error { return topology.Ensure(ctx, js) }); err != nil {
-		return nil, fmt.Errorf("prepare JetStream at %s: %w", secret.RedactURLs(w.nc.ConnectedUrl()), err)
-	}
+	var stream jetstream.Stream
 	var objects *consumer.Objects
-	var opening errgroup.Group // at once, because each asks the server more than once
-	opening.Go(func() error {
-		store, err := connection.Open(ctx, js, keyring, connection.Options{Logger: logger})
-		if err == nil {
-			w.Connections = store
-			w.onStop(func(context.Context) { store.Close() })
+	err = w.await(ctx, logger, "JetStream", func(ctx context.Context) error {
+		if err := topology.Ensure(ctx, js); err != nil {
+			return fmt.Errorf("prepare JetStream at %s: %w", secret.RedactURLs(w.nc.ConnectedUrl()), err)
 		}
-		return err
+		var opening errgroup.Group // at once, because each asks the server
+		opening.Go(func() (err error) {
+			if stream, err = js.Stream(ctx, consumer.RequestStream); err != nil {
+				return fmt.Errorf("open %s: %w", consumer.RequestStream, err)
+			}
+			return nil
+		})
+		opening.Go(func() (err error) {
+			if objects, err = consumer.OpenObjects(ctx, js, maxObject, min(objectRoom, debug.SetMemoryLimit(-1)/4)); err != nil {
+				return fmt.Errorf("open %s: %w", consumer.BodyBucket, err)
+			}
+			return nil
+		})
+		return opening.Wait()
 	})
-	opening.Go(func() (err error) {
-		if objects, err = consumer.OpenObjects(ctx, js, maxObject, min(objectRoom, debug.SetMemoryLimit(-1)/4)); err != nil {
-			return fmt.Errorf("open %s: %w", consumer.BodyBucket, err)
-		}
-		return nil
-	})
-	if err := opening.Wait(); err != nil {
+	if err != nil {
 		return nil, err
 	}
+	if w.Connections, err = connection.Open(ctx, js, keyring, connection.Options{Logger: logger}); err != nil {
+		return nil, err
+	}
+	w.onStopNow(w.Connections.Close)
 	w.watch(metrics)
 
 	client, err := zoho.New(c.zoho(int(w.nc.MaxPayload())))
@@ -157,7 +163,7 @@ func Start(ctx context.Context, c Config, logger *slog.Logger) (_ *Worker, err e
 	responses := consumer.NewResponses(js)
 	claims := ledger.Open(js, clock, c.CallTimeout)
 	requests := consumer.New(consumer.Options{
-		Conn: w.nc, JetStream: js, Connections: w.Connections, Tokens: tokens, Responses: responses, Ledger: claims, Clock: clock,
+		Conn: w.nc, JetStream: js, Stream: stream, Connections: w.Connections, Tokens: tokens, Responses: responses, Ledger: claims, Clock: clock,
 		Relay: relay.New(relay.Options{
 			Connections: w.Connections, Tokens: tokens, Ledger: claims, Zoho: client,
 			Responses: responses, Objects: objects, Clock: clock, CallTimeout: c.CallTimeout, Logger: logger, Metrics: metrics,

@@ -164,11 +164,16 @@ func (w *Worker) startConsole(ctx context.Context, c Config, parts consoleParts)
 	w.onStopNow(parts.events.Watch())
 	if c.WebhookURL != "" {
 		hook := &event.Webhook{JS: parts.js, URL: c.WebhookURL, Secret: c.WebhookSecret, Logger: logger}
-		stop, err := hook.Start(ctx)
+		err := w.await(ctx, logger, "JetStream", func(ctx context.Context) error {
+			stop, err := hook.Start(ctx)
+			if err == nil {
+				w.onStopNow(stop)
+			}
+			return err
+		})
 		if err != nil {
 			return nil, err
 		}
-		w.onStopNow(stop)
 	}
 	flow := consent.New(consent.Options{
 		JS: parts.js, Keyring: parts.keyring, Connections: parts.store, Zoho: parts.zoho, Event: parts.events.Publish, Logger: logger,

@@ -187,7 +187,7 @@ func (c *Consumer) ask(ctx context.Context, name string, stored int, lanes []lan
 		if handed >= seen.places {
 			break // what a worker has in hand beyond them waits for its start there
 		}
-		there, err := c.stream.Consumer(ctx, k.durable())
+		there, err := c.Stream.Consumer(ctx, k.durable())
 		switch {
 		case errors.Is(err, jetstream.ErrConsumerNotFound):
 		case err != nil:

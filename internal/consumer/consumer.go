@@ -61,6 +61,7 @@ type Tokens interface {
 type Options struct {
 	Conn        *nats.Conn
 	JetStream   jetstream.JetStream
+	Stream      jetstream.Stream // RequestStream
 	Relay       Relay
 	Connections *connection.Store
 	Tokens      Tokens
@@ -113,7 +114,6 @@ type Consumer struct {
 	strangers chan struct{}       // one for each connection nobody knows that is answered for
 	dock      chan struct{}       // one for the accused request that is tried
 	storing   *semaphore.Weighted // calls that are being stored
-	stream    jetstream.Stream
 
 	pulling  context.Context // ends when the worker stops taking requests
 	stopPull context.CancelFunc
@@ -175,9 +175,6 @@ func (c *Consumer) Start(ctx context.Context) (err error) {
 			c.Stop(ctx)
 		}
 	}()
-	if c.stream, err = c.JetStream.Stream(ctx, RequestStream); err != nil {
-		return fmt.Errorf("open stream %s: %w", RequestStream, err)
-	}
 	if c.removal, err = newRemoval(c.Conn); err != nil {
 		return fmt.Errorf("hear of deletions: %w", err)
 	}
@@ -446,7 +443,7 @@ func (c *Consumer) compare(info *jetstream.StreamInfo) {
 
 // look reads how many requests wait per lane, and has them served.
 func (c *Consumer) look(ctx context.Context) error {
-	info, err := c.stream.Info(ctx, jetstream.WithSubjectFilter(requestPrefix+">"))
+	info, err := c.Stream.Info(ctx, jetstream.WithSubjectFilter(requestPrefix+">"))
 	if err != nil {
 		return fmt.Errorf("look at stream %s: %w", RequestStream, err)
 	}

@@ -185,7 +185,7 @@ func (c *Consumer) watchDeadlines(ctx context.Context, o *org, e *expiry, subjec
 	left := readPerWatch
 	for _, subject := range subjects {
 		for ; left > 0 && e.room(); left-- {
-			msg, err := c.stream.GetMsg(ctx, e.read[subject]+1, jetstream.WithGetMsgSubject(subject))
+			msg, err := c.Stream.GetMsg(ctx, e.read[subject]+1, jetstream.WithGetMsgSubject(subject))
 			if errors.Is(err, jetstream.ErrMsgNotFound) {
 				break
 			}
@@ -210,7 +210,7 @@ func (c *Consumer) watchDeadlines(ctx context.Context, o *org, e *expiry, subjec
 			continue
 		}
 		era := c.era(nil)
-		msg, err := c.stream.GetMsg(ctx, next.of.sequence)
+		msg, err := c.Stream.GetMsg(ctx, next.of.sequence)
 		if errors.Is(err, jetstream.ErrMsgNotFound) {
 			continue // settled meanwhile
 		}

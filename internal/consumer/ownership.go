@@ -136,7 +136,7 @@ func (c *Consumer) find(ctx context.Context, o *org) (found map[laneKey]bool, al
 		filters = []string{requestPrefix + ">"}
 	}
 	for _, filter := range filters {
-		info, err := c.stream.Info(ctx, jetstream.WithSubjectFilter(filter))
+		info, err := c.Stream.Info(ctx, jetstream.WithSubjectFilter(filter))
 		if err != nil {
 			return found, false
 		}
@@ -151,7 +151,7 @@ func (c *Consumer) find(ctx context.Context, o *org) (found map[laneKey]bool, al
 		if !o.inherited || !usable(c.directory.member(o.name, k.connection)) || o.hasCounted(k) {
 			continue
 		}
-		there, err := c.stream.Consumer(ctx, k.durable())
+		there, err := c.Stream.Consumer(ctx, k.durable())
 		switch {
 		case errors.Is(err, jetstream.ErrConsumerNotFound): // nothing of it is in hand
 		case err != nil:

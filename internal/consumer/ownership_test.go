@@ -36,7 +36,7 @@ func (noTokens) Watch(func(string)) func() { return func() {} }
 // stub is a worker that has looked at the stream and does nothing by itself.
 func stub(stream jetstream.Stream) *Consumer {
 	c := New(Options{Clock: &register.Clock{}, Decoder: &envelope.Decoder{}, Tokens: noTokens{}, Logger: slog.New(slog.DiscardHandler), MaxInFlight: 10})
-	c.stream, c.waiting = stream, map[string]int{}
+	c.Stream, c.waiting = stream, map[string]int{}
 	return c
 }
 
@@ -241,9 +241,13 @@ func newWorld(t *testing.T) *world {
 // worker starts one that looks at the stream only when it is told to.
 func (w *world) worker(js jetstream.JetStream) *Consumer {
 	w.t.Helper()
+	stream, err := js.Stream(w.t.Context(), RequestStream)
+	if err != nil {
+		w.t.Fatal(err)
+	}
 	clock := &register.Clock{}
 	c := New(Options{
-		Conn: js.Conn(), JetStream: js, Relay: w.relay, Connections: w.store, Tokens: noTokens{}, Responses: NewResponses(js),
+		Conn: js.Conn(), JetStream: js, Stream: stream, Relay: w.relay, Connections: w.store, Tokens: noTokens{}, Responses: NewResponses(js),
 		Ledger: ledger.Open(js, clock, time.Minute), Clock: clock, Decoder: &envelope.Decoder{}, MaxInFlight: 10, Look: time.Hour,
 		Version: "0.0.0", Logger: slog.New(slog.DiscardHandler),
 	})

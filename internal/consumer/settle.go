@@ -38,7 +38,7 @@ func (c *Consumer) done(e *entry) error {
 		}
 		return delivery.Ack()
 	}
-	return c.stream.DeleteMsg(c.calling, e.sequence)
+	return c.Stream.DeleteMsg(c.calling, e.sequence)
 }
 
 // era is in which life of the stream of requests this worker is, as far as it can
@@ -60,7 +60,7 @@ func (c *Consumer) there(e *entry) (bool, error) {
 	}
 	ctx, cancel := context.WithTimeout(c.calling, 5*time.Second)
 	defer cancel()
-	msg, err := c.stream.GetMsg(ctx, e.sequence)
+	msg, err := c.Stream.GetMsg(ctx, e.sequence)
 	switch {
 	case errors.Is(err, jetstream.ErrMsgNotFound):
 		return false, nil

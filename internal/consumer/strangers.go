@@ -59,7 +59,7 @@ func (c *Consumer) answerStranger(rest string) {
 	for last := uint64(0); c.pulling.Err() == nil; {
 		era := c.era(nil)
 		ctx, cancel := context.WithTimeout(c.pulling, 5*time.Second)
-		msg, err := c.stream.GetMsg(ctx, last+1, jetstream.WithGetMsgSubject(requestPrefix+rest))
+		msg, err := c.Stream.GetMsg(ctx, last+1, jetstream.WithGetMsgSubject(requestPrefix+rest))
 		cancel()
 		switch {
 		case errors.Is(err, jetstream.ErrMsgNotFound):

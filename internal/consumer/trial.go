@@ -97,7 +97,7 @@ func (l *lane) mourn(ctx context.Context) error {
 // handed out: the first of those that are in the stream, and as many as a lane may have
 // in hand at most. Nobody is suspected for that.
 func (l *lane) mournForgotten(ctx context.Context) error {
-	info, err := l.org.stream.Info(ctx)
+	info, err := l.org.Stream.Info(ctx)
 	if err != nil {
 		return fmt.Errorf("look at stream %s: %w", RequestStream, err)
 	}

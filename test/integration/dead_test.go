@@ -332,7 +332,7 @@ func TestPanicIsSetAside(t *testing.T) {
 	r.demo(10)
 	clock := &register.Clock{}
 	c := consumer.New(consumer.Options{
-		Conn: r.nc, JetStream: r.js, Relay: panics{}, Connections: r.store, Tokens: noTokens{}, Responses: consumer.NewResponses(r.js),
+		Conn: r.nc, JetStream: r.js, Stream: r.requests(), Relay: panics{}, Connections: r.store, Tokens: noTokens{}, Responses: consumer.NewResponses(r.js),
 		Ledger: ledger.Open(r.js, clock, 5*time.Second), Clock: clock, Decoder: &envelope.Decoder{}, MaxInFlight: 10, Version: "0.0.0", Logger: r.logs.logger(),
 	})
 	if err := c.Start(t.Context()); err != nil {

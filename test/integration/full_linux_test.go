@@ -223,11 +223,7 @@ func TestRequestStreamFull(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, zohotest.Options{})
 	r.demo(5)
-	stream, err := r.js.Stream(t.Context(), consumer.RequestStream)
-	if err != nil {
-		t.Fatal(err)
-	}
-	config := stream.CachedInfo().Config
+	config := r.requests().CachedInfo().Config
 	config.MaxBytes = 64 << 10
 	if _, err := r.js.UpdateStream(t.Context(), config); err != nil {
 		t.Fatal(err)

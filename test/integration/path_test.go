@@ -294,7 +294,7 @@ func (r *rig) echo(js jetstream.JetStream) *consumer.Consumer {
 	r.t.Helper()
 	clock := &register.Clock{}
 	c := consumer.New(consumer.Options{
-		Conn: r.nc, JetStream: js, Relay: echoes{}, Connections: r.store, Tokens: noTokens{}, Responses: consumer.NewResponses(r.js),
+		Conn: r.nc, JetStream: js, Stream: r.requests(), Relay: echoes{}, Connections: r.store, Tokens: noTokens{}, Responses: consumer.NewResponses(r.js),
 		Ledger: ledger.Open(r.js, clock, 5*time.Second), Clock: clock, Decoder: &envelope.Decoder{ReplyPrefixes: []string{nats.InboxPrefix}}, MaxInFlight: 10, Version: "0.0.0", Logger: r.logs.logger(),
 	})
 	if err := c.Start(r.t.Context()); err != nil {
@@ -332,11 +332,7 @@ func TestCallUnacknowledged(t *testing.T) {
 		}
 	}
 	r.drained()
-	stream, err := r.js.Stream(t.Context(), consumer.RequestStream)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if n := stream.CachedInfo().State.LastSeq; n != 2 {
+	if n := r.requests().CachedInfo().State.LastSeq; n != 2 {
 		t.Errorf("%d requests are stored", n)
 	}
 }
@@ -422,11 +418,7 @@ func TestCallsAtStop(t *testing.T) {
 	})
 	close(js.release)
 	<-stopped
-	stream, err := r.js.Stream(t.Context(), consumer.RequestStream)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if stored := stream.CachedInfo().State.Msgs; stored != n {
+	if stored := r.requests().CachedInfo().State.Msgs; stored != n {
 		t.Errorf("%d of %d calls are stored", stored, n)
 	}
 	if msg, err := refused.NextMsg(time.Millisecond); err == nil {

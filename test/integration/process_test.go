@@ -376,9 +376,5 @@ func (r *rig) started(n int) {
 // backlog is the number of requests in the stream.
 func (r *rig) backlog() uint64 {
 	r.t.Helper()
-	stream, err := r.js.Stream(r.t.Context(), consumer.RequestStream)
-	if err != nil {
-		r.t.Fatal(err)
-	}
-	return stream.CachedInfo().State.Msgs
+	return r.requests().CachedInfo().State.Msgs
 }

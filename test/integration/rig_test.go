@@ -89,6 +89,16 @@ func (r *rig) moveTo(url string, options ...nats.Option) {
 	r.t.Cleanup(r.store.Close)
 }
 
+// requests is the stream of requests.
+func (r *rig) requests() jetstream.Stream {
+	r.t.Helper()
+	stream, err := r.js.Stream(r.t.Context(), consumer.RequestStream)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	return stream
+}
+
 // config is a worker's configuration in this rig.
 func (r *rig) config() app.Config {
 	c := app.Defaults()

@@ -10,15 +10,20 @@ import (
 	"net/url"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
 
 	"github.com/nats-io/nats-server/v2/server"
+	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
+	"zoho-worker/internal/app"
 	"zoho-worker/internal/connection/natstest"
 	"zoho-worker/internal/consumer"
+	"zoho-worker/internal/event"
+	"zoho-worker/internal/secret"
 	"zoho-worker/internal/zoho/zohotest"
 )
 
@@ -188,6 +193,58 @@ func TestStartBeforeLeader(t *testing.T) {
 	isReady(t, addr)
 	p.signal(syscall.SIGTERM)
 	p.exited()
+}
+
+// A leader that goes away while a worker starts is waited for at each step: what the step
+// asks is refused once, after it was answered as often as the steps before it asked.
+func TestLeaderGoesAwayDuringStart(t *testing.T) {
+	t.Parallel()
+	for subject, answered := range map[string]int{
+		"$JS.API.STREAM.INFO." + consumer.RequestStream:            1,
+		"$JS.API.STREAM.INFO.OBJ_" + consumer.BodyBucket:           1,
+		"$JS.API.CONSUMER.CREATE." + event.StreamName + ".webhook": 0,
+	} {
+		t.Run(subject, func(t *testing.T) {
+			t.Parallel()
+			r := newRig(t, zohotest.Options{})
+			var answer []byte
+			if answered > 0 {
+				msg, err := r.nc.Request(subject, nil, patience)
+				if err != nil {
+					t.Fatal(err)
+				}
+				answer = msg.Data
+			}
+			account := r.NATS.GlobalAccount()
+			var refused atomic.Bool
+			asked := 0
+			sub, err := r.nc.Subscribe("asked", func(m *nats.Msg) {
+				if asked++; asked <= answered {
+					_ = m.Respond(answer)
+					return
+				}
+				account.RemoveMapping(subject)
+				refused.Store(true)
+				_ = m.Respond([]byte(`{"error":{"code":503,"err_code":10008,"description":"JetStream system temporarily unavailable"}}`))
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer func() { _ = sub.Unsubscribe() }()
+			if err := r.nc.Flush(); err != nil {
+				t.Fatal(err)
+			}
+			if err := account.AddMapping(subject, "asked"); err != nil {
+				t.Fatal(err)
+			}
+			r.worker(func(c *app.Config) {
+				c.WebhookURL, c.WebhookSecret = "https://hooks.example.com", secret.New(strings.Repeat("s", 32))
+			})
+			if !refused.Load() {
+				t.Error("nothing was refused")
+			}
+		})
+	}
 }
 
 // What waiting doesn't mend ends the process at once, with what to do.
