@@ -76,7 +76,7 @@ func sharing(t *testing.T, accounts string) string {
 func TestCallerPutsBodies(t *testing.T) {
 	t.Parallel()
 	s := callersRig(t)
-	s.worker(s.as("worker"), unhurried)
+	s.worker(s.as("worker"))
 	globex, _ := s.caller("globex")
 	store := bodies(t, globex)
 	putLarge(t, store, "globex/leads.json", "First")
@@ -142,7 +142,7 @@ func TestCallersWhoShareBodies(t *testing.T) {
 		return strings.ReplaceAll(sharing(t, accounts), "accounts: [GLOBEX]", "accounts: [GLOBEX, ACME]")
 	}
 	s.reload(with)
-	s.worker(s.as("worker"), unhurried)
+	s.worker(s.as("worker"))
 	acme, _ := s.caller("acme")
 	globex, _ := s.caller("globex")
 	theirs, store := bodies(t, acme), bodies(t, globex)

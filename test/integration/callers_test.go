@@ -204,7 +204,7 @@ func TestCallerComesAndGoes(t *testing.T) {
 	s := callersRig(t)
 	s.rig.connect("initech", "770000002", 5)
 	s.authority.issue("initech", x509.ExtKeyUsageClientAuth, "initech.zoho-worker")
-	w := s.worker(s.as("worker"), unhurried)
+	w := s.worker(s.as("worker"))
 	acme, _ := s.caller("acme")
 	// A call that is under way meanwhile.
 	hold := s.Zoho.Hold(zohotest.BodyRead, zohotest.Match{Method: "POST", Path: "/crm/v8/Leads"})

@@ -207,7 +207,7 @@ func TestDoubtAfterARemoval(t *testing.T) {
 	r := newRig(t, zohotest.Options{})
 	r.demo(10)
 	ids := r.Zoho.Seed(devbox.OrgID, "Leads", map[string]any{"Last_Name": "Before"})
-	first := r.worker(patientCalls)
+	first := r.worker()
 	update := func(id string) {
 		r.publish("demo", doc{"id": id, "method": "PUT", "url": "/v8/Leads/" + ids[0], "body": doc{"data": []doc{{"Last_Name": "After"}}}})
 	}

@@ -233,7 +233,7 @@ func TestDeadlineWhileATokenIsMinted(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, zohotest.Options{})
 	r.demo(5)
-	r.worker(patientCalls)
+	r.worker()
 	hold := r.Zoho.Hold(zohotest.BodyRead, zohotest.Match{Endpoint: zohotest.Token})
 	defer hold.Release()
 	short := list("short")

@@ -48,7 +48,7 @@ func TestRestingRequestsAreNoCalls(t *testing.T) {
 	const places = 2
 	r := newRig(t, zohotest.Options{})
 	r.demo(places)
-	first := r.worker(patientCalls)
+	first := r.worker()
 	for i := range places {
 		id := fmt.Sprint("rests-", i)
 		r.busy(id, "300")
@@ -65,7 +65,7 @@ func TestRestingRequestsAreNoCalls(t *testing.T) {
 	for range places {
 		r.reached(hold)
 	}
-	r.worker(patientCalls)
+	r.worker()
 	stopped := stopping(first)
 	r.publish("demo", list("next"))
 	eventually(t, "the second worker has it", func() bool { s := r.sight(); return s != nil && s.Running == 0 && s.Held >= 1 })
@@ -84,7 +84,7 @@ func TestOrderedBacklogAtHandOver(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	first := r.worker(patientCalls)
+	first := r.worker()
 	hold := r.Zoho.Hold(zohotest.BodyRead, at("A-0"))
 	defer hold.Release()
 	cut := zohotest.CutRead(zohotest.Reset)
@@ -95,7 +95,7 @@ func TestOrderedBacklogAtHandOver(t *testing.T) {
 		r.publish("demo", ordered("A", i))
 	}
 	r.reached(hold)
-	r.worker(patientCalls)
+	r.worker()
 	stopped := make(chan struct{})
 	go func() {
 		defer close(stopped)
@@ -127,11 +127,11 @@ func TestOneKeyInTwoLanesAtHandOver(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, zohotest.Options{Order: turnOf})
 	r.demo(5)
-	first := r.worker(patientCalls)
+	first := r.worker()
 	hold := r.Zoho.Hold(zohotest.BodyRead, at("A-0"))
 	r.publish("demo", ordered("A", 0))
 	r.reached(hold)
-	r.worker(patientCalls)
+	r.worker()
 	stopped := stopping(first)
 	r.publish("demo", list("other"))
 	wantStatus(t, r.await("demo", "other"), 200) // of the second worker: the first takes up nothing more

@@ -8,7 +8,6 @@ import (
 	"testing"
 	"time"
 
-	"zoho-worker/internal/app"
 	"zoho-worker/internal/connection"
 	"zoho-worker/internal/consumer"
 	"zoho-worker/internal/devbox"
@@ -23,9 +22,6 @@ import (
 
 // demoQueue is the queue of the connection demo.
 const demoQueue = "org-us-production-" + devbox.OrgID
-
-// patientCalls lets calls be held for as long as a test needs.
-func patientCalls(c *app.Config) { c.CallTimeout, c.StopTimeout = patience, 2*patience }
 
 // ordered is a read that says which one of its row it is.
 func ordered(key string, i int) doc {
@@ -67,7 +63,7 @@ func TestOrderAndDeadline(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, zohotest.Options{Order: turnOf})
 	r.demo(5)
-	r.worker(patientCalls)
+	r.worker()
 	hold := r.Zoho.Hold(zohotest.BodyRead, at("A-0"))
 	r.publish("demo", ordered("A", 0))
 	r.reached(hold)
@@ -90,7 +86,7 @@ func TestLongRowLetsOthersPast(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, zohotest.Options{Order: turnOf})
 	r.demo(5)
-	r.worker(patientCalls)
+	r.worker()
 	hold := r.Zoho.Hold(zohotest.BodyRead, at("A-0"))
 	const n = 100
 	for i := range n {
@@ -117,7 +113,7 @@ func TestOrderAcrossRevocation(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, zohotest.Options{Order: turnOf})
 	r.demo(5)
-	r.worker(patientCalls)
+	r.worker()
 	hold := r.Zoho.Hold(zohotest.BodyRead, at("A-0"))
 	r.Zoho.Inject(zohotest.TooManyRequestsRetry(zohotest.Concurrency, time.Second).On("GET", ""))
 	for i := range 4 {
@@ -155,7 +151,7 @@ func TestOrderAcrossLostSession(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, zohotest.Options{Order: turnOf})
 	r.demo(5)
-	r.worker(patientCalls)
+	r.worker()
 	hold := r.Zoho.Hold(zohotest.BodyRead, at("A-0"))
 	for i := range 4 {
 		r.publish("demo", ordered("A", i))
@@ -209,7 +205,7 @@ func TestRaisedLimitIsUsed(t *testing.T) {
 		eventually(t, fmt.Sprint(n, " calls in flight"), func() bool { s := r.sight(); return s != nil && s.Running == n })
 	}
 	places(few)
-	r.worker(patientCalls)
+	r.worker()
 	hold := r.Zoho.Hold(zohotest.BodyRead, zohotest.Match{Method: "GET"})
 	defer hold.Release()
 	for range n {
@@ -280,7 +276,7 @@ func TestHandOverCountsAll(t *testing.T) {
 		names[i] = fmt.Sprint("c", i)
 		r.connect(names[i], devbox.OrgID, places)
 	}
-	first := r.worker(patientCalls)
+	first := r.worker()
 	held := r.Zoho.Hold(zohotest.BodyRead, zohotest.Match{})
 	for _, name := range names {
 		r.publish(name, list("held"))
@@ -288,7 +284,7 @@ func TestHandOverCountsAll(t *testing.T) {
 	for range names {
 		r.reached(held)
 	}
-	r.worker(patientCalls)
+	r.worker()
 	stopped, published := stopping(first), make(chan int)
 	// Requests go on coming, so that the new owner hears of lanes one by one.
 	enough := make(chan struct{})
@@ -339,7 +335,7 @@ func TestHandedOnCountsAll(t *testing.T) {
 	const places, n = 5, 10
 	r := newRig(t, zohotest.Options{})
 	r.limited(zohotest.Limits{Concurrency: places, SubConcurrency: places})
-	first := r.worker(patientCalls)
+	first := r.worker()
 	held := r.Zoho.Hold(zohotest.BodyRead, zohotest.Match{})
 	for i := range places {
 		r.publish("demo", list(fmt.Sprint("held-", i)))
@@ -354,13 +350,13 @@ func TestHandedOnCountsAll(t *testing.T) {
 			return s != nil && s.Running == 0 && s.Held == n
 		})
 	}
-	second := r.worker(patientCalls)
+	second := r.worker()
 	stopped := stopping(first)
 	for i := range n {
 		r.publish("demo", list(fmt.Sprint("more-", i)))
 	}
 	inHand("the second worker")
-	r.worker(patientCalls)
+	r.worker()
 	stop(second)
 	inHand("the third worker")
 	held.Release()
@@ -390,7 +386,7 @@ func TestLimitLoweredWhileFull(t *testing.T) {
 		}
 	}
 	edition("enterprise")
-	r.worker(patientCalls)
+	r.worker()
 	hold := r.Zoho.Hold(zohotest.BodyRead, zohotest.Match{})
 	const n = 60
 	for i := range n {
@@ -414,7 +410,7 @@ func TestResumesWithOne(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, zohotest.Options{})
 	r.demo(10)
-	r.worker(patientCalls)
+	r.worker()
 	r.Zoho.Inject(zohotest.TooManyRequestsRetry(zohotest.Concurrency, time.Second).On("GET", ""))
 	var refused atomic.Bool
 	r.Zoho.OnCall(zohotest.Answered, zohotest.Match{Where: func(c zohotest.Call) bool { return c.Status == 429 }}, func(zohotest.Call) { refused.Store(true) })
@@ -447,7 +443,7 @@ func TestNoRepetitionInPause(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, zohotest.Options{})
 	r.demo(5)
-	r.worker(patientCalls)
+	r.worker()
 	hold := r.Zoho.Hold(zohotest.BodyRead, at("under-way"))
 	r.busy("under-way", "0")
 	d := marked("under-way")
@@ -499,7 +495,7 @@ func TestOverdueLookupsKeepTheLimit(t *testing.T) {
 	const places, n = 2, 8
 	r := newRig(t, zohotest.Options{})
 	r.limited(zohotest.Limits{Concurrency: places, SubConcurrency: places})
-	r.worker(func(c *app.Config) { c.CallTimeout, c.StopTimeout = time.Minute, 61*time.Second }) // that nothing is there isn't believed before the deadline
+	r.worker() // that nothing is there isn't believed before the call timeout is over, which is after the deadline
 	r.Zoho.SetLatency(200 * time.Millisecond)
 	deadline := time.Now().Add(12 * time.Second).UTC().Format(time.RFC3339Nano)
 	for i := range n {
@@ -604,7 +600,7 @@ func TestLookupsKeepTheHeavyLimit(t *testing.T) {
 	r.limited(zohotest.Limits{Concurrency: 20, SubConcurrency: 10})
 	hold := r.Zoho.Hold(zohotest.Executed, zohotest.Match{Method: "POST", Path: "/crm/v8/Leads"})
 	r.Zoho.Inject(zohotest.CutApplied(zohotest.Reset).On("POST", "/crm/v8/Leads").Repeat(20))
-	r.worker(patientCalls)
+	r.worker()
 	records, refs := leads("lost", 20)
 	for i, ref := range refs {
 		r.publish("demo", probed(ref, doc{"field": "External_Ref"}, records[i]))

@@ -53,7 +53,7 @@ func TestSequencesBeginAgain(t *testing.T) {
 			t.Parallel()
 			r, s := onServer(t, zohotest.Options{})
 			r.demo(1)
-			r.worker(patientCalls)
+			r.worker()
 			wantStatus(t, r.call("demo", list("warm")), 200) // its session and the org are in what is saved
 			s.Save()
 			r.connectedAgain()
@@ -119,7 +119,7 @@ func TestDeadlinesInAnotherStream(t *testing.T) {
 	r.demo(1)
 	r.markRevoked("demo", "test")
 	r.connect("busy", devbox.OrgID, 1) // an org without work is given up, and its deadlines are read anew
-	r.worker(patientCalls)
+	r.worker()
 	hold := r.Zoho.Hold(zohotest.BodyRead, callsOf("user-of-busy"))
 	r.publish("busy", list("busy"))
 	r.reached(hold)

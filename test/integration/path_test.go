@@ -474,7 +474,7 @@ func TestBodyObject(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, zohotest.Options{})
 	r.demo(10)
-	r.worker(unhurried)
+	r.worker()
 	objects, err := r.js.ObjectStore(t.Context(), "ZOHO_BODIES")
 	if err != nil {
 		t.Fatal(err)

@@ -34,7 +34,7 @@ func TestSmallerMaxPayload(t *testing.T) {
 	}
 	r.Zoho.Seed(devbox.OrgID, "Leads", map[string]any{"Last_Name": "Large", "Description": padding})
 	whole := doc{"id": "whole", "method": "POST", "url": "/v8/coql", "body": doc{"select_query": "select Last_Name, Description from Leads where Last_Name = 'Large' limit 1"}}
-	w := r.worker(unhurried)
+	w := r.worker()
 	r.publish("demo", whole)
 	wantStatus(t, r.await("demo", "whole"), 200)
 	r.drained()
@@ -46,7 +46,7 @@ func TestSmallerMaxPayload(t *testing.T) {
 	first.WaitForShutdown()
 	second := natstest.Run(t, options(now))
 	r.moveTo(second.ClientURL())
-	r.worker(unhurried)
+	r.worker()
 	wantCode(t, r.await("demo", "large"), envelope.TooLarge)
 	response := r.call("demo", whole)
 	wantCode(t, response, envelope.TooLarge, consumer.ResponseSubject("demo", "whole"))

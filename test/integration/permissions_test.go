@@ -22,7 +22,7 @@ func TestPermissionsOfWorker(t *testing.T) {
 	t.Parallel()
 	s := newSecureRig(t)
 	s.demo(5)
-	w := s.worker(s.as("worker"), unhurried)
+	w := s.worker(s.as("worker"))
 	// Every way that a request can go.
 	wantStatus(t, s.call("demo", list("get")), 200)
 	wantStatus(t, s.call("demo", insert("post", "One")), 201)

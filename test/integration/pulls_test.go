@@ -109,7 +109,7 @@ func TestRefusedPulls(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, zohotest.Options{Order: turnOf})
 	r.demo(5)
-	r.worker(patientCalls)
+	r.worker()
 	limit := func(batch int) {
 		t.Helper()
 		c, err := r.js.Consumer(t.Context(), consumer.RequestStream, "demo")

@@ -99,14 +99,15 @@ func (r *rig) requests() jetstream.Stream {
 	return stream
 }
 
-// config is a worker's configuration in this rig.
+// config is a worker's configuration in this rig: calls have the time that a slow machine
+// takes, and may be held for as long as a test needs.
 func (r *rig) config() app.Config {
 	c := app.Defaults()
 	c.NATSURL, c.RedisURL = r.NATSURL, secret.New(r.RedisURL)
 	c.ZohoClientID, c.ZohoClientSecret = "1000.TEST", secret.New("test-secret")
 	c.ZohoAccountsURL, c.ZohoAPIURL = r.ZohoURL, r.ZohoURL
 	c.EncryptionKeys, c.HTTPAddr = r.keys, "127.0.0.1:0"
-	c.CallTimeout, c.StopTimeout = 5*time.Second, 20*time.Second
+	c.CallTimeout, c.StopTimeout = patience, patience+10*time.Second
 	return c
 }
 
@@ -124,9 +125,6 @@ func (r *rig) worker(change ...func(*app.Config)) *app.Worker {
 	r.t.Cleanup(func() { stop(w) })
 	return w
 }
-
-// unhurried gives calls the time that large bodies take on a slow machine.
-func unhurried(c *app.Config) { c.CallTimeout, c.StopTimeout = patience, patience+10*time.Second }
 
 func stop(w *app.Worker) {
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
