@@ -73,7 +73,7 @@ func (r *rig) moveTo(url string, options ...nats.Option) {
 		r.t.Fatal(err)
 	}
 	r.t.Cleanup(r.nc.Close)
-	if r.js, err = jetstream.New(r.nc); err != nil {
+	if r.js, err = jetstream.New(r.nc, jetstream.WithDefaultTimeout(patience)); err != nil {
 		r.t.Fatal(err)
 	}
 	if err := (consumer.Topology{Replicas: 1, Retention: 24 * time.Hour}).Ensure(r.t.Context(), r.js); err != nil {
