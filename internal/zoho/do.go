@@ -183,12 +183,12 @@ func appendHead(dst []byte, call *Call, host string) ([]byte, error) {
 	dst = append(dst, host...)
 	dst = append(dst, "\r\n"...)
 	var err error
-	line := func(name, value string) {
+	line := func(name string, value ...string) {
 		if err == nil {
-			dst, err = appendLine(dst, name, value)
+			dst, err = appendLine(dst, name, value...)
 		}
 	}
-	line("Authorization", "Zoho-oauthtoken "+call.Token.Reveal())
+	line("Authorization", "Zoho-oauthtoken ", call.Token.Reveal())
 	encoding, agent, typed := "gzip", false, false
 	for i := range call.Headers {
 		name := call.Headers[i].Name

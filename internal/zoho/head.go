@@ -197,7 +197,7 @@ func (b *bodyReader) release() {
 	b.ended = b.ended && b.lines.Buffered() == 0
 	b.lines.Reset(nil)
 	lineReaders.Put(b.lines)
-	b.lines = nil
+	b.lines, b.chunk = nil, nil
 }
 
 // Read implements io.Reader.

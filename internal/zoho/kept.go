@@ -26,7 +26,8 @@ type kept struct {
 	one    [1]byte // to see whether that is anything
 	buf    []byte  // read and not used yet: buf[r:w]
 	r, w   int
-	since  time.Time // when it became idle
+	body   bodyReader // of the answer that is being read
+	since  time.Time  // when it became idle
 
 	// Of flush.
 	held     *[]byte // what is to be written; nil: what is written goes out at once
