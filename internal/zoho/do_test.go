@@ -131,12 +131,18 @@ func TestAnswer(t *testing.T) {
 		{"not modified", 304, nil, "", Answer{}},
 		{"credits", 200, []string{"X-API-CREDITS-REMAINING", "1234"}, "{}", Answer{CreditsRemaining: 1234}},
 		{"no credits left", 200, []string{"X-API-CREDITS-REMAINING", "0"}, "{}", Answer{CreditsRemaining: 0}},
+		{"credits below nothing", 200, []string{"X-API-CREDITS-REMAINING", "-5"}, "{}", Answer{}},
 		{"credits nonsense", 200, []string{"X-API-CREDITS-REMAINING", "many"}, "{}", Answer{}},
 		{"invalid token", 401, nil, `{"code":"INVALID_TOKEN","details":{},"message":"invalid oauth token","status":"error"}`, Answer{Code: "INVALID_TOKEN"}},
 		{"scope mismatch in data", 401, nil, `{"data":[{"code":"OAUTH_SCOPE_MISMATCH","details":{},"status":"error"}]}`, Answer{Code: "OAUTH_SCOPE_MISMATCH"}},
 		{"two in data", 400, nil, `{"data":[{"code":"A","status":"error"},{"code":"B","status":"error"}]}`, Answer{}},
+		{"a code at the top, and one in data", 400, nil, `{"code":"X","data":[{"code":"Y","status":"error"}]}`, Answer{Code: "X"}},
+		{"white space first", 401, nil, "\r\n\t {\"code\":\"INVALID_TOKEN\"}", Answer{Code: "INVALID_TOKEN"}},
+		{"an error as long as no error is", 400, nil, `{"code":"X","details":"` + strings.Repeat("x", maxFault) + `"}`, Answer{}},
 		{"data of another shape", 400, nil, `{"code":"X","data":{"a":1}}`, Answer{Code: "X"}},
 		{"200 with an error", 200, nil, `{"data":[{"code":"INVALID_DATA","details":{},"status":"error"}]}`, Answer{Code: "INVALID_DATA"}},
+		{"200 with an error as long as none is there", 200, nil, `{"code":"X","details":"` + strings.Repeat("x", maxFault2x) + `","status":"error"}`, Answer{}},
+		{"200 that only speaks of an error", 200, nil, `{"code":"SUCCESS","details":{"kind":"error"},"status":"success"}`, Answer{}},
 		{"HTML", 502, nil, "<html>bad gateway</html>", Answer{}},
 		{"not quite JSON", 500, nil, `{"code":`, Answer{}},
 		{"429, retry_after in the body", 429, nil, `{"code":"TOO_MANY_REQUESTS","status":"error","details":{"retry_after":60,"limit":100}}`, Answer{Code: "TOO_MANY_REQUESTS", RetryAfter: time.Minute}},
@@ -145,6 +151,7 @@ func TestAnswer(t *testing.T) {
 		{"429, absurd retry_after", 429, nil, `{"code":"X","details":{"retry_after":1e99}}`, Answer{Code: "X", RetryAfter: 24 * time.Hour}},
 		{"429, negative retry_after", 429, nil, `{"code":"X","details":{"retry_after":-5}}`, Answer{Code: "X"}},
 		{"retry date by the server's clock", 503, []string{"Retry-After", "Tue, 10 Nov 2026 08:01:30 GMT", "Date", date}, "", Answer{RetryAfter: 90 * time.Second}},
+		{"retry date far ahead", 503, []string{"Retry-After", "Wed, 10 Nov 2027 08:00:00 GMT", "Date", date}, "", Answer{RetryAfter: 24 * time.Hour}},
 		{"retry date past", 503, []string{"Retry-After", "Tue, 10 Nov 2026 07:00:00 GMT", "Date", date}, "", Answer{}},
 		{"retry far ahead", 503, []string{"Retry-After", "99999999999999999999999"}, "", Answer{RetryAfter: 24 * time.Hour}},
 		{"retry nonsense", 503, []string{"Retry-After", "soon"}, "", Answer{}},
@@ -195,6 +202,7 @@ func TestAnswerHeaders(t *testing.T) {
 		h := w.Header()
 		h.Add("Set-Cookie", "_zcsr_tmp=x")
 		h.Add("Set-Cookie", "JSESSIONID=y")
+		h.Set("Set-Cookie2", "z")
 		h.Set("Content-Type", "application/json;charset=UTF-8")
 		h.Set("Keep-Alive", "timeout=5")
 		h.Add("Via", "a")
@@ -277,6 +285,9 @@ func TestBodies(t *testing.T) {
 		{"gzip, 204", "HTTP/1.1 204 No Content\r\n" + zip + "\r\n", nil, "", false, nil},
 		{"gzip bomb 1:1000", sized(zip, zipped(strings.Repeat("\x00", 10<<20))), nil, "", true, nil},
 		{"gzip endless empty members", chunked + zip + "\r\n", endless(zipped("")), "", true, nil},
+		{"gzip by its old name", sized("Content-Encoding: x-gzip\r\n", zipped("abc")), nil, "abc", false, nil},
+		{"gzip twice", sized(zip+zip, "abc"), nil, "abc", false, nil},
+		{"gzip cut off in its head", sized(zip, zipped(full)[:5]), nil, "", false, ErrClosed},
 		{"gzip cut off", sized(zip, zipped(full)[:12]), nil, "", false, ErrClosed},
 		{"gzip that is none", sized(zip, markedBody), nil, "", false, errAny},
 		{"gzip with a bad sum", sized(zip, badSum(full)), nil, "", false, errAny},
