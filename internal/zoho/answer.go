@@ -236,8 +236,11 @@ func readFault(status int, body []byte) fault {
 		}
 	}
 	e := top.errorObject
-	if len(top.Data) == 1 && e.code() == "" {
+	if len(top.Data) > 0 && e.code() == "" {
 		e = top.Data[0]
+		if slices.ContainsFunc(top.Data, func(other errorObject) bool { return other.code() != e.code() }) {
+			return fault{}
+		}
 	}
 	if status < 400 && text(e.Status) != "error" {
 		return fault{}

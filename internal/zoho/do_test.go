@@ -135,6 +135,7 @@ func TestAnswer(t *testing.T) {
 		{"credits nonsense", 200, []string{"X-API-CREDITS-REMAINING", "many"}, "{}", Answer{}},
 		{"invalid token", 401, nil, `{"code":"INVALID_TOKEN","details":{},"message":"invalid oauth token","status":"error"}`, Answer{Code: "INVALID_TOKEN"}},
 		{"scope mismatch in data", 401, nil, `{"data":[{"code":"OAUTH_SCOPE_MISMATCH","details":{},"status":"error"}]}`, Answer{Code: "OAUTH_SCOPE_MISMATCH"}},
+		{"scope mismatch of each record", 401, nil, `{"data":[{"code":"OAUTH_SCOPE_MISMATCH","status":"error"},{"code":"OAUTH_SCOPE_MISMATCH","status":"error"}]}`, Answer{Code: "OAUTH_SCOPE_MISMATCH"}},
 		{"two in data", 400, nil, `{"data":[{"code":"A","status":"error"},{"code":"B","status":"error"}]}`, Answer{}},
 		{"a code at the top, and one in data", 400, nil, `{"code":"X","data":[{"code":"Y","status":"error"}]}`, Answer{Code: "X"}},
 		{"white space first", 401, nil, "\r\n\t {\"code\":\"INVALID_TOKEN\"}", Answer{Code: "INVALID_TOKEN"}},
