@@ -70,6 +70,7 @@ func TestBatchMerge(t *testing.T) {
 		"passing, then a strange 200": {[]step{say(true, answered(207, written(1), refusedRecord(locked), written(3))), say(false, answered(200, written(1), written(2)))}, []string{written(1), unknown, written(3)}, 207, "", 1},
 		"refused whole":               {[]step{say(false, &zoho.Answer{Status: 403, Body: []byte(refusedRecord("NO_PERMISSION"))})}, nil, 0, "", 0},
 		"passing, then a redirection": {[]step{say(true, answered(207, written(1), refusedRecord(locked), written(3))), say(false, &zoho.Answer{Status: 300})}, []string{written(1), string(composed("HTTP_300", "the call was refused as a whole").Raw), written(3)}, 207, "", 0},
+		"passing, then an odd 400":    {[]step{say(true, answered(207, written(1), refusedRecord(locked), written(3))), say(false, &zoho.Answer{Status: 400, Body: []byte(written(2))})}, []string{written(1), string(composed("HTTP_400", "the call was refused as a whole").Raw), written(3)}, 207, "", 0},
 		"passing, then none":          {[]step{say(true, answered(400, refusedRecord(locked), refusedRecord("INVALID_DATA"), refusedRecord(locked))), say(false, answered(400, refusedRecord("INVALID_DATA"), refusedRecord("INVALID_DATA")))}, []string{refusedRecord("INVALID_DATA"), refusedRecord("INVALID_DATA"), refusedRecord("INVALID_DATA")}, 400, "", 0},
 		"passing, then one":           {[]step{say(true, answered(400, refusedRecord(locked), refusedRecord("INVALID_DATA"), refusedRecord("INVALID_DATA"))), say(false, answered(201, written(1)))}, []string{written(1), refusedRecord("INVALID_DATA"), refusedRecord("INVALID_DATA")}, 207, "", 0},
 		"one passing, then lost":      {[]step{say(true, answered(400, refusedRecord("INVALID_DATA"), refusedRecord(locked), refusedRecord("INVALID_DATA"))), lose}, []string{refusedRecord("INVALID_DATA"), unknown, refusedRecord("INVALID_DATA")}, 207, "", 1},
@@ -82,6 +83,7 @@ func TestBatchMerge(t *testing.T) {
 		"lost, one found, lost again": {[]step{lose, look(zoho.Row{ID: "2", Value: "b"}), lose}, []string{unknown, found("2"), unknown}, 207, envelope.Confirmed, 2},
 		"lost, one twice":             {[]step{lose, look(zoho.Row{ID: "2", Value: "b"}, zoho.Row{ID: "4", Value: "b"}, zoho.Row{ID: "1", Value: "a"}, zoho.Row{ID: "3", Value: "17"})}, []string{found("1"), "", found("3")}, 207, envelope.Confirmed, 1},
 		"lost, one spelled otherwise": {[]step{lose, look(zoho.Row{ID: "2", Value: "B "}, zoho.Row{ID: "1", Value: "a"}, zoho.Row{ID: "3", Value: "17"})}, []string{found("1"), "", found("3")}, 207, envelope.Confirmed, 1},
+		"spelled otherwise, two sent": {[]step{lose, look(zoho.Row{ID: "2", Value: "B "}), say(false, answered(201, written(1), written(3)))}, []string{written(1), "", written(3)}, 207, "", 1},
 	} {
 		b, ok := newBatch([]byte(`{"data":[{"R":"a"},{"R":"b"},{"R":17}],"trigger":[]}`))
 		if !ok {
