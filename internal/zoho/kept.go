@@ -164,7 +164,7 @@ func (k *kept) cut() { _ = k.raw.SetDeadline(past) }
 // next request. net/http has a goroutine for each connection that notices; a look
 // right before the use notices as much, for a system call of about a microsecond.
 func (k *kept) open() bool {
-	if k.r != k.w || k.socket != nil && (k.socket.Read(k.look) != nil || !k.still) {
+	if k.socket != nil && (k.socket.Read(k.look) != nil || !k.still) {
 		return false
 	}
 	t, secure := k.link.(*tls.Conn)

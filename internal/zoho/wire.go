@@ -184,7 +184,7 @@ func (k *kept) exchangeLong(ctx context.Context, t *trip, r *reply) (again bool,
 		k.cut()
 		failed = <-written
 	}
-	t.left = failed == nil || k.out.Load() != before
+	t.left = k.out.Load() != before
 	again = again && failed == nil
 	if errors.Is(failed, os.ErrDeadlineExceeded) {
 		failed = nil // the time is over, which the reading says, too; or it was cut above
