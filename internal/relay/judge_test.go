@@ -225,9 +225,16 @@ func TestJudgeDeleted(t *testing.T) {
 		if v := judge(f); v.action != deliver || v.record != "7" || v.done != "deleted" || v.code != "" {
 			t.Errorf("in doubt: %+v", v)
 		}
-		f.answer.Code, f.answer.Body = "RECORD_LOCKED", []byte(refusedRecord("RECORD_LOCKED"))
-		if v := judge(f); v.record != "" || v.code != envelope.OutcomeUnknown {
-			t.Errorf("locked: %+v", v)
+		for _, other := range []string{
+			refusedRecord("RECORD_LOCKED"), `{"data":[` + refusedRecord("INVALID_DATA") + `]}`,
+			`{"code":"INVALID_DATA","message":"invalid record id","details":{"resource_path_index":0},"status":"error"}`,
+			`{"code":"INVALID_DATA","message":"either the request body or parameters is in wrong format","details":{"resource_path_index":1},"status":"error"}`,
+			`{"code":"X","message":"record not deleted","status":"error"}`, `<html>record not deleted</html>`,
+		} {
+			f.answer.Code, f.answer.Body = "INVALID_DATA", []byte(other)
+			if v := judge(f); v.record != "" || v.code != envelope.OutcomeUnknown {
+				t.Errorf("%s: %+v", other, v)
+			}
 		}
 	}
 }

@@ -84,6 +84,25 @@ func OutcomeOf(raw json.RawMessage) (Outcome, bool) {
 	return Outcome{Raw: raw, Code: record.Code, Done: record.Status == "success"}, true
 }
 
+// NotThere reports whether the answer to the deletion of one record says that there is none, of
+// the call or of the record (zoho-facts 4.1). The message tells: what is no id at all, or can't be
+// read, has the same code.
+func NotThere(body []byte) bool {
+	type refusal struct{ Code, Message, Status string }
+	var answer struct {
+		refusal
+		Data []refusal
+	}
+	if json.Unmarshal(body, &answer) != nil {
+		return false
+	}
+	r := answer.refusal
+	if len(answer.Data) == 1 {
+		r = answer.Data[0]
+	}
+	return r == refusal{"INVALID_DATA", "record not deleted", "error"}
+}
+
 // passing are the codes of records that failed for a reason which passes by
 // itself, and that were not written (zoho-facts 3.7). What is not here is the
 // record's own fault, or nobody knows.
