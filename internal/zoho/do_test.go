@@ -370,6 +370,10 @@ func TestSlow(t *testing.T) {
 			c.say("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
 			drip(c, "1\r\nx\r\n")
 		}, 200},
+		"slow trailer": {func(c *rawConn) {
+			c.say("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\nT: ")
+			drip(c, "x")
+		}, 200},
 		"endless 102s": {func(c *rawConn) { drip(c, "HTTP/1.1 102 Processing\r\n\r\n") }, 0},
 	} {
 		for bound, call := range map[time.Duration]time.Duration{150 * time.Millisecond: time.Hour, time.Minute: 150 * time.Millisecond} {
