@@ -174,9 +174,46 @@ func TestB20_B31_too_large(t *testing.T) {
 	if !errors.As(err, &e) || e.Code != TooLarge || r.ID != "r1" {
 		t.Errorf("id %q, error %v", r.ID, err)
 	}
+	if _, err := testDecoder.Decode(doc[:2<<20], received); !errors.As(err, &e) || e.Code != TooLarge {
+		t.Errorf("too large, and cut off: %v", err)
+	}
 	roomy := &Decoder{MaxBytes: 8 << 20}
 	if _, err := roomy.Decode(doc, received); err != nil {
 		t.Errorf("with 8 MiB allowed: %v", err)
+	}
+}
+
+// Each bound is where it is said to be.
+func TestBounds(t *testing.T) {
+	t.Parallel()
+	x := func(n int) string { return strings.Repeat("x", n) }
+	header := func(n int) string { return `"X-1":"` + x(n) + `"` }
+	for name, bound := range map[string]struct {
+		most int
+		doc  func(n int) string // with n bytes, or so many things, of what is bounded
+	}{
+		"path":            {maxPath, func(n int) string { return `"url":"/v8/` + x(n-len("/v8/")) + `"` }},
+		"path, encoded":   {maxPath, func(n int) string { return `"url":"/v8/+` + x(n-len("/v8/%2B")) + `"` }},
+		"url's query":     {maxQuery, func(n int) string { return `"url":"/v8/Leads?` + x(n) + `"` }},
+		"query":           {maxQuery, func(n int) string { return `"url":"/v8/Leads","query":{"a":"` + x(n-len("a=")) + `"}` }},
+		"query, encoded":  {maxQuery, func(n int) string { return `"url":"/v8/Leads","query":{"a":"+` + x(n-len("a=%2B")) + `"}` }},
+		"query, together": {maxQuery, func(n int) string { return `"url":"/v8/Leads?b","query":{"a":"` + x(n-len("b&a=")) + `"}` }},
+		"values": {maxQueryList, func(n int) string {
+			return `"url":"/v8/Leads","query":{"a":[` + strings.TrimSuffix(strings.Repeat("1,", n), ",") + `]}`
+		}},
+		"a header": {maxHeaderValue, func(n int) string { return `"url":"/v8/Leads","headers":{` + header(n) + `}` }},
+		"headers": {maxHeaderBytes, func(n int) string {
+			half := maxHeaderBytes/2 - len("X-1")
+			return `"url":"/v8/Leads","headers":{` + header(half) + `,"X-2":"` + x(n-half-2*len("X-1")) + `"}`
+		}},
+		"reply_to":  {maxReplyTo, func(n int) string { return `"url":"/v8/Leads","reply_to":"_INBOX.` + x(n-len("_INBOX.")) + `"` }},
+		"order_key": {maxOrderKey, func(n int) string { return `"url":"/v8/Leads","order_key":"` + x(n) + `"` }},
+	} {
+		for n, ok := range map[int]bool{bound.most: true, bound.most + 1: false} {
+			if _, err := testDecoder.Decode([]byte(`{"id":"r1","method":"GET",`+bound.doc(n)+`}`), received); (err == nil) != ok {
+				t.Errorf("%s of %d: %v", name, n, err)
+			}
+		}
 	}
 }
 

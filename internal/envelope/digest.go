@@ -14,7 +14,7 @@ import (
 // names, body, unique_field, probe and retry_failed_records. The id itself,
 // reply_to, deadline and order_key are not in it: who asks again may want the
 // answer elsewhere, later, and in another order.
-func (r *Request) Digest() (sum [32]byte) {
+func (r *Request) Digest() [32]byte {
 	d := digesters.Get().(*digester)
 	defer digesters.Put(d)
 	// Every part comes after its length, so no two lists of parts run together alike.
@@ -57,12 +57,11 @@ func (r *Request) Digest() (sum [32]byte) {
 		b = append(b, markRetry)
 	}
 	b = append(b, byte(r.Body.Kind))
-	d.parts = b
 	d.hash.Reset()
 	d.hash.Write(b)
 	d.hash.Write(r.Body.Data) // last, so its length is told by the end
-	d.hash.Sum(sum[:0])
-	return sum
+	d.parts = d.hash.Sum(b[:0])
+	return [32]byte(d.parts)
 }
 
 // digester is memory of Digest that is used again.

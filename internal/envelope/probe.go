@@ -218,9 +218,7 @@ func (b *Batch) values(s *scanner, field string) []string {
 	values := make([]string, 0, len(b.Records))
 	seen := make(map[string]bool, len(b.Records))
 	for _, raw := range b.Records {
-		record := scanner{data: raw, depth: MaxDepth}
-		var value []byte
-		times := eachMember(&record, field, func() { value, _ = record.raw() })
+		value, times := Member(raw, field)
 		text, ok := fieldValue(value)
 		if times != 1 || !ok {
 			s.refuse(ruleProbe, "must name a field that each record of the body has once, with a number, or 1 to 255 characters without control characters, quotes, \\ and space around them")
@@ -271,6 +269,14 @@ func SplitRecords(body []byte) (*Batch, bool) {
 	return b, times == 1 && s.end()
 }
 
+// Member returns the value of a member of the object in body, the last one where it comes more
+// than once, and how often it comes.
+func Member(body []byte, name string) (value []byte, times int) {
+	s := scanner{data: body, depth: MaxDepth}
+	times = eachMember(&s, name, func() { value, _ = s.raw() })
+	return value, times
+}
+
 // CountElements returns how many elements the array that is a member of the
 // object in body has, 0 where there is none.
 func CountElements(body []byte, member string) (n int) {
@@ -285,16 +291,6 @@ func CountElements(body []byte, member string) (n int) {
 		}
 	})
 	return n
-}
-
-// IsTrue reports whether a member of the object in body is true.
-func IsTrue(body []byte, member string) (is bool) {
-	s := scanner{data: body, depth: MaxDepth}
-	eachMember(&s, member, func() {
-		is = s.peek() == 't'
-		s.skip()
-	})
-	return is
 }
 
 // EachRecord reads an object with one array of objects, data, and calls do with the

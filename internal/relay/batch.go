@@ -79,8 +79,12 @@ func (b *batch) collect(a *zoho.Answer, probed string, retry, repeatable bool) (
 		if !b.begun() {
 			return false
 		}
-		// The call was refused as a whole, for each of its records.
+		// The call was refused as a whole, for each of its records: at the top of the body, or
+		// once in data (zoho-facts 4.1).
 		refusal, ok := zoho.OutcomeOf(a.Body)
+		if once := zoho.OutcomesOf(a.Body, 1); once != nil {
+			refusal, ok = once[0], true
+		}
 		switch {
 		case a.Status < 300:
 			refusal = zoho.Outcome{Raw: unknownRecord, Code: unknownCode}

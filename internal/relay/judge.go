@@ -110,16 +110,15 @@ func (f facts) settled(v verdict) verdict {
 	if a.Status < 300 && (records == nil || records.Failed == 0) {
 		return v
 	}
-	says := func(code string) bool { return a.Code == code || records != nil && records.Codes[code] > 0 }
 	switch {
-	case f.method == "DELETE" && f.doubt && f.deletes != "" && says("INVALID_DATA"):
+	case f.method == "DELETE" && f.doubt && f.deletes != "" && zoho.NotThere(a.Body):
 		// Not there to be deleted any more: it was deleted then (zoho-facts 6).
 		return verdict{action: deliver, record: f.deletes, done: "deleted"}
 	case f.method == "DELETE":
 		return f.unsettled("Zoho refused the deletion, or a part of it, and %s may have deleted it: look it up")
 	case f.operation.Name == "records.insert":
 		return f.unsettled("Zoho refused the insert, and %s may have been carried out: look the record up before sending again")
-	case a.Status == 412, says("ALREADY_MODIFIED"):
+	case a.Status == 412, a.Code == "ALREADY_MODIFIED", records != nil && records.Codes["ALREADY_MODIFIED"] > 0:
 		return f.unsettled("the record was modified since, and %s may have done that: look the record up")
 	case v.code == envelope.ScopeMissing:
 		return f.unsettled(v.message + "; and %s may have been carried out: look the record up")

@@ -103,6 +103,7 @@ func TestJudge(t *testing.T) {
 		{"an insert in doubt, without permission", zoho.Answer{Status: 403, Code: "NO_PERMISSION"}, insertion, same(deliver, envelope.OutcomeUnknown)},
 		{"an insert in doubt, another of its values is there", zoho.Answer{Status: 400, Body: duplicate("Email")}, insertion, same(deliver, envelope.OutcomeUnknown)},
 		{"an insert in doubt, refused in a 200", zoho.Answer{Status: 200, Body: refusals("DEPENDENT_SERVICE_ERROR")}, insertion, same(deliver, envelope.OutcomeUnknown)},
+		{"an insert in doubt, one of its records refused", zoho.Answer{Status: 207, Body: fmt.Appendf(nil, `{"data":[%s,{"code":"SUCCESS","status":"success"}]}`, refusedRecord("INVALID_DATA"))}, insertion, same(deliver, envelope.OutcomeUnknown)},
 		{"an insert in doubt, redirected", zoho.Answer{Status: 300}, insertion, same(deliver, envelope.OutcomeUnknown)},
 		{"an insert, redirected", zoho.Answer{Status: 300}, first, same(deliver, "")},
 		{"an insert, another of its values is there", zoho.Answer{Status: 400, Body: duplicate("Email")}, first, same(deliver, "")},
@@ -113,6 +114,7 @@ func TestJudge(t *testing.T) {
 		{"an insert, half an object with 201", zoho.Answer{Status: 201, Body: object[:40]}, first, repeatOrLost},
 		{"an insert, nothing with 201", zoho.Answer{Status: 201}, first, repeatOrLost},
 		{"an update, a page with 200", zoho.Answer{Status: 200, Body: []byte("<html>")}, update, repeatOrLost},
+		{"a deletion, a page with 200", zoho.Answer{Status: 200, Body: []byte("<html>")}, func(f *facts) { deletion(f); f.doubt = false }, repeatOrLost},
 		{"an update, 204", zoho.Answer{Status: 204}, update, same(deliver, "")},
 		{"an insert, a page with 400", zoho.Answer{Status: 400, Body: []byte("<html>")}, first, same(deliver, "")},
 
@@ -223,9 +225,16 @@ func TestJudgeDeleted(t *testing.T) {
 		if v := judge(f); v.action != deliver || v.record != "7" || v.done != "deleted" || v.code != "" {
 			t.Errorf("in doubt: %+v", v)
 		}
-		f.answer.Code, f.answer.Body = "RECORD_LOCKED", []byte(refusedRecord("RECORD_LOCKED"))
-		if v := judge(f); v.record != "" || v.code != envelope.OutcomeUnknown {
-			t.Errorf("locked: %+v", v)
+		for _, other := range []string{
+			refusedRecord("RECORD_LOCKED"), `{"data":[` + refusedRecord("INVALID_DATA") + `]}`,
+			`{"code":"INVALID_DATA","message":"invalid record id","details":{"resource_path_index":0},"status":"error"}`,
+			`{"code":"INVALID_DATA","message":"either the request body or parameters is in wrong format","details":{"resource_path_index":1},"status":"error"}`,
+			`{"code":"X","message":"record not deleted","status":"error"}`, `<html>record not deleted</html>`,
+		} {
+			f.answer.Code, f.answer.Body = "INVALID_DATA", []byte(other)
+			if v := judge(f); v.record != "" || v.code != envelope.OutcomeUnknown {
+				t.Errorf("%s: %+v", other, v)
+			}
 		}
 	}
 }

@@ -73,7 +73,7 @@ func unzipped(dst []byte, r io.Reader, limit int) ([]byte, error) {
 		unzippers.Put(z)
 	}()
 	if err := z.Reset(packed); err != nil {
-		if errors.Is(err, io.EOF) && !packed.any {
+		if errors.Is(err, io.EOF) { // before its first byte
 			return dst, nil // an empty body that nevertheless says gzip
 		}
 		return dst, err
@@ -95,7 +95,6 @@ func drain(dst []byte, r io.Reader, limit int) ([]byte, error) {
 type bounded struct {
 	r    io.Reader
 	left int64
-	any  bool
 }
 
 func (b *bounded) Read(p []byte) (int, error) {
@@ -107,7 +106,6 @@ func (b *bounded) Read(p []byte) (int, error) {
 	}
 	n, err := b.r.Read(p)
 	b.left -= int64(n)
-	b.any = b.any || n > 0
 	return n, err
 }
 
@@ -238,8 +236,11 @@ func readFault(status int, body []byte) fault {
 		}
 	}
 	e := top.errorObject
-	if len(top.Data) == 1 && e.code() == "" {
+	if len(top.Data) > 0 && e.code() == "" {
 		e = top.Data[0]
+		if slices.ContainsFunc(top.Data, func(other errorObject) bool { return other.code() != e.code() }) {
+			return fault{}
+		}
 	}
 	if status < 400 && text(e.Status) != "error" {
 		return fault{}

@@ -129,7 +129,7 @@ func publicAddress(a netip.Addr) bool {
 	}
 	list := refused
 	if a.Is6() {
-		if a.Zone() != "" || !global6.Contains(a) {
+		if !global6.Contains(a) { // nor one with a zone
 			return false
 		}
 		list = refused6

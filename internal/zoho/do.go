@@ -67,8 +67,8 @@ type Answer struct {
 	// Err says why there is no (whole) answer; nil where there is one. It holds
 	// nothing of what Zoho sent.
 	Err error
-	// Code is Zoho's error code out of the body: at the top, or of the one
-	// element of its data array. Empty: none, or the body is no error.
+	// Code is Zoho's error code out of the body: at the top, or of all elements
+	// of its data array. Empty: none, or the body is no error.
 	Code string
 	// RetryAfter is when to come back, by the header or by details.retry_after
 	// in the body, capped at 24 hours; 0 where Zoho doesn't say.
@@ -183,12 +183,12 @@ func appendHead(dst []byte, call *Call, host string) ([]byte, error) {
 	dst = append(dst, host...)
 	dst = append(dst, "\r\n"...)
 	var err error
-	line := func(name, value string) {
+	line := func(name string, value ...string) {
 		if err == nil {
-			dst, err = appendLine(dst, name, value)
+			dst, err = appendLine(dst, name, value...)
 		}
 	}
-	line("Authorization", "Zoho-oauthtoken "+call.Token.Reveal())
+	line("Authorization", "Zoho-oauthtoken ", call.Token.Reveal())
 	encoding, agent, typed := "gzip", false, false
 	for i := range call.Headers {
 		name := call.Headers[i].Name

@@ -197,7 +197,7 @@ func (b *bodyReader) release() {
 	b.ended = b.ended && b.lines.Buffered() == 0
 	b.lines.Reset(nil)
 	lineReaders.Put(b.lines)
-	b.lines = nil
+	b.lines, b.chunk = nil, nil
 }
 
 // Read implements io.Reader.
@@ -239,7 +239,9 @@ func (b *bodyReader) trailer() error {
 		switch {
 		case errors.Is(err, io.EOF):
 			return io.ErrUnexpectedEOF
-		case err != nil || len(line) < 2 || line[len(line)-2] != '\r':
+		case err != nil:
+			return err
+		case len(line) < 2 || line[len(line)-2] != '\r':
 			return ErrBroken
 		case len(line) == 2:
 			return nil

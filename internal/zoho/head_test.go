@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"strings"
 	"testing"
+	"testing/iotest"
 	"time"
 )
 
@@ -108,6 +109,11 @@ func TestUsableAgain(t *testing.T) {
 		again, err := k.read(&r, 1<<20)
 		if again != c.again || errors.Is(err, ErrBroken) != c.broken {
 			t.Errorf("%s: again %v, %v", name, again, err)
+		}
+		k = &kept{link: &script{Reader: iotest.OneByteReader(strings.NewReader(c.said))}}
+		var slow reply
+		if _, err := k.read(&slow, 1<<20); errors.Is(err, ErrBroken) != c.broken || slow.status != r.status || !bytes.Equal(slow.body, r.body) {
+			t.Errorf("%s, byte for byte: %v, status %d, not %d", name, err, slow.status, r.status)
 		}
 	}
 }

@@ -26,7 +26,8 @@ type kept struct {
 	one    [1]byte // to see whether that is anything
 	buf    []byte  // read and not used yet: buf[r:w]
 	r, w   int
-	since  time.Time // when it became idle
+	body   bodyReader // of the answer that is being read
+	since  time.Time  // when it became idle
 
 	// Of flush.
 	held     *[]byte // what is to be written; nil: what is written goes out at once
@@ -163,7 +164,7 @@ func (k *kept) cut() { _ = k.raw.SetDeadline(past) }
 // next request. net/http has a goroutine for each connection that notices; a look
 // right before the use notices as much, for a system call of about a microsecond.
 func (k *kept) open() bool {
-	if k.r != k.w || k.socket != nil && (k.socket.Read(k.look) != nil || !k.still) {
+	if k.socket != nil && (k.socket.Read(k.look) != nil || !k.still) {
 		return false
 	}
 	t, secure := k.link.(*tls.Conn)

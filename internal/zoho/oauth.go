@@ -354,7 +354,7 @@ func (x *exchange) judge(e *Error) {
 	}
 	e.Code = showable(code)
 	slow := strings.Contains(strings.ToLower(text(f.Description)+text(f.Message)), "too many requests")
-	kind, known := tokenCodes[strings.ToLower(strings.TrimSpace(code))]
+	kind, known := tokenCodes[strings.ToLower(code)]
 	switch {
 	case slow, known && kind == Throttled, x.status == http.StatusTooManyRequests:
 		e.Kind = Throttled

@@ -49,8 +49,10 @@ func TestTokenAnswers(t *testing.T) {
 		{"no api_domain", 200, nil, tokenWith(`,"expires_in":3600`), Grant{ExpiresIn: hour}, Error{}},
 		{"empty api_domain", 200, nil, tokenWith(`,"api_domain":""`), Grant{ExpiresIn: hour}, Error{}},
 		{"sandbox", 200, nil, tokenWith(`,"api_domain":"https://sandbox.zohoapis.eu"`), Grant{APIDomain: "https://sandbox.zohoapis.eu", ExpiresIn: hour}, Error{}},
+		{"developer", 200, nil, tokenWith(`,"api_domain":"https://developer.zohoapis.eu"`), Grant{APIDomain: "https://developer.zohoapis.eu", ExpiresIn: hour}, Error{}},
 		{"without www", 200, nil, tokenWith(`,"api_domain":"https://zohoapis.ca"`), Grant{APIDomain: "https://zohoapis.ca", ExpiresIn: hour}, Error{}},
 		{"scope", 200, nil, tokenWith(`,"scope":"ZohoCRM.modules.ALL ZohoCRM.org.ALL"`), Grant{ExpiresIn: hour, Scopes: []string{"ZohoCRM.modules.ALL", "ZohoCRM.org.ALL"}}, Error{}},
+		{"scope with commas", 200, nil, tokenWith(`,"scope":"ZohoCRM.modules.ALL,ZohoCRM.org.ALL"`), Grant{ExpiresIn: hour, Scopes: []string{"ZohoCRM.modules.ALL", "ZohoCRM.org.ALL"}}, Error{}},
 		{"refresh token comes along", 200, nil, tokenWith(`,"refresh_token":"new"`), Grant{RefreshToken: secret.New("new"), ExpiresIn: hour}, Error{}},
 		{"as text/plain", 200, header{"Content-Type": "text/plain"}, tokenWith(domain), Grant{APIDomain: "https://www.zohoapis.eu", ExpiresIn: hour}, Error{}},
 		{"as text/html", 200, header{"Content-Type": "text/html"}, tokenWith(domain), Grant{APIDomain: "https://www.zohoapis.eu", ExpiresIn: hour}, Error{}},
@@ -72,6 +74,7 @@ func TestTokenAnswers(t *testing.T) {
 		{"F30 throttled, 200", 200, nil, throttled, Grant{}, Error{Kind: Throttled, Code: "Access Denied"}},
 		{"throttled, 200, no description", 200, nil, `{"error":"Access Denied"}`, Grant{}, Error{Kind: Throttled, Code: "Access Denied"}},
 		{"throttled, older page", 200, nil, `{"message":"Access Denied"}`, Grant{}, Error{Kind: Throttled, Code: "Access Denied"}},
+		{"throttled, older page, in words", 400, nil, `{"message":"You have made too many requests continuously."}`, Grant{}, Error{Kind: Throttled}},
 		{"throttled, only described", 400, nil, `{"error":"invalid_code","error_description":"You have made too many requests continuously."}`, Grant{}, Error{Kind: Throttled, Code: "invalid_code"}},
 		{"too many codes", 400, nil, `{"error":"access_denied"}`, Grant{}, Error{Kind: Throttled, Code: "access_denied"}},
 		{"429", 429, header{"Retry-After": "120"}, "<html>", Grant{}, Error{Kind: Throttled, RetryAfter: 2 * time.Minute}},
@@ -231,6 +234,7 @@ func TestRevoke(t *testing.T) {
 		{400, `<html>`, BadAnswer},
 		{400, ``, BadAnswer},
 		{400, `{"error":"Access Denied"}`, Throttled},
+		{400, `{"error":"invalid_client"}`, Misconfigured},
 		{200, `{"error":"invalid_client"}`, Misconfigured},
 		{200, `<html>`, BadAnswer},
 		{500, ``, Unavailable},
@@ -250,6 +254,26 @@ func TestRevoke(t *testing.T) {
 		if err != nil && strings.Contains(err.Error(), "MARKED") {
 			t.Errorf("shows a secret: %v", err)
 		}
+	}
+}
+
+// Whatever a library makes of an answer, the accounts server is asked once.
+func TestExchangeIsSentOnce(t *testing.T) {
+	t.Parallel()
+	requests := 0
+	base := serve(t, func(http.ResponseWriter, *http.Request) { requests++ })
+	x := &exchange{client: newClient(t, base)}
+	for n, want := range []error{nil, errSecondSend} {
+		req, err := http.NewRequest(http.MethodPost, base+"/oauth/v2/token", strings.NewReader("a=b"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := x.RoundTrip(req); !errors.Is(err, want) { //nolint:bodyclose // it holds nothing
+			t.Errorf("sending %d: %v", n, err)
+		}
+	}
+	if requests != 1 {
+		t.Errorf("%d requests", requests)
 	}
 }
 

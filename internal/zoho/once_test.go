@@ -359,12 +359,11 @@ func TestUnsent(t *testing.T) {
 	}{
 		"connection refused":     {context.Background(), closed, nil, nil},
 		"context ended before":   {ended, s.url, nil, gone},
-		"reserved header":        {context.Background(), s.url, func(c *Call) { c.Headers = []envelope.Header{{Name: "idempotency-KEY", Value: "1"}} }, ErrRequest},
-		"authorization":          {context.Background(), s.url, func(c *Call) { c.Headers = []envelope.Header{{Name: "authorization", Value: "x"}} }, ErrRequest},
 		"header injection":       {context.Background(), s.url, func(c *Call) { c.Headers = []envelope.Header{{Name: "X", Value: "a\r\nb: c"}} }, ErrRequest},
 		"path off /crm":          {context.Background(), s.url, func(c *Call) { c.Path = "/oauth/v2/token" }, ErrRequest},
 		"path with a space":      {context.Background(), s.url, func(c *Call) { c.Path = "/crm/v8/Leads HTTP/1.1" }, ErrRequest},
 		"query with a newline":   {context.Background(), s.url, func(c *Call) { c.RawQuery = "a=b\r\nX: y" }, ErrRequest},
+		"path beyond ASCII":      {context.Background(), s.url, func(c *Call) { c.Path = "/crm/v8/Größe" }, ErrRequest},
 		"path with a query":      {context.Background(), s.url, func(c *Call) { c.Path = "/crm/v8/Leads?a=b" }, ErrRequest},
 		"bad method":             {context.Background(), s.url, func(c *Call) { c.Method = "PO ST" }, ErrRequest},
 		"unknown data centre":    {context.Background(), s.url, func(c *Call) { c.Location = "xx" }, ErrRequest},
@@ -392,6 +391,36 @@ func TestUnsent(t *testing.T) {
 			t.Errorf("%d bytes left", s.bytes.Load())
 		}
 	})
+}
+
+// What is the transport's or the worker's to set stops a call, in whatever case.
+func TestReservedHeaders(t *testing.T) {
+	t.Parallel()
+	for _, name := range []string{
+		"authorization", "Proxy-Authorization", "COOKIE", "host", "content-length", "Transfer-Encoding", "Connection", "Keep-Alive",
+		"Proxy-Connection", "te", "Trailer", "Upgrade", "expect", "idempotency-KEY", "X-Idempotency-Key",
+	} {
+		call := insert()
+		call.Headers = []envelope.Header{{Name: name, Value: "1"}}
+		if a := do(t, newClient(t, "http://127.0.0.1:1"), call); !a.Unsent || !errors.Is(a.Err, ErrRequest) {
+			t.Errorf("%s: answer %+v", name, a)
+		}
+	}
+}
+
+// A connection on which writing failed isn't kept, whatever was answered.
+func TestNotKeptAfterAFailedWrite(t *testing.T) {
+	t.Parallel()
+	for _, size := range []int{10, 300 << 10} {
+		failing := errors.New("broken pipe")
+		k := newKept(&script{stubConn{n: 5, err: failing, cut: make(chan struct{})}, strings.NewReader(createdOK)}, place{})
+		var r reply
+		trip := &trip{head: []byte("POST"), body: make([]byte, size), limit: 1 << 10}
+		again, err := k.exchange(t.Context(), trip, &r)
+		if again || err != nil || r.status != 201 || string(r.body) != "{}" || !trip.left {
+			t.Errorf("%d bytes: again %v, %v, status %d, left %v", size, again, err, r.status, trip.left)
+		}
+	}
 }
 
 // Unsent, in the cases that a real kernel rarely gives: the kernel takes n bytes

@@ -1,7 +1,6 @@
 package zoho
 
 import (
-	"bytes"
 	"encoding/json"
 	"slices"
 	"strings"
@@ -209,8 +208,8 @@ func (o Operation) Refused(a *Answer) bool {
 // MayRepeat reports whether r, a request of the operation, can be sent twice
 // without doing more than once.
 // Besides what the table says, that is
-//   - an insert of one record whose unique_field holds the request's id, so
-//     that a repetition is refused with DUPLICATE_DATA (zoho-facts 6);
+//   - an insert with a unique_field, which Decode has seen hold the request's id in
+//     its one record, so that a repetition is refused with DUPLICATE_DATA (zoho-facts 6);
 //   - an upsert with duplicate_check_fields, each record of which has a value
 //     for one of them, so that a repetition finds the record and updates it.
 //
@@ -224,7 +223,7 @@ func (o Operation) MayRepeat(r *envelope.Request) bool {
 	case r.Body.Kind != envelope.JSONBody:
 		return false
 	case o.Name == "records.insert":
-		return r.UniqueField != "" && carriesID(r.Body.Data, r.UniqueField, r.ID)
+		return r.UniqueField != ""
 	case o.Name == "records.upsert":
 		return checksDuplicates(r.Body.Data) && !addsRows(&r.Body)
 	}
@@ -242,38 +241,24 @@ func addsRows(b *envelope.Body) bool {
 	return true // nobody looks into it
 }
 
-// carriesID reports whether body inserts one record with id in field.
-func carriesID(body []byte, field, id string) bool {
-	top, ok := object(body)
-	if !ok {
-		return false
-	}
-	var data []json.RawMessage
-	if json.Unmarshal(top["data"], &data) != nil || len(data) != 1 {
-		return false
-	}
-	record, ok := object(data[0])
-	return ok && (text(record[field]) == id || string(record[field]) == id && id != "")
-}
-
 // checksDuplicates reports whether the upsert in body looks for duplicates in fields of
-// which each of its records has one.
+// which each of its records has one. A name that comes twice counts for none: Zoho might
+// see the other one.
 func checksDuplicates(body []byte) bool {
-	top, ok := object(body)
-	if !ok {
-		return false
-	}
+	named, times := envelope.Member(body, "duplicate_check_fields")
 	var fields []string
-	if json.Unmarshal(top["duplicate_check_fields"], &fields) != nil || len(fields) == 0 {
+	if times != 1 || json.Unmarshal(named, &fields) != nil || len(fields) == 0 {
 		return false
 	}
-	var data []json.RawMessage
-	if json.Unmarshal(top["data"], &data) != nil || len(data) == 0 {
+	batch, ok := envelope.SplitRecords(body)
+	if !ok || len(batch.Records) == 0 {
 		return false
 	}
-	for _, raw := range data {
-		record, ok := object(raw)
-		if !ok || !slices.ContainsFunc(fields, func(f string) bool { return hasValue(record[f]) }) {
+	for _, record := range batch.Records {
+		if !slices.ContainsFunc(fields, func(field string) bool {
+			value, times := envelope.Member(record, field)
+			return times == 1 && hasValue(value)
+		}) {
 			return false
 		}
 	}
@@ -296,32 +281,6 @@ func hasValue(raw json.RawMessage) bool {
 		return strings.TrimSpace(s) != "" && utf8.RuneCountInString(s) <= longestChecked
 	}
 	return raw[0] == '-' || raw[0] >= '0' && raw[0] <= '9'
-}
-
-// object returns the members of a JSON object by their exact names, and false
-// for anything else, also where a name comes twice: Zoho might see the other one.
-func object(raw []byte) (map[string]json.RawMessage, bool) {
-	d := json.NewDecoder(bytes.NewReader(raw))
-	if t, err := d.Token(); err != nil || t != json.Delim('{') {
-		return nil, false
-	}
-	members := make(map[string]json.RawMessage)
-	for d.More() {
-		t, err := d.Token()
-		if err != nil {
-			return nil, false
-		}
-		name, _ := t.(string)
-		var value json.RawMessage
-		if _, twice := members[name]; twice || d.Decode(&value) != nil {
-			return nil, false
-		}
-		members[name] = value
-	}
-	if _, err := d.Token(); err != nil {
-		return nil, false
-	}
-	return members, true
 }
 
 // DuplicateOf recognises the body of a 400 that refuses one record because

@@ -43,7 +43,7 @@ func IsObject(body []byte) bool {
 
 // Outcome is what Zoho said of one record of a write.
 type Outcome struct {
-	// Raw is the element of the answer's data array, as it came.
+	// Raw is the element of the answer's data array, as it came. It may be the answer's memory.
 	Raw json.RawMessage
 	// Code is Zoho's, and Done says that the record was written.
 	Code string
@@ -81,7 +81,26 @@ func OutcomeOf(raw json.RawMessage) (Outcome, bool) {
 	if json.Unmarshal(raw, &record) != nil || record.Status != "success" && record.Status != "error" {
 		return Outcome{}, false
 	}
-	return Outcome{Raw: bytes.Clone(raw), Code: record.Code, Done: record.Status == "success"}, true
+	return Outcome{Raw: raw, Code: record.Code, Done: record.Status == "success"}, true
+}
+
+// NotThere reports whether the answer to the deletion of one record says that there is none, of
+// the call or of the record (zoho-facts 4.1). The message tells: what is no id at all, or can't be
+// read, has the same code.
+func NotThere(body []byte) bool {
+	type refusal struct{ Code, Message, Status string }
+	var answer struct {
+		refusal
+		Data []refusal
+	}
+	if json.Unmarshal(body, &answer) != nil {
+		return false
+	}
+	r := answer.refusal
+	if len(answer.Data) == 1 {
+		r = answer.Data[0]
+	}
+	return r == refusal{"INVALID_DATA", "record not deleted", "error"}
 }
 
 // passing are the codes of records that failed for a reason which passes by

@@ -104,7 +104,7 @@ func (o Operation) weigh(rawQuery string, body []byte, unseen bool) Weight {
 	case "records.mass_delete":
 		w.Credits = perEach(max(count("ids", mostTagged), idsOf(rawQuery)), 100)
 	case "composite":
-		if unseen || envelope.IsTrue(body, "rollback_on_fail") {
+		if rollback, _ := envelope.Member(body, "rollback_on_fail"); unseen || string(rollback) == "true" {
 			w.Credits = 2
 		}
 	case "coql":

@@ -184,7 +184,7 @@ func (k *kept) exchangeLong(ctx context.Context, t *trip, r *reply) (again bool,
 		k.cut()
 		failed = <-written
 	}
-	t.left = failed == nil || k.out.Load() != before
+	t.left = k.out.Load() != before
 	again = again && failed == nil
 	if errors.Is(failed, os.ErrDeadlineExceeded) {
 		failed = nil // the time is over, which the reading says, too; or it was cut above
@@ -219,7 +219,8 @@ func (k *kept) read(r *reply, limit int) (again bool, err error) {
 			return false, ErrBroken
 		}
 	}
-	body := bodyReader{k: k, left: r.length}
+	body := &k.body
+	*body = bodyReader{k: k, left: r.length}
 	switch {
 	case r.status == http.StatusNoContent || r.status == http.StatusNotModified:
 		body.left, r.length = 0, 0
@@ -229,7 +230,7 @@ func (k *kept) read(r *reply, limit int) (again bool, err error) {
 	case r.length < 0:
 		r.close = true // the body goes on to the connection's end
 	}
-	if r.memory, r.bodyErr = readBody(&body, r.length, gzipped(r.fields), limit); r.memory != nil {
+	if r.memory, r.bodyErr = readBody(body, r.length, gzipped(r.fields), limit); r.memory != nil {
 		r.body = *r.memory
 	}
 	if r.length < 0 && !r.chunked && r.bodyErr == nil && cutOff(&r.head, r.body) {
@@ -257,17 +258,20 @@ var buffers = sync.Pool{New: func() any {
 	return &b
 }}
 
-// appendLine appends one header of a request, or says what is wrong with it.
-func appendLine(dst []byte, name, value string) ([]byte, error) {
-	switch {
-	case !httpguts.ValidHeaderFieldName(name):
+// appendLine appends one header of a request, its value in parts, or says what is
+// wrong with it.
+func appendLine(dst []byte, name string, value ...string) ([]byte, error) {
+	if !httpguts.ValidHeaderFieldName(name) {
 		return nil, errHeaderName
-	case !httpguts.ValidHeaderFieldValue(value):
-		return nil, errHeaderValue
 	}
 	dst = append(dst, name...)
 	dst = append(dst, ": "...)
-	dst = append(dst, value...)
+	for _, part := range value {
+		if !httpguts.ValidHeaderFieldValue(part) {
+			return nil, errHeaderValue
+		}
+		dst = append(dst, part...)
+	}
 	return append(dst, "\r\n"...), nil
 }
 

@@ -100,6 +100,7 @@ func TestRecordLife(t *testing.T) {
 	}
 	b.call("DELETE", "/crm/v8/Leads/"+id, "").want(t, 200, `{"data":[{"code":"SUCCESS","details":{"id":"`+id+`"},"message":"record deleted","status":"success"}]}`)
 	b.call("DELETE", "/crm/v8/Leads/"+id, "").want(t, 400, `{"code":"INVALID_DATA","details":{"resource_path_index":1},"message":"record not deleted","status":"error"}`)
+	b.call("DELETE", "/crm/v8/Leads/Boyle", "").want(t, 400, `{"code":"INVALID_DATA","details":{"resource_path_index":0},"message":"invalid record id","status":"error"}`)
 	b.call("DELETE", "/crm/v8/Leads?ids="+id, "").want(t, 400, `{"data":[{"code":"INVALID_DATA","details":{"id":"`+id+`"},"message":"record not deleted","status":"error"}]}`)
 	b.call("GET", "/crm/v8/Leads/"+id, "").want(t, 204, "")
 	if r := b.call("GET", "/crm/v8/Leads/deleted", ""); r.part(t, "data", 0, "id") != id {

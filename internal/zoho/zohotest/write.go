@@ -357,6 +357,9 @@ func (x *exchange) lookup(m *module, name, id string) *record {
 // deleteOne is DELETE by the path, where a record that isn't there is no record of an
 // answer but the answer itself.
 func (x *exchange) deleteOne(name, id string) *result {
+	if x.call.Header.Get("X-EXTERNAL") == "" && !recordID.MatchString(id) {
+		return fail(http.StatusBadRequest, "INVALID_DATA", "invalid record id", params{"resource_path_index": 0})
+	}
 	res := x.delete(name, []string{id})
 	if !res.applied {
 		return fail(http.StatusBadRequest, "INVALID_DATA", "record not deleted", params{"resource_path_index": 1})
