@@ -27,6 +27,9 @@ var templateFiles embed.FS
 //go:embed static/*
 var staticFiles embed.FS
 
+// staticPath is where the files are that all pages share.
+const staticPath = "/static/"
+
 // pages are the parsed templates, one set per page.
 type pages struct {
 	sets  map[string]*template.Template
@@ -58,7 +61,7 @@ func parsePages() (*pages, error) {
 		return nil, err
 	}
 	funcs := template.FuncMap{
-		"asset": func(name string) string { return "/static/" + name + "?v=" + p.files[name].etag },
+		"asset": func(name string) string { return staticPath + name + "?v=" + p.files[name].etag },
 		"place": consent.PlaceName,
 		"title": func(s string) string {
 			if s == "" {
