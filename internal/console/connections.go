@@ -17,6 +17,14 @@ import (
 	"zoho-worker/internal/zoho"
 )
 
+// listData is the list of connections.
+type listData struct {
+	Rows           []row
+	OK, Wait, Bad  int
+	Removed        []*connection.Connection
+	RemovedOmitted int
+}
+
 func (c *Console) list(w http.ResponseWriter, r *http.Request) {
 	all := c.Connections.All()
 	names := make([]string, len(all))
@@ -25,12 +33,7 @@ func (c *Console) list(w http.ResponseWriter, r *http.Request) {
 	}
 	queues, known := c.board.look(r.Context())
 	uses := c.board.lastUses(r.Context(), names)
-	data := struct {
-		Rows           []row
-		OK, Wait, Bad  int
-		Removed        []*connection.Connection
-		RemovedOmitted int
-	}{}
+	var data listData
 	members := c.members()
 	for _, conn := range all {
 		line := c.row(conn, queues[conn.Name], known, uses[conn.Name])
