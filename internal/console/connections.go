@@ -113,7 +113,7 @@ func (c *Console) pending(r *http.Request) (consent.Pending, connectData) {
 	if _, ok := zoho.LookupDataCenter(data.Location); !ok && data.Location != "" {
 		data.Faults["location"] = "Choose one of Zoho's data centres."
 	}
-	if !slices.Contains([]string{connection.Production, connection.Sandbox, connection.Developer}, data.Environment) {
+	if !slices.Contains(connection.Environments(), data.Environment) {
 		data.Faults["environment"] = "Choose production, sandbox or developer."
 	}
 	for _, scope := range scopes {
