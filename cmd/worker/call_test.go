@@ -74,7 +74,12 @@ func TestWhatCommandsRefuse(t *testing.T) {
 		"connections add":                      "usage: worker connections add NAME",
 		"connections limit a 1 2":              "usage: worker connections limit NAME [CALLS]",
 		"dead show":                            "usage: worker dead show NUMBER",
-		"call a GET /v8/Leads --log-level top": "--log-level (LOG_LEVEL): must be debug, info, warn or error",
+		"connections add a --environment prod": `--environment "prod": Zoho's environments are production, sandbox, developer`,
+		"connections add a --refresh-token=":   `--refresh-token" flag: it is empty`,
+		"connections reauthorize a --code=":    `--code" flag: it is empty`,
+		"run --log-level top --config none.yaml --max-in-flight 0": "the configuration has faults:\n" +
+			"--config (CONFIG): open none.yaml: no such file or directory\n--max-in-flight (MAX_IN_FLIGHT): must be at least 1\n--log-level (LOG_LEVEL)",
+		"call a GET /v8/Leads --log-level top":                                                  "--log-level (LOG_LEVEL): must be debug, info, warn or error",
 		"connections list --encryption-keys " + secret.Generate().Reveal() + " --log-level top": "--log-level (LOG_LEVEL): must be debug",
 		"dev --log-level top":      "--log-level: must be debug, info, warn or error",
 		"dev --data-dir /dev/null": "--data-dir /dev/null: mkdir /dev/null: not a directory: choose a directory that can be written",
