@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -124,6 +125,45 @@ func TestDevInterrupted(t *testing.T) {
 	cmd.SetArgs(strings.Fields("dev --nats-addr 127.0.0.1:0 --zoho-addr 127.0.0.1:0 --http-addr 127.0.0.1:0"))
 	if err := cmd.ExecuteContext(ctx); err != nil || !strings.Contains(out.String(), "stopping") {
 		t.Errorf("%v, %s", err, out.String())
+	}
+}
+
+// What worker dev says to try next works, with no other program.
+func TestDevSaysWhatWorks(t *testing.T) {
+	t.Parallel()
+	ctx, cancel := context.WithCancel(t.Context())
+	var out output
+	cmd := root()
+	cmd.SetOut(&out)
+	cmd.SetArgs(strings.Fields("dev --nats-addr 127.0.0.1:0 --zoho-addr 127.0.0.1:0 --http-addr 127.0.0.1:0"))
+	ended := make(chan error, 1)
+	go func() { ended <- cmd.ExecuteContext(ctx) }()
+	defer func() {
+		cancel()
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+	}()
+	for !strings.Contains(out.String(), "Ctrl-C stops everything") {
+		select {
+		case err := <-ended:
+			ended <- err
+			t.Fatalf("it has ended: %s", out.String())
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
+	lines := regexp.MustCompile(`(?m)^  NATS_URL=(\S+) go run ./cmd/worker (why|status)(.*)$`).FindAllStringSubmatch(out.String(), -1)
+	if len(lines) != 2 {
+		t.Fatalf("%d lines: %s", len(lines), out.String())
+	}
+	for _, line := range lines {
+		var said output
+		cmd := root()
+		cmd.SetOut(&said)
+		cmd.SetArgs(append([]string{line[2], "--nats-url", line[1]}, strings.Fields(line[3])...))
+		if err := cmd.ExecuteContext(t.Context()); err != nil {
+			t.Errorf("%s: %v, %s", line[0], err, said.String())
+		}
 	}
 }
 
