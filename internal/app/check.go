@@ -188,6 +188,8 @@ func natsMend(err error) string {
 		return "the server has no TLS, which tls:// in --nats-url, --nats-ca and --nats-cert ask for"
 	case errors.As(err, &file):
 		return "is the file there, and may this user read it?"
+	case strings.Contains(text, "custom prefix"):
+		return "--nats-inbox-prefix is a plain subject without a dot at its end, like _INBOX.acme"
 	case strings.Contains(text, "nkey"):
 		return "--nats-nkey names a file with the seed of a user's nkey, SU…"
 	case strings.Contains(text, "root certificate"), strings.Contains(text, "client certificate"):
