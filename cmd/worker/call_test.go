@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -74,7 +75,12 @@ func TestWhatCommandsRefuse(t *testing.T) {
 		"connections add":                      "usage: worker connections add NAME",
 		"connections limit a 1 2":              "usage: worker connections limit NAME [CALLS]",
 		"dead show":                            "usage: worker dead show NUMBER",
-		"call a GET /v8/Leads --log-level top": "--log-level (LOG_LEVEL): must be debug, info, warn or error",
+		"connections add a --environment prod": `--environment "prod": Zoho's environments are production, sandbox, developer`,
+		"connections add a --refresh-token=":   `--refresh-token" flag: it is empty`,
+		"connections reauthorize a --code=":    `--code" flag: it is empty`,
+		"run --log-level top --config none.yaml --max-in-flight 0": "the configuration has faults:\n" +
+			"--config (CONFIG): open none.yaml: no such file or directory\n--max-in-flight (MAX_IN_FLIGHT): must be at least 1\n--log-level (LOG_LEVEL)",
+		"call a GET /v8/Leads --log-level top":                                                  "--log-level (LOG_LEVEL): must be debug, info, warn or error",
 		"connections list --encryption-keys " + secret.Generate().Reveal() + " --log-level top": "--log-level (LOG_LEVEL): must be debug",
 		"dev --log-level top":      "--log-level: must be debug, info, warn or error",
 		"dev --data-dir /dev/null": "--data-dir /dev/null: mkdir /dev/null: not a directory: choose a directory that can be written",
@@ -119,6 +125,45 @@ func TestDevInterrupted(t *testing.T) {
 	cmd.SetArgs(strings.Fields("dev --nats-addr 127.0.0.1:0 --zoho-addr 127.0.0.1:0 --http-addr 127.0.0.1:0"))
 	if err := cmd.ExecuteContext(ctx); err != nil || !strings.Contains(out.String(), "stopping") {
 		t.Errorf("%v, %s", err, out.String())
+	}
+}
+
+// What worker dev says to try next works, with no other program.
+func TestDevSaysWhatWorks(t *testing.T) {
+	t.Parallel()
+	ctx, cancel := context.WithCancel(t.Context())
+	var out output
+	cmd := root()
+	cmd.SetOut(&out)
+	cmd.SetArgs(strings.Fields("dev --nats-addr 127.0.0.1:0 --zoho-addr 127.0.0.1:0 --http-addr 127.0.0.1:0"))
+	ended := make(chan error, 1)
+	go func() { ended <- cmd.ExecuteContext(ctx) }()
+	defer func() {
+		cancel()
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+	}()
+	for !strings.Contains(out.String(), "Ctrl-C stops everything") {
+		select {
+		case err := <-ended:
+			ended <- err
+			t.Fatalf("it has ended: %s", out.String())
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
+	lines := regexp.MustCompile(`(?m)^  NATS_URL=(\S+) go run ./cmd/worker (why|status)(.*)$`).FindAllStringSubmatch(out.String(), -1)
+	if len(lines) != 2 {
+		t.Fatalf("%d lines: %s", len(lines), out.String())
+	}
+	for _, line := range lines {
+		var said output
+		cmd := root()
+		cmd.SetOut(&said)
+		cmd.SetArgs(append([]string{line[2], "--nats-url", line[1]}, strings.Fields(line[3])...))
+		if err := cmd.ExecuteContext(t.Context()); err != nil {
+			t.Errorf("%s: %v, %s", line[0], err, said.String())
+		}
 	}
 }
 

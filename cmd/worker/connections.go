@@ -146,13 +146,31 @@ type grantFlags struct {
 
 func (g *grantFlags) bind(cmd *cobra.Command) {
 	f := cmd.Flags()
-	f.StringVar(&g.token, "refresh-token", "", "take this refresh token: @file, - for standard input, or the token itself (shells remember it)")
-	f.StringVar(&g.code, "code", "", "take this code of Zoho's self-client (API console): @file, - or the code itself")
+	f.Var((*filled)(&g.token), "refresh-token", "take this refresh token: @file, - for standard input, or the token itself (shells remember it)")
+	f.Var((*filled)(&g.code), "code", "take this code of Zoho's self-client (API console): @file, - or the code itself")
 	f.BoolVar(&g.link, "link", false, "print a one-time link of the workers' console (--public-url) for whoever owns the account, and wait for it to be used")
 	f.StringVar(&g.listen, "listen", "127.0.0.1:8765", "where to wait for the browser; http://ADDRESS/oauth/callback must be a redirect address of the app at Zoho")
 	f.StringVar(&g.scopes, "scopes", "", "scopes to ask for, comma separated (default records, settings, bulk, COQL, notifications, users and org)")
 	cmd.MarkFlagsMutuallyExclusive("refresh-token", "code", "link")
 }
+
+// filled is a flag that is not empty where it is given: an unset variable of a script
+// would have it wait for a person.
+type filled string
+
+// Set implements pflag.Value.
+func (v *filled) Set(s string) error {
+	if *v = filled(s); s == "" {
+		return errors.New("it is empty")
+	}
+	return nil
+}
+
+// String implements pflag.Value.
+func (v *filled) String() string { return string(*v) }
+
+// Type implements pflag.Value.
+func (v *filled) Type() string { return "string" }
 
 func addCommand(config *app.Config) *cobra.Command {
 	var c connection.Connection
@@ -181,6 +199,9 @@ Secrets are sealed before they leave this process and never shown.`,
 				c.Location = "" // wherever the account lives
 			} else if err := knownPlace(c.Location); err != nil {
 				return err
+			}
+			if !slices.Contains(connection.Environments(), c.Environment) {
+				return fmt.Errorf("--environment %q: Zoho's environments are %s", c.Environment, strings.Join(connection.Environments(), ", "))
 			}
 			if err := knownOrg(c.OrgID, c.Edition); err != nil {
 				return err

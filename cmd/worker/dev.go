@@ -113,13 +113,11 @@ func dev(ctx context.Context, flags devFlags, out io.Writer) error {
 		return err
 	}
 	defer c.close()
-	if err := demonstrate(ctx, c, out); err != nil {
+	id, err := demonstrate(ctx, c, out)
+	if err != nil || flags.once {
 		return err
 	}
-	if flags.once {
-		return nil
-	}
-	next(out, flags, box)
+	next(out, flags, box, id)
 	<-ctx.Done()
 	fmt.Fprintln(out, "\nstopping")
 	return nil
@@ -175,8 +173,8 @@ func demoConnection(ctx context.Context, store *connection.Store, box *devbox.Bo
 	return err
 }
 
-// demonstrate sends one GET and one POST and shows both responses.
-func demonstrate(ctx context.Context, c *client, out io.Writer) error {
+// demonstrate sends one GET and one POST and shows both responses; the id is the POST's.
+func demonstrate(ctx context.Context, c *client, out io.Writer) (id string, err error) {
 	requests := []callFlags{
 		{query: []string{"fields=Last_Name,Company,Email", "per_page=2"}},
 		{body: `{"data":[{"Last_Name":"Lovelace","Company":"Analytical Engines","Email":"ada@example.com"}]}`},
@@ -184,7 +182,7 @@ func demonstrate(ctx context.Context, c *client, out io.Writer) error {
 	for i, method := range []string{"GET", "POST"} {
 		request, err := requests[i].request(method, "/v8/Leads", nil)
 		if err != nil {
-			return err
+			return "", err
 		}
 		line := method + " " + strings.TrimPrefix(request.Path, "/crm")
 		if request.RawQuery != "" {
@@ -194,21 +192,22 @@ func demonstrate(ctx context.Context, c *client, out io.Writer) error {
 		begun := time.Now()
 		data, response, err := c.call(ctx, "demo", request, nil)
 		if err != nil {
-			return err
+			return "", err
 		}
 		var indented bytes.Buffer
 		if err := json.Indent(&indented, data, "  ", "  "); err != nil {
-			return err
+			return "", err
 		}
 		fmt.Fprintf(out, "  %s\n%s\n", indented.Bytes(), "  "+summary(response, time.Since(begun)))
 		if response.Error != nil || response.Status >= 300 {
-			return fmt.Errorf("the %s was not answered as it should be", method)
+			return "", fmt.Errorf("the %s was not answered as it should be", method)
 		}
+		id = request.ID
 	}
-	return nil
+	return id, nil
 }
 
-func next(out io.Writer, flags devFlags, box *devbox.Box) {
+func next(out io.Writer, flags devFlags, box *devbox.Box, id string) {
 	env := ""
 	if flags.natsAddr != "127.0.0.1:4222" {
 		env = "NATS_URL=" + box.NATSURL + " "
@@ -226,14 +225,14 @@ Next, in another terminal:
 
 or with the nats command line:
 
-  nats%[3]s pub zoho.requests.demo '%[4]s'
+  nats%[3]s pub --jetstream zoho.requests.demo '%[4]s'
   nats%[3]s stream get ZOHO_RESPONSES --last-for zoho.responses.demo.job-1
 
 What became of a request, and how all is:
 
-  %[1]sgo run ./cmd/worker why demo job-1
+  %[1]sgo run ./cmd/worker why demo %[5]s
   %[1]sgo run ./cmd/worker status
 
 Ctrl-C stops everything.
-`, env, quoteURL("/v8/Leads?fields=Last_Name,Email&per_page=3"), server, example.AppendJSON(nil))
+`, env, quoteURL("/v8/Leads?fields=Last_Name,Email&per_page=3"), server, example.AppendJSON(nil), id)
 }

@@ -82,8 +82,9 @@ func usageText(c *cobra.Command, width int) string {
 	}
 	sections := map[string][][2]string{}
 	add := func(f *pflag.Flag) {
-		if !f.Hidden {
-			sections[kindOf(f)] = append(sections[kindOf(f)], flagRow(f))
+		kind := kindOf(f)
+		if !f.Hidden && (kind == "" || !parent(c)) { // its sub-commands show the settings
+			sections[kind] = append(sections[kind], flagRow(f))
 		}
 	}
 	c.LocalFlags().VisitAll(add)

@@ -44,7 +44,7 @@ func TestHelp(t *testing.T) {
 			}
 		}
 		flags := func(f *pflag.Flag) {
-			if !f.Hidden {
+			if !f.Hidden && (kindOf(f) == "" || !parent(c)) {
 				once("flag", "--"+f.Name+map[bool]string{true: "  ", false: " " + strings.TrimSuffix(typeOf(f), "Array") + "  "}[f.Value.Type() == "bool"])
 			}
 		}
@@ -75,6 +75,10 @@ func TestHelpOfSettings(t *testing.T) {
 	}
 	if !strings.Contains(text, " [$HTTP_ADDR] (default :8080)") {
 		t.Errorf("no default:\n%s", text)
+	}
+	// Who asks which commands there are is shown these alone.
+	if text := usageText(find(t, "connections"), 0); strings.Contains(text, "--nats-url") || !strings.Contains(text, "reauthorize") {
+		t.Errorf("the commands stand among settings:\n%s", text)
 	}
 }
 

@@ -136,11 +136,9 @@ func runCommand() *cobra.Command {
 name. It creates or updates the streams and buckets it needs. When the file changes,
 and at SIGHUP, it is read again, for the log level.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if err := config.Load(cmd.Flags(), os.LookupEnv); err != nil {
-				return err
-			}
+			_ = config.Load(cmd.Flags(), os.LookupEnv) // Validate reports it, with all else
 			if err := config.Validate(); err != nil {
-				return fmt.Errorf("the configuration is not complete:\n%w", err)
+				return fmt.Errorf("the configuration has faults:\n%w", err)
 			}
 			level := new(slog.LevelVar)
 			level.Set(app.Level(config.LogLevel))

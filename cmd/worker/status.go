@@ -153,7 +153,7 @@ func rendered(o *inspect.Overview) string {
 		renderQueues(&b, o, table)
 	}
 	if len(o.Workers) == 0 {
-		b.WriteString("no worker answers\n")
+		b.WriteString("no worker answers: none runs, or they use another NATS server or account\n")
 		return b.String()
 	}
 	table("WORKER\tHOST\tPID\tVERSION\tUP\tFLIGHT\tHELD\tQUEUES", func(w io.Writer) {

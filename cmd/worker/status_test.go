@@ -74,7 +74,7 @@ func TestRender(t *testing.T) {
 			t.Errorf("a line of the tables has %d columns: %s", n, line)
 		}
 	}
-	if empty := render(&inspect.Overview{}); !strings.Contains(empty, "no worker answers") || !strings.Contains(empty, "no org queue has work") {
+	if empty := render(&inspect.Overview{}); !strings.Contains(empty, "no worker answers: none runs, or") || !strings.Contains(empty, "no org queue has work") {
 		t.Errorf("an empty screen is\n%s", empty)
 	}
 }

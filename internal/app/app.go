@@ -336,7 +336,7 @@ func (w *Worker) serveHTTP(listener net.Listener, metrics *prometheus.Registry, 
 			rw.Header().Set("Cache-Control", "no-store")
 			http.Error(rw, "The worker is starting. This page goes on by itself.", http.StatusServiceUnavailable)
 		default:
-			http.NotFound(rw, r)
+			http.Error(rw, "There is no such page, and no console: --console-auth says who may open it.", http.StatusNotFound)
 		}
 	})
 	server := &http.Server{

@@ -188,6 +188,8 @@ func natsMend(err error) string {
 		return "the server has no TLS, which tls:// in --nats-url, --nats-ca and --nats-cert ask for"
 	case errors.As(err, &file):
 		return "is the file there, and may this user read it?"
+	case strings.Contains(text, "custom prefix"):
+		return "--nats-inbox-prefix is a plain subject without a dot at its end, like _INBOX.acme"
 	case strings.Contains(text, "nkey"):
 		return "--nats-nkey names a file with the seed of a user's nkey, SU…"
 	case strings.Contains(text, "root certificate"), strings.Contains(text, "client certificate"):
@@ -314,14 +316,17 @@ func checkStreams(ctx context.Context, f *findings, c Config, js jetstream.JetSt
 	}
 }
 
-// checkConnections reads the connections with the configured keys.
+// checkConnections reads the connections with the configured keys; nil where it can't.
 func checkConnections(ctx context.Context, f *findings, c Config, js jetstream.JetStream, logger *slog.Logger) []*connection.Connection {
 	keyring, err := secret.ParseKeyring(c.EncryptionKeys.Reveal())
 	if err != nil {
 		return nil // the configuration's fault, told already
 	}
 	if _, err := js.Stream(ctx, connection.StreamName); err != nil {
-		return nil
+		if errors.Is(err, jetstream.ErrStreamNotFound) {
+			return []*connection.Connection{}
+		}
+		return nil // told already
 	}
 	store, err := connection.Open(ctx, js, keyring, connection.Options{Logger: logger})
 	if err != nil {
@@ -329,7 +334,7 @@ func checkConnections(ctx context.Context, f *findings, c Config, js jetstream.J
 		return nil
 	}
 	defer store.Close()
-	all := store.All()
+	all := append([]*connection.Connection{}, store.All()...)
 	active := 0
 	for _, known := range all {
 		switch {
@@ -435,12 +440,16 @@ func checkZoho(ctx context.Context, f *findings, c Config, connections []*connec
 			places = append(places, p)
 		}
 	}
-	if len(places) == 0 {
-		if c.ZohoAccountsURL == "" {
-			f.ok("Zoho", "no connection yet, so no data centre is in use")
-			return
-		}
+	switch {
+	case len(places) > 0:
+	case c.ZohoAccountsURL != "":
 		places = append(places, place{"us", zoho.Production})
+	case connections == nil:
+		f.warn("Zoho", "mend what is above first", "not tried: which data centres are in use can't be read")
+	case len(connections) == 0:
+		f.ok("Zoho", "no connection yet, so no data centre is in use")
+	default:
+		f.ok("Zoho", "no connection is active, so no data centre is in use")
 	}
 	seen := map[string]bool{}
 	for _, p := range places {

@@ -118,6 +118,7 @@ func TestNATSMend(t *testing.T) {
 	}()
 	for want, configs := range map[string][]Config{
 		"the server has no TLS":   {{NATSURL: "tls://" + plain.Addr().String()}},
+		"a plain subject":         {{NATSInboxPrefix: "_INBOX.acme."}},
 		"percent-encode":          {{NATSURL: "nats://a:b%zz@127.0.0.1:1"}},
 		"is the file there":       {{NATSCreds: none}, {NATSNKey: none}, {NATSCA: none}, {NATSCert: none, NATSKey: none}},
 		"a file with the seed":    {{NATSNKey: junk}},

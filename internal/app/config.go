@@ -165,6 +165,16 @@ func (c Config) Validate() error {
 	if c.ZohoClientSecret.IsZero() {
 		wrong("zoho-client-secret", "missing: it stands beside the client id")
 	}
+	_, noSecrets := c.clientSecrets()
+	for _, fault := range noSecrets {
+		wrong("zoho-client-secrets", "%v", fault)
+	}
+	if err := zoho.CheckOverride(c.ZohoAccountsURL); err != nil {
+		wrong("zoho-accounts-url", "%v", err)
+	}
+	if err := zoho.CheckOverride(c.ZohoAPIURL); err != nil {
+		wrong("zoho-api-url", "%v", err)
+	}
 	if c.EncryptionKeys.IsZero() {
 		wrong("encryption-keys", "missing: make one with  echo \"k1:$(openssl rand -base64 32)\"")
 	} else if _, err := secret.ParseKeyring(c.EncryptionKeys.Reveal()); err != nil {
@@ -187,8 +197,8 @@ func (c Config) Validate() error {
 	if c.Replicas < 1 || c.Replicas > 5 {
 		wrong("replicas", "must be from 1 to 5; 3 is usual in a cluster")
 	}
-	if c.CallTimeout < time.Second {
-		wrong("call-timeout", "must be at least 1s")
+	if c.CallTimeout < time.Second || c.CallTimeout > time.Hour {
+		wrong("call-timeout", "must be from 1s to 1h")
 	}
 	// A sign of life every third of it must get through a slow second.
 	if c.AckWait < 3*time.Second {
@@ -215,9 +225,6 @@ func (c Config) Validate() error {
 	if !slices.ContainsFunc(c.consoleSettings(), func(s setting) bool { return c.Origin(s.Name) == notRead }) {
 		faults = append(faults, c.validateConsole())
 	}
-	if err := c.zoho(0).Validate(); err != nil && c.ZohoClientID != "" && !c.ZohoClientSecret.IsZero() {
-		faults = append(faults, err)
-	}
 	return errors.Join(faults...)
 }
 
@@ -243,8 +250,9 @@ func (c Config) files() iter.Seq2[string, string] {
 
 // zoho is the configuration of the client, with responses of at most maxResponse bytes.
 func (c Config) zoho(maxResponse int) zoho.Config {
+	secrets, _ := c.clientSecrets() // Validate tells the faults
 	return zoho.Config{
-		ClientID: c.ZohoClientID, ClientSecret: c.ZohoClientSecret, ClientSecrets: c.clientSecrets(),
+		ClientID: c.ZohoClientID, ClientSecret: c.ZohoClientSecret, ClientSecrets: secrets,
 		AccountsURL: c.ZohoAccountsURL, APIURL: c.ZohoAPIURL,
 		CallTimeout: c.CallTimeout, MaxResponse: maxResponse, MaxIdlePerHost: cmp.Or(c.MaxInFlight, zoho.DefaultMaxIdlePerHost),
 	}

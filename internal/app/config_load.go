@@ -187,7 +187,8 @@ func (s setting) raw() string {
 // Origin returns where the setting of that name got its value.
 func (c Config) Origin(name string) string { return cmp.Or(c.origins[name], fromDefault) }
 
-// Reload reads the environment and the file again, with the same flags.
+// Reload reads the environment and the file again, with the same flags. All faults are
+// reported at once.
 func (c Config) Reload(lookup func(string) (string, bool)) (Config, error) {
 	fresh := Defaults()
 	fresh.File = c.File
@@ -203,9 +204,7 @@ func (c Config) Reload(lookup func(string) (string, bool)) (Config, error) {
 			}
 		}
 	}
-	if err := fresh.Load(flags, lookup); err != nil {
-		return c, err
-	}
+	_ = fresh.Load(flags, lookup) // Validate reports it, with all else
 	return fresh, fresh.Validate()
 }
 

@@ -219,9 +219,9 @@ func TestReload(t *testing.T) {
 	if !strings.Contains(out.String(), `"settings":["call-timeout"]`) {
 		t.Fatalf("log: %s", out.String())
 	}
-	rewrite("log-level: loud\n")
-	if level.Level() != slog.LevelDebug || !strings.Contains(out.String(), "has faults") {
-		t.Fatalf("level %v, log: %s", level.Level(), out.String())
+	rewrite("log-level: loud\nreplicas: two\n") // one that is wrong, and one that can't be read
+	if said := out.String(); level.Level() != slog.LevelDebug || !strings.Contains(said, "has faults") || !strings.Contains(said, "log-level") || !strings.Contains(said, "replicas") {
+		t.Fatalf("level %v, log: %s", level.Level(), said)
 	}
 	rewrite("log-level: warn\n")
 	if level.Level() != slog.LevelWarn {

@@ -73,29 +73,17 @@ func (c Config) auth() (console.Auth, error) {
 	switch c.ConsoleAuth {
 	case authNone:
 		if !console.Loopback(c.HTTPAddr) {
-			return nil, errors.New("--console-auth none is for a loopback --http-addr only, like 127.0.0.1:8080")
+			return nil, errors.New("--console-auth (CONSOLE_AUTH): none is for a loopback --http-addr only, like 127.0.0.1:8080")
 		}
 		return nil, nil
 	case authBasic:
-		auth, err := console.NewBasic(c.ConsoleUsers.Reveal())
-		if err != nil {
-			return nil, fmt.Errorf("--console-users (CONSOLE_USERS): %w", err)
-		}
-		return auth, nil
+		return console.NewBasic(c.ConsoleUsers.Reveal())
 	case authOIDC:
-		auth, err := console.NewOIDC(console.OIDCConfig{
+		return console.NewOIDC(console.OIDCConfig{
 			Issuer: c.OIDCIssuer, ClientID: c.OIDCClientID, ClientSecret: c.OIDCClientSecret, Allowed: c.OIDCAllowed,
 		})
-		if err != nil {
-			return nil, fmt.Errorf("--oidc-issuer, --oidc-client-id, --oidc-client-secret, --oidc-allowed: %w", err)
-		}
-		return auth, nil
 	case authHeader:
-		auth, err := console.NewProxyHeader(c.ConsoleProxyHeader, c.ConsoleProxyNetworks)
-		if err != nil {
-			return nil, fmt.Errorf("--console-proxy-header, --console-proxy-networks: %w", err)
-		}
-		return auth, nil
+		return console.NewProxyHeader(c.ConsoleProxyHeader, c.ConsoleProxyNetworks)
 	}
 	return nil, errors.New("--console-auth (CONSOLE_AUTH): must be basic, oidc, proxy-header, none, or empty for no console")
 }
@@ -205,19 +193,20 @@ func (w *Worker) startConsole(ctx context.Context, c Config, parts consoleParts)
 
 func (w *Worker) onStopNow(stop func()) { w.onStop(func(context.Context) { stop() }) }
 
-// clientSecrets are the secrets of single data centres. What is no pair gets an
-// impossible location, which Validate tells without showing it.
-func (c Config) clientSecrets() map[string]secret.Text {
+// clientSecrets are the secrets of single data centres, and what of the setting is none,
+// without a word of it: it may be a secret.
+func (c Config) clientSecrets() (secrets map[string]secret.Text, faults []error) {
 	if c.ZohoClientSecrets.IsZero() {
-		return nil
+		return nil, nil
 	}
-	secrets := map[string]secret.Text{}
+	secrets = map[string]secret.Text{}
 	for i, item := range strings.Split(c.ZohoClientSecrets.Reveal(), ",") {
-		location, value, ok := strings.Cut(strings.TrimSpace(item), ":")
-		if !ok {
-			location = fmt.Sprintf("entry %d has no colon", i+1)
+		location, value, _ := strings.Cut(strings.TrimSpace(item), ":")
+		if _, ok := zoho.LookupDataCenter(location); !ok || value == "" {
+			faults = append(faults, fmt.Errorf("entry %d: want location:secret, with the location of one of Zoho's data centres, like eu:…", i+1))
+			continue
 		}
 		secrets[location] = secret.New(value)
 	}
-	return secrets
+	return secrets, faults
 }

@@ -3,6 +3,8 @@ package app
 import (
 	"os"
 	"path/filepath"
+	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -103,7 +105,7 @@ func TestValidateSaysAll(t *testing.T) {
 		"max-in-flight":      func(c *Config) { c.MaxInFlight = 0 },
 		"credits-reserve":    func(c *Config) { c.CreditsReserve = 1 },
 		"replicas":           func(c *Config) { c.Replicas = 6 },
-		"call-timeout":       func(c *Config) { c.CallTimeout = time.Millisecond },
+		"call-timeout":       func(c *Config) { c.CallTimeout = 2 * time.Hour },
 		"ack-wait":           func(c *Config) { c.AckWait = 2 * time.Second },
 		"retention":          func(c *Config) { c.Retention = time.Hour },
 		"reply-prefixes":     func(c *Config) { c.ReplyPrefixes = []string{"$JS."} },
@@ -135,5 +137,55 @@ func TestValidateSaysAll(t *testing.T) {
 	shortest.AckWait, shortest.CallTimeout = 3*time.Second, time.Second
 	if err := shortest.Validate(); err != nil {
 		t.Errorf("the least that is allowed: %v", err)
+	}
+}
+
+// Whatever is wrong, each line says with which setting: those of Zoho's and of the
+// console, which other packages judge, too.
+func TestEveryFaultNamesItsSetting(t *testing.T) {
+	t.Parallel()
+	line := regexp.MustCompile(`^--([a-z-]+) \(([A-Z_]+)\): `)
+	for name, row := range map[string]struct {
+		spoil func(*Config)
+		want  []string
+	}{
+		"zoho": {func(c *Config) {
+			c.ZohoClientSecrets, c.ZohoAccountsURL, c.ZohoAPIURL = secret.New("eu:s,planted,xx:planted"), "http://zoho.example", "zoho"
+		}, []string{"zoho-client-secrets", "zoho-client-secrets", "zoho-accounts-url", "zoho-api-url"}},
+		"none":         {func(c *Config) { c.ConsoleAuth = "none" }, []string{"console-auth"}},
+		"else":         {func(c *Config) { c.ConsoleAuth = "password" }, []string{"console-auth", "public-url"}},
+		"basic":        {func(c *Config) { c.ConsoleAuth = "basic" }, []string{"console-users", "public-url"}},
+		"basic, plain": {func(c *Config) { c.ConsoleAuth, c.ConsoleUsers = "basic", secret.New("a:planted,planted") }, []string{"console-users", "console-users", "public-url"}},
+		"oidc":         {func(c *Config) { c.ConsoleAuth = "oidc" }, []string{"oidc-issuer", "oidc-client-id", "oidc-client-secret", "oidc-allowed", "public-url"}},
+		"oidc, allowed": {func(c *Config) {
+			c.ConsoleAuth, c.OIDCIssuer, c.OIDCClientID, c.OIDCClientSecret = "oidc", "https://id.example", "a", secret.New("b")
+			c.OIDCAllowed, c.PublicURL = []string{"example.com"}, "http://zoho.example/path"
+		}, []string{"oidc-allowed", "public-url", "public-url"}},
+		"proxy-header": {func(c *Config) { c.ConsoleAuth = "proxy-header" }, []string{"console-proxy-header", "console-proxy-networks", "public-url"}},
+		"proxy-header, network": {func(c *Config) {
+			c.ConsoleAuth, c.ConsoleProxyHeader, c.ConsoleProxyNetworks = "proxy-header", "X-User", []string{"10.0.0.0/99"}
+		}, []string{"console-proxy-networks", "public-url"}},
+		"webhook": {func(c *Config) { c.WebhookURL = "http://hook.example" }, []string{"webhook-url"}},
+	} {
+		c := Defaults()
+		c.ZohoClientID, c.ZohoClientSecret, c.EncryptionKeys = "1000.X", secret.New("s"), secret.Generate()
+		row.spoil(&c)
+		err := c.Validate()
+		if err == nil {
+			t.Errorf("%s: valid", name)
+			continue
+		}
+		var got []string
+		for _, fault := range strings.Split(err.Error(), "\n") {
+			named := line.FindStringSubmatch(fault)
+			if named == nil || named[2] != env(named[1]) || strings.Contains(fault, "planted") {
+				t.Errorf("%s: %s", name, fault)
+				continue
+			}
+			got = append(got, named[1])
+		}
+		if !slices.Equal(got, row.want) {
+			t.Errorf("%s: faults of %v, want %v", name, got, row.want)
+		}
 	}
 }

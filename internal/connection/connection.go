@@ -61,6 +61,9 @@ const (
 	Developer  = "developer"
 )
 
+// Environments are all of them.
+func Environments() []string { return []string{Production, Sandbox, Developer} }
+
 // Connection is a connection record. Its JSON form, as the command line and
 // the console show it, has no secret in it. A *Connection got from a Store is
 // shared: read it, and change it through Update only.
@@ -224,7 +227,7 @@ func (c *Connection) Validate() error {
 	check(envelope.ValidConnection(c.Name), "name", "must be 1 to 63 of a-z 0-9 _ -, the first a letter or digit")
 	check(printable(c.Nickname, 200), "nickname", "must be at most 200 characters without control characters")
 	check(validLocation.MatchString(c.Location), "location", "must be a data centre: us, eu, in, au, jp, cn, ca, sa, uk, …")
-	check(slices.Contains([]string{Production, Sandbox, Developer}, c.Environment), "environment", "must be production, sandbox or developer")
+	check(slices.Contains(Environments(), c.Environment), "environment", "must be production, sandbox or developer")
 	check(validID.MatchString(c.OrgID), "org_id", "must be at most 64 letters, digits, _ or -")
 	check(validID.MatchString(c.UserID), "user_id", "must be at most 64 letters, digits, _ or -")
 	check(printable(c.OrgName, 200), "org_name", "must be at most 200 characters without control characters")

@@ -70,16 +70,19 @@ func NewBasic(users string) (*Basic, error) {
 		hashing: make(chan struct{}, 2),
 	}
 	var faults []error
+	fault := func(format string, args ...any) {
+		faults = append(faults, fmt.Errorf("--console-users (CONSOLE_USERS): "+format, args...))
+	}
 	for i, item := range strings.FieldsFunc(users, func(r rune) bool { return r == ',' || r == '\n' || r == ' ' }) {
 		name, hash, ok := strings.Cut(strings.TrimSpace(item), ":")
 		cost, err := bcrypt.Cost([]byte(hash))
 		switch {
 		case !ok || name == "":
-			faults = append(faults, fmt.Errorf("user %d: want user:bcrypt-hash, as `htpasswd -nB -C 12 user` prints", i+1))
+			fault("user %d: want user:bcrypt-hash, as `htpasswd -nB -C 12 user` prints", i+1)
 		case err != nil:
-			faults = append(faults, fmt.Errorf("user %d: what follows the colon is not a bcrypt hash", i+1))
+			fault("user %d: what follows the colon is not a bcrypt hash", i+1)
 		case cost < 10:
-			faults = append(faults, fmt.Errorf("user %d: bcrypt cost %d is too low, want 10 or more: htpasswd -nB -C 12 NAME", i+1, cost))
+			fault("user %d: bcrypt cost %d is too low, want 10 or more: htpasswd -nB -C 12 NAME", i+1, cost)
 		default:
 			b.users[name] = []byte(hash)
 			if before, err := bcrypt.Cost(b.slowest); err != nil || before < cost {
@@ -88,7 +91,7 @@ func NewBasic(users string) (*Basic, error) {
 		}
 	}
 	if len(b.users) == 0 && len(faults) == 0 {
-		faults = append(faults, errors.New("no users: want user:bcrypt-hash, comma separated"))
+		fault("missing: want user:bcrypt-hash, comma separated, as `htpasswd -nB -C 12 user` prints")
 	}
 	return b, errors.Join(faults...)
 }
@@ -192,18 +195,18 @@ func NewProxyHeader(header string, networks []string) (*ProxyHeader, error) {
 	p := &ProxyHeader{header: http.CanonicalHeaderKey(header)}
 	var faults []error
 	if header == "" {
-		faults = append(faults, errors.New("no header is named"))
+		faults = append(faults, errors.New("--console-proxy-header (CONSOLE_PROXY_HEADER): missing: the header that says who is signed in, like X-Forwarded-Email"))
 	}
 	for _, text := range networks {
 		prefix, err := netip.ParsePrefix(strings.TrimSpace(text))
 		if err != nil {
-			faults = append(faults, fmt.Errorf("%q is no network like 10.0.0.0/8", text))
+			faults = append(faults, fmt.Errorf("--console-proxy-networks (CONSOLE_PROXY_NETWORKS): %q is no network like 10.0.0.0/8", text))
 			continue
 		}
 		p.from = append(p.from, prefix.Masked())
 	}
 	if len(networks) == 0 {
-		faults = append(faults, errors.New("no network of the proxy is named"))
+		faults = append(faults, errors.New("--console-proxy-networks (CONSOLE_PROXY_NETWORKS): missing: where the proxy connects from, like 10.0.0.0/8"))
 	}
 	return p, errors.Join(faults...)
 }
@@ -270,19 +273,22 @@ func NewOIDC(config OIDCConfig) (*OIDC, error) {
 	var faults []error
 	issuer, err := url.Parse(config.Issuer)
 	if err != nil || issuer.Host == "" || issuer.Scheme != "https" && (issuer.Scheme != "http" || !Loopback(net.JoinHostPort(issuer.Hostname(), "0"))) {
-		faults = append(faults, errors.New("the issuer must be an https address"))
+		faults = append(faults, errors.New("--oidc-issuer (OIDC_ISSUER): must be an https address"))
 	}
-	if config.ClientID == "" || config.ClientSecret.IsZero() {
-		faults = append(faults, errors.New("client id and secret are needed"))
+	if config.ClientID == "" {
+		faults = append(faults, errors.New("--oidc-client-id (OIDC_CLIENT_ID): missing: the provider gives it to who registers the console"))
+	}
+	if config.ClientSecret.IsZero() {
+		faults = append(faults, errors.New("--oidc-client-secret (OIDC_CLIENT_SECRET): missing: it stands beside the client id"))
 	}
 	if len(config.Allowed) == 0 {
-		faults = append(faults, errors.New("nobody is allowed: name e-mail addresses, or domains like @example.com"))
+		faults = append(faults, errors.New("--oidc-allowed (OIDC_ALLOWED): missing: e-mail addresses, or domains like @example.com"))
 	}
 	config.Allowed = slices.Clone(config.Allowed)
 	for i, item := range config.Allowed {
 		config.Allowed[i] = strings.TrimSpace(item)
 		if !strings.Contains(item, "@") {
-			faults = append(faults, fmt.Errorf("%q: an e-mail address, or a domain like @example.com", item))
+			faults = append(faults, fmt.Errorf("--oidc-allowed (OIDC_ALLOWED): %q: an e-mail address, or a domain like @example.com", item))
 		}
 	}
 	return &OIDC{OIDCConfig: config}, errors.Join(faults...)

@@ -17,6 +17,14 @@ import (
 	"zoho-worker/internal/zoho"
 )
 
+// listData is the list of connections.
+type listData struct {
+	Rows           []row
+	OK, Wait, Bad  int
+	Removed        []*connection.Connection
+	RemovedOmitted int
+}
+
 func (c *Console) list(w http.ResponseWriter, r *http.Request) {
 	all := c.Connections.All()
 	names := make([]string, len(all))
@@ -25,12 +33,7 @@ func (c *Console) list(w http.ResponseWriter, r *http.Request) {
 	}
 	queues, known := c.board.look(r.Context())
 	uses := c.board.lastUses(r.Context(), names)
-	data := struct {
-		Rows           []row
-		OK, Wait, Bad  int
-		Removed        []*connection.Connection
-		RemovedOmitted int
-	}{}
+	var data listData
 	members := c.members()
 	for _, conn := range all {
 		line := c.row(conn, queues[conn.Name], known, uses[conn.Name])
@@ -110,7 +113,7 @@ func (c *Console) pending(r *http.Request) (consent.Pending, connectData) {
 	if _, ok := zoho.LookupDataCenter(data.Location); !ok && data.Location != "" {
 		data.Faults["location"] = "Choose one of Zoho's data centres."
 	}
-	if !slices.Contains([]string{connection.Production, connection.Sandbox, connection.Developer}, data.Environment) {
+	if !slices.Contains(connection.Environments(), data.Environment) {
 		data.Faults["environment"] = "Choose production, sandbox or developer."
 	}
 	for _, scope := range scopes {

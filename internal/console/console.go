@@ -123,7 +123,7 @@ func (c *Console) Handler() http.Handler {
 	mux.HandleFunc("GET /oauth/done", c.doneShared)
 	mux.HandleFunc("GET /link/{word}", c.link)
 	mux.HandleFunc("POST /link/{word}", c.beginLink)
-	mux.HandleFunc("GET /static/{file}", c.static)
+	mux.HandleFunc("GET "+staticPath+"{file}", c.static)
 	c.Auth.routes(mux, c)
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		c.fail(w, r, http.StatusNotFound, &consent.Fault{

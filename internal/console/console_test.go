@@ -2,7 +2,12 @@ package console
 
 import (
 	"bytes"
+	"compress/gzip"
 	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
 	"slices"
 	"strings"
 	"testing"
@@ -11,6 +16,7 @@ import (
 	"golang.org/x/crypto/bcrypt"
 	"pgregory.net/rapid"
 
+	"zoho-worker/internal/connection"
 	"zoho-worker/internal/envelope"
 	"zoho-worker/internal/flow"
 	"zoho-worker/internal/secret"
@@ -123,6 +129,45 @@ func TestCreditsText(t *testing.T) {
 	got := creditsText(&flow.Forecast{Used: 36, PerHour: 43}, time.Now())
 	if want := []string{"36 used in 24 h, about 43 an hour"}; !slices.Equal(got, want) {
 		t.Errorf("%q, want %q", got, want)
+	}
+}
+
+// What a browser fetches every two seconds is small, and the same as the page; a page that
+// somebody opened is not compressed.
+func TestLiveListIsSmall(t *testing.T) {
+	t.Parallel()
+	c := newPages(t)
+	var data listData
+	for i := range 200 {
+		data.Rows = append(data.Rows, row{State: "ok", Word: "Connected", Known: true, Connection: &connection.Connection{
+			Name: fmt.Sprintf("customer-%d", i), Location: "eu", Environment: "production", OrgID: fmt.Sprint(20078233816 + i),
+		}})
+	}
+	fetch := func(path, accepted string) *httptest.ResponseRecorder {
+		r := httptest.NewRequestWithContext(t.Context(), http.MethodGet, "http://127.0.0.1"+path, nil)
+		r.Header.Set("Accept-Encoding", accepted)
+		w := httptest.NewRecorder()
+		c.render(w, r, http.StatusOK, "list", page{Data: data})
+		return w
+	}
+	const browser = "gzip, deflate, br, zstd"
+	whole := fetch("/", browser)
+	if got := whole.Header().Get("Content-Encoding"); got != "" {
+		t.Errorf("a page that was opened is %s", got)
+	}
+	if got := fetch("/?rows", ""); got.Body.String() != whole.Body.String() || got.Header().Get("Content-Encoding") != "" {
+		t.Errorf("to who takes nothing compressed: %d bytes, %q", got.Body.Len(), got.Header().Get("Content-Encoding"))
+	}
+	live := fetch("/?rows", browser)
+	if live.Body.Len()*10 > whole.Body.Len() {
+		t.Errorf("%d bytes of %d every two seconds", live.Body.Len(), whole.Body.Len())
+	}
+	unpacked, err := gzip.NewReader(live.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, err := io.ReadAll(unpacked); err != nil || string(got) != whole.Body.String() {
+		t.Errorf("%d bytes, unpacked: %v", len(got), err)
 	}
 }
 

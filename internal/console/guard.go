@@ -50,9 +50,9 @@ func (c *Console) guard(next http.Handler) http.Handler {
 		if c.secure {
 			h.Set("Strict-Transport-Security", "max-age=31536000")
 		}
-		if !c.ours(r.Host) {
+		if !c.ours(r.Host) && !strings.HasPrefix(r.URL.Path, staticPath) {
 			// Another name for this address may belong to somebody who wants the
-			// browser to take his pages for ours.
+			// browser to take his pages for ours. What this one is drawn with is no secret.
 			c.fail(w, r, http.StatusMisdirectedRequest, &consent.Fault{
 				Code: consent.Invalid, Title: "The console has another address", Text: "It answers at " + c.PublicURL + " only (--public-url).",
 				Todo: "Open it there.",

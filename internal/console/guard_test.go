@@ -193,3 +193,27 @@ func TestSealedCookies(t *testing.T) {
 		}
 	}
 }
+
+var asset = regexp.MustCompile(`(?:href|src)="(/[^"]*)"`)
+
+// Who opens the console under another name for its address is told so by a page that can
+// be read: the style comes from that name too.
+func TestPageOfAnotherHostHasItsStyle(t *testing.T) {
+	t.Parallel()
+	pages := newPages(t, func(o *Options) { o.PublicURL = "http://localhost:8081" }).Handler()
+	get := func(path string) *httptest.ResponseRecorder {
+		w := httptest.NewRecorder()
+		pages.ServeHTTP(w, httptest.NewRequestWithContext(t.Context(), http.MethodGet, "http://127.0.0.1:8081"+path, nil))
+		return w
+	}
+	page := get("/")
+	assets := asset.FindAllStringSubmatch(page.Body.String(), -1)
+	if page.Code != http.StatusMisdirectedRequest || len(assets) == 0 {
+		t.Fatalf("%d with %d assets: %s", page.Code, len(assets), page.Body)
+	}
+	for _, a := range assets {
+		if got := get(a[1]); got.Code != http.StatusOK {
+			t.Errorf("%s: %d", a[1], got.Code)
+		}
+	}
+}

@@ -3,6 +3,7 @@ package console
 import (
 	"bytes"
 	"cmp"
+	"compress/gzip"
 	"crypto/sha256"
 	"embed"
 	"encoding/hex"
@@ -26,6 +27,9 @@ var templateFiles embed.FS
 
 //go:embed static/*
 var staticFiles embed.FS
+
+// staticPath is where the files are that all pages share.
+const staticPath = "/static/"
 
 // pages are the parsed templates, one set per page.
 type pages struct {
@@ -58,7 +62,7 @@ func parsePages() (*pages, error) {
 		return nil, err
 	}
 	funcs := template.FuncMap{
-		"asset": func(name string) string { return "/static/" + name + "?v=" + p.files[name].etag },
+		"asset": func(name string) string { return staticPath + name + "?v=" + p.files[name].etag },
 		"place": consent.PlaceName,
 		"title": func(s string) string {
 			if s == "" {
@@ -112,7 +116,8 @@ func (c *Console) render(w http.ResponseWriter, r *http.Request, status int, nam
 	if p.Person = person(r); p.Person == "" {
 		p.Open = true
 	}
-	if status == http.StatusOK && !r.URL.Query().Has("rows") { // not for a page that looks for changes
+	live := r.URL.Query().Has("rows") // a page that looks for changes
+	if status == http.StatusOK && !live {
 		p.Flash = cmp.Or(p.Flash, c.takeFlash(w, r))
 	}
 	if p.Form == "" && name != "fault" || p.SignOut && !p.Open {
@@ -124,9 +129,20 @@ func (c *Console) render(w http.ResponseWriter, r *http.Request, status int, nam
 		http.Error(w, "this page could not be made", http.StatusInternalServerError)
 		return
 	}
-	w.Header().Set("Content-Type", "text/html; charset=utf-8")
+	h := w.Header()
+	h.Set("Content-Type", "text/html; charset=utf-8")
+	// A long list is the same words over and over, every two seconds. Other pages can repeat
+	// what they were asked for: compressed, their size would tell what else is on them.
+	if !live || !strings.Contains(r.Header.Get("Accept-Encoding"), "gzip") {
+		w.WriteHeader(status)
+		_, _ = body.WriteTo(w)
+		return
+	}
+	h.Set("Content-Encoding", "gzip")
 	w.WriteHeader(status)
-	_, _ = body.WriteTo(w)
+	small, _ := gzip.NewWriterLevel(w, gzip.BestSpeed) // fails for a level that there isn't
+	_, _ = body.WriteTo(small)
+	_ = small.Close()
 }
 
 // way is where a page leads on to.

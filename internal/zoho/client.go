@@ -110,10 +110,10 @@ func (c Config) Validate() error {
 			fault("client secrets: the one of data centre %q is empty", location)
 		}
 	}
-	if err := checkOverride(c.AccountsURL); err != nil {
+	if err := CheckOverride(c.AccountsURL); err != nil {
 		fault("accounts URL: %w", err)
 	}
-	if err := checkOverride(c.APIURL); err != nil {
+	if err := CheckOverride(c.APIURL); err != nil {
 		fault("API URL: %w", err)
 	}
 	if c.CallTimeout < 0 || c.CallTimeout > time.Hour {
@@ -140,9 +140,9 @@ func sortedKeys(m map[string]secret.Text) []string {
 	return keys
 }
 
-// checkOverride checks a URL that replaces Zoho's hosts. Its errors hold no
+// CheckOverride checks a URL that replaces Zoho's hosts, or is empty. Its errors hold no
 // part of the URL, which may carry a password.
-func checkOverride(raw string) error {
+func CheckOverride(raw string) error {
 	if raw == "" {
 		return nil
 	}

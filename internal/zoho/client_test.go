@@ -158,7 +158,7 @@ func TestValidate(t *testing.T) {
 		"https://": false, "https://x/path": false, "https://x?q": false, "https://x#f": false, "https://x?": false, "//x": false, "x": false,
 		"https://a@x": false, "HTTPS://%zz": false, "https:x": false, "http://0.0.0.0:1": false,
 	} {
-		if err := checkOverride(raw); (err == nil) != ok {
+		if err := CheckOverride(raw); (err == nil) != ok {
 			t.Errorf("%q: %v", raw, err)
 		}
 	}

@@ -16,7 +16,7 @@ import (
 	"zoho-worker/internal/app"
 )
 
-// compose loads docker-compose.yml as `docker compose --env-file FILE config` does:
+// compose loads docker-compose.yml as `docker compose config` does with that .env:
 // it checks it against the specification's schema, and all references.
 func compose(t *testing.T, envFile string, profiles ...string) *types.Project {
 	t.Helper()
@@ -72,6 +72,34 @@ func TestComposeAsksForTheClientID(t *testing.T) {
 	}
 	if _, err := tryCompose(t, "deploy/compose/example.env"); err == nil || !strings.Contains(err.Error(), "ZOHO_CLIENT_ID") {
 		t.Errorf("with the example unchanged: %v, want to be told of ZOHO_CLIENT_ID", err)
+	}
+}
+
+// Compose fills in the whole file for each of its commands, so each one of the docs needs
+// the variables that up has: what they have somebody copy to .env.
+func TestComposeCommandsOfTheDocs(t *testing.T) {
+	page, err := os.ReadFile(filepath.Join(root, "docs", "deploy.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	env, commands := "", 0
+	for line := range strings.Lines(string(page)) {
+		words := strings.Fields(line)
+		switch {
+		case len(words) > 2 && words[0] == "cp" && words[2] == ".env":
+			env = words[1]
+		case len(words) > 2 && words[0] == "docker" && words[1] == "compose":
+			commands++
+			if env == "deploy/compose/example.env" {
+				continue // in which somebody has written his client id
+			}
+			if _, err := tryCompose(t, env); err != nil {
+				t.Errorf("%s%v", line, err)
+			}
+		}
+	}
+	if commands < 5 {
+		t.Errorf("the page has %d commands of Compose", commands)
 	}
 }
 

@@ -69,4 +69,18 @@ func TestCheck(t *testing.T) {
 	if faults != "" || !strings.Contains(all, "connection demo: warning: revoked since ") || !strings.Contains(all, "connections: ok: 0 active of 1") {
 		t.Errorf("of a revoked connection it is told\n%s", all)
 	}
+	// Without connections no data centre is in use. Whether there are any, NATS knows.
+	c = r.config()
+	c.ZohoAccountsURL, c.ZohoAPIURL = "", ""
+	if _, all = findings(t, c); !strings.Contains(all, "Zoho: ok: no connection is active") {
+		t.Errorf("of Zoho, with no connection that is active, it is told\n%s", all)
+	}
+	c.NATSURL = "nats://127.0.0.1:1"
+	if _, all = findings(t, c); !strings.Contains(all, "Zoho: warning: not tried") {
+		t.Errorf("of Zoho, without NATS, it is told\n%s", all)
+	}
+	c.NATSURL = newRig(t, zohotest.Options{}).NATSURL
+	if _, all = findings(t, c); !strings.Contains(all, "Zoho: ok: no connection yet") {
+		t.Errorf("of Zoho, with no connection, it is told\n%s", all)
+	}
 }

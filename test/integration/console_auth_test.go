@@ -205,7 +205,7 @@ func TestConsoleConfiguration(t *testing.T) {
 		{func(c *app.Config) { c.ConsoleAuth = "proxy-header" }, "--public-url"},
 		{func(c *app.Config) { c.ConsoleAuth, c.PublicURL = "none", "http://127.0.0.1:1/path" }, "no path"},
 		{func(c *app.Config) { c.WebhookURL = "http://x.example" }, "--webhook-url"},
-		{func(c *app.Config) { c.ZohoClientSecrets = secret.New("eu:s,plain-secret") }, "client secrets"},
+		{func(c *app.Config) { c.ZohoClientSecrets = secret.New("eu:s,plain-secret") }, "--zoho-client-secrets"},
 	} {
 		config := app.Defaults()
 		config.ZohoClientID, config.ZohoClientSecret, config.EncryptionKeys = "1000.X", secret.New("s"), secret.Generate()

@@ -84,7 +84,7 @@ func TestConsoleGuards(t *testing.T) {
 	}
 	off := c.rig.worker()
 	for _, path := range []string{"/", "/oauth/callback?state=x&code=y", "/link/x", "/static/console.css"} {
-		if got := c.person().get("http://" + off.HTTPAddr + path); got.status != 404 {
+		if got := c.person().get("http://" + off.HTTPAddr + path); got.status != 404 || !strings.Contains(got.body, "--console-auth") {
 			t.Errorf("without a console, %s: %d", path, got.status)
 		}
 	}
