@@ -10,6 +10,7 @@ import (
 	"slices"
 	"time"
 
+	"zoho-worker/internal/envelope"
 	"zoho-worker/internal/register"
 	"zoho-worker/internal/secret"
 )
@@ -142,7 +143,7 @@ func (s *Store) hold(ctx context.Context, c *Connection, minted string) error {
 		return nil
 	}
 	_, err := s.hand(ctx, id, func(h *holding) (bool, error) {
-		if h.Connection != "" && h.Connection != c.Name {
+		if h.Connection != c.Name && envelope.ValidConnection(h.Connection) { // nobody can store another
 			if err := s.depose(ctx, h.Connection, id); err != nil {
 				return false, err
 			}
@@ -165,9 +166,6 @@ func (s *Store) depose(ctx context.Context, name string, id Identity) error {
 		switch {
 		case errors.Is(err, ErrNotFound):
 			c = &Connection{Name: name, Location: id.Location, Environment: id.Environment, Status: Removed, UpdatedAt: s.now()}
-			if c.Validate() != nil {
-				return nil // nobody can store that one
-			}
 			data, err = c.encode(s.keyring)
 		case err == nil && c.is(id):
 			return ErrDuplicate{Existing: name}
