@@ -242,13 +242,15 @@ func (w *Worker) openTokens(ctx context.Context, c Config, options token.Options
 	if err != nil {
 		return nil, err
 	}
+	var locker *lock.Locker
 	if client != nil {
 		w.onStop(func(context.Context) { _ = client.Close() })
-		options.Locker = lock.New(client, lock.Options{Prefix: "zoho:lock:", Logger: options.Logger})
+		locker = lock.New(client, lock.Options{Prefix: "zoho:lock:", Logger: options.Logger})
+		options.Locker = locker
 	}
 	pinging, stopPinging := context.WithCancel(context.WithoutCancel(ctx))
 	w.onStop(func(context.Context) { stopPinging() })
-	pingRedis(pinging, client, options.Metrics, options.Logger)
+	pingRedis(pinging, locker, options.Metrics)
 	tokens, err := token.Open(ctx, options)
 	if err != nil {
 		return nil, err

@@ -2,7 +2,6 @@ package app
 
 import (
 	"context"
-	"log/slog"
 	"runtime"
 	"runtime/debug"
 	"strings"
@@ -12,9 +11,9 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promauto"
-	"github.com/redis/go-redis/v9"
 
 	"zoho-worker/internal/connection"
+	"zoho-worker/internal/lock"
 	"zoho-worker/internal/register"
 )
 
@@ -87,41 +86,31 @@ func (m connectionMetrics) Collect(to chan<- prometheus.Metric) {
 	}
 }
 
-// pingRedis measures how Redis answers, now and every 10 s until ctx ends, in the
-// background: no request waits for it. Without a Redis all is well.
-func pingRedis(ctx context.Context, client redis.UniversalClient, metrics prometheus.Registerer, logger *slog.Logger) {
+// pingRedis sees whether Redis gives locks, now and every 10 s until ctx ends, in the
+// background: no request waits for it. Nil, without a Redis, all is well.
+func pingRedis(ctx context.Context, locker *lock.Locker, metrics prometheus.Registerer) {
 	f := promauto.With(metrics)
 	up := f.NewGauge(prometheus.GaugeOpts{
-		Name: "zoho_worker_redis_up", Help: "1 where Redis answered the last ping; also where none is configured.",
+		Name: "zoho_worker_redis_up", Help: "1 where Redis gave a lock when last asked for one; also where none is configured.",
 	})
 	took := f.NewGauge(prometheus.GaugeOpts{
-		Name: "zoho_worker_redis_ping_seconds", Help: "How long the last ping of Redis took.",
+		Name: "zoho_worker_redis_ping_seconds", Help: "How long that took.",
 	})
 	up.Set(1)
-	if client == nil {
+	if locker == nil {
 		return
 	}
-	ping := func() error {
-		bounded, cancel := context.WithTimeout(ctx, time.Second)
-		defer cancel()
-		asked := time.Now()
-		err := client.Ping(bounded).Err()
-		up.Set(number01(err == nil))
-		took.Set(time.Since(asked).Seconds())
-		return err
-	}
 	go func() {
-		if err := ping(); err != nil && ctx.Err() == nil {
-			logger.Warn("Redis can't be reached: refreshes go on without its lock, the claim in the token record decides", "err", err)
-		}
 		tick := time.NewTicker(10 * time.Second)
 		defer tick.Stop()
 		for {
+			asked := time.Now()
+			up.Set(number01(locker.Ping(ctx) == nil))
+			took.Set(time.Since(asked).Seconds())
 			select {
 			case <-ctx.Done():
 				return
 			case <-tick.C:
-				_ = ping()
 			}
 		}
 	}()

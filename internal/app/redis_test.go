@@ -21,6 +21,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/redis/go-redis/v9"
 
 	"zoho-worker/internal/lock"
@@ -154,6 +155,38 @@ func TestRedisACL(t *testing.T) {
 		err := locks(t, Config{RedisURL: secret.New("redis://" + user + "@127.0.0.1:" + p)})
 		if !errors.Is(err, lock.ErrUnavailable) {
 			t.Errorf("as %s: %v", user, err)
+		}
+	}
+}
+
+// A Redis that gives no locks is not up, although it answers: it is a replica now.
+func TestRedisThatOnlyAnswers(t *testing.T) {
+	t.Parallel()
+	p := port(t)
+	redisServer(t, ping(&redis.Options{Addr: "127.0.0.1:" + p}), "--port", p, "--replicaof", "127.0.0.1 1")
+	client, err := openRedis(Config{RedisURL: secret.New("redis://127.0.0.1:" + p)}, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = client.Close() })
+	metrics := prometheus.NewRegistry()
+	pingRedis(t.Context(), lock.New(client, lock.Options{Logger: slog.New(slog.DiscardHandler)}), metrics)
+	for deadline := time.Now().Add(15 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+		up := -1.0
+		families, err := metrics.Gather()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, f := range families {
+			if f.GetName() == "zoho_worker_redis_up" {
+				up = f.GetMetric()[0].GetGauge().GetValue()
+			}
+		}
+		if up == 0 {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("zoho_worker_redis_up is %v", up)
 		}
 	}
 }

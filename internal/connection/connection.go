@@ -5,10 +5,11 @@
 //
 // Invariants: a record changes only by a compare-and-set, so no change is lost;
 // a new refresh token is a new Grant, and a verdict on one grant never touches a
-// later one; a refresh token leaves the process only sealed for this connection
-// and this grant; a record that can't be read or opened disables its own
-// connection and no other; a removed connection keeps a tombstone without the
-// secret, so that its grants are never counted from the start again.
+// later one; of a Zoho user one connection is active at most; a refresh token
+// leaves the process only sealed for this connection and this grant; a record that
+// can't be read or opened disables its own connection and no other; a removed
+// connection keeps a tombstone without the secret, so that its grants are never
+// counted from the start again.
 package connection
 
 import (

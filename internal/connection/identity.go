@@ -10,6 +10,7 @@ import (
 	"slices"
 	"time"
 
+	"zoho-worker/internal/envelope"
 	"zoho-worker/internal/register"
 	"zoho-worker/internal/secret"
 )
@@ -19,10 +20,6 @@ const identityPrefix = "zoho.identities."
 // MaxGrants is how many refresh tokens Zoho keeps per user and client; one more
 // silently deletes the oldest, in use or not (zoho-facts 1.6).
 const MaxGrants = 20
-
-// settleIn is for how long whoever took an identity is left to store its
-// record, before another may take it over.
-const settleIn = 30 * time.Second
 
 // Identity is a Zoho user in an org: what there may be one connection for.
 type Identity struct{ Location, Environment, OrgID, UserID string }
@@ -46,7 +43,8 @@ type MintedGrant struct {
 }
 
 // holding is the register of an identity: which connection is its only one, and
-// the refresh tokens minted for it, oldest first.
+// the refresh tokens minted for it, oldest first. HeldAt is for people, and for
+// workers of versions before, which left the connection named some time by it.
 type holding struct {
 	Connection string        `json:"connection,omitempty"`
 	HeldAt     time.Time     `json:"held_at,omitzero"`
@@ -92,11 +90,23 @@ func (s *Store) Holder(ctx context.Context, id Identity) (string, []MintedGrant,
 	}); ok {
 		return name, h.Grants, nil
 	}
-	taken, err := s.taken(ctx, h, id)
-	if err != nil || !taken {
-		return "", h.Grants, err
+	if h.Connection == "" {
+		return "", h.Grants, nil
+	}
+	c, err := s.fetch(ctx, h.Connection)
+	switch {
+	case errors.Is(err, ErrNotFound) || err == nil && !c.is(id):
+		return "", h.Grants, nil
+	case err != nil:
+		return "", nil, err
 	}
 	return h.Connection, h.Grants, nil
+}
+
+// is reports whether the connection is that of the identity: active, and by its user.
+func (c *Connection) is(id Identity) bool {
+	theirs, _ := c.Identity()
+	return c.Status == Active && theirs == id
 }
 
 // NoteGrant counts a refresh token that Zoho gave for the identity, whatever
@@ -120,55 +130,53 @@ func (s *Store) ForgetGrant(ctx context.Context, id Identity, token secret.Text)
 
 // hold makes c the connection of its identity, and counts its new refresh token
 // if there is one. The error is an ErrDuplicate where another one is.
+//
+// The identity and the record are two registers, so two writes: this one, then the
+// record's. No clock says for how long the record may still come. Whoever takes the
+// identity over from a connection without it has that one's record begin a new revision
+// first, which refuses what was about to be written there; whoever was refused holds
+// the identity again, by a write even where he has it, which refuses whoever was about
+// to take it over.
 func (s *Store) hold(ctx context.Context, c *Connection, minted string) error {
 	id, ok := c.Identity()
 	if !ok {
 		return nil
 	}
 	_, err := s.hand(ctx, id, func(h *holding) (bool, error) {
-		changed := false
-		if h.Connection != c.Name {
-			taken, err := s.taken(ctx, h, id)
-			if err != nil {
+		if h.Connection != c.Name && envelope.ValidConnection(h.Connection) { // nobody can store another
+			if err := s.depose(ctx, h.Connection, id); err != nil {
 				return false, err
 			}
-			if taken {
-				return false, ErrDuplicate{Existing: h.Connection}
-			}
-			h.Connection, changed = c.Name, true
 		}
+		h.Connection, h.HeldAt = c.Name, c.UpdatedAt
 		if minted != "" {
-			changed = h.note(MintedGrant{ID: minted, Connection: c.Name, At: c.UpdatedAt}) || changed
-			changed = changed || !h.HeldAt.Equal(c.UpdatedAt)
+			h.note(MintedGrant{ID: minted, Connection: c.Name, At: c.UpdatedAt})
 		}
-		if changed {
-			h.HeldAt = c.UpdatedAt
-		}
-		return changed, nil
+		return true, nil
 	})
 	return err
 }
 
-// taken reports whether the identity belongs to a connection: one that is
-// active with it, or is about to be.
-func (s *Store) taken(ctx context.Context, h *holding, id Identity) (bool, error) {
-	if h.Connection == "" {
-		return false, nil
-	}
-	c, err := s.fetch(ctx, h.Connection)
-	if err != nil && !errors.Is(err, ErrNotFound) {
-		return false, err
-	}
-	if err == nil {
-		theirs, _ := c.Identity()
-		if c.Status == Active && theirs == id {
-			return true, nil
+// depose has the record of a connection begin a new revision, as it is, so that no
+// write comes through that was to make it the identity's. One that was never stored
+// becomes a tombstone. The error is an ErrDuplicate where it is the identity's already.
+func (s *Store) depose(ctx context.Context, name string, id Identity) error {
+	for {
+		c, data, err := s.load(ctx, name)
+		switch {
+		case errors.Is(err, ErrNotFound):
+			c = &Connection{Name: name, Location: id.Location, Environment: id.Environment, Status: Removed, UpdatedAt: s.now()}
+			data, err = c.encode(s.keyring)
+		case err == nil && c.is(id):
+			return ErrDuplicate{Existing: name}
 		}
-		if !c.UpdatedAt.Before(h.HeldAt) {
-			return false, nil // it was stored since, and is something else now
+		if err != nil {
+			return err
+		}
+		if _, err = s.registers.Put(ctx, subjectPrefix+name, data, c.Revision); !errors.Is(err, register.ErrConflict) {
+			return err
 		}
 	}
-	return s.now().Sub(h.HeldAt).Abs() < settleIn, nil
 }
 
 // hand changes the identity's register by a compare-and-set.

@@ -23,7 +23,8 @@ func TestOneOfMany(t *testing.T) {
 	const n = 8
 	stores := make([]*connection.Store, n)
 	for i := range stores {
-		stores[i] = open(t, server.JetStream(), k)
+		// Half of their clocks are wrong.
+		stores[i] = openBy(t, server.JetStream(), k, func() time.Time { return time.Now().Add(time.Duration(i%2) * time.Hour) })
 	}
 	var wait sync.WaitGroup
 	errs := make([]error, n)
@@ -83,68 +84,149 @@ func TestGrantsAreCounted(t *testing.T) {
 	add(t, s, second, "r30") // at once: the first one is gone
 }
 
-// broken ends the caller's context at the first write of acme's record, which it loses.
-type broken struct {
+// paused has the first write to subject wait, once it is begun, until it is let go.
+type paused struct {
 	jetstream.JetStream
-	end context.CancelFunc
+	subject     string
+	once        *sync.Once
+	begun, goOn chan struct{}
 }
 
-func (b broken) PublishMsg(ctx context.Context, msg *nats.Msg, o ...jetstream.PublishOpt) (*jetstream.PubAck, error) {
-	if msg.Subject == "zoho.connections.acme" {
-		b.end()
-		return nil, context.Canceled
+func pause(js jetstream.JetStream, subject string) paused {
+	return paused{js, subject, &sync.Once{}, make(chan struct{}), make(chan struct{})}
+}
+
+func (p paused) PublishMsg(ctx context.Context, msg *nats.Msg, o ...jetstream.PublishOpt) (*jetstream.PubAck, error) {
+	if msg.Subject == p.subject {
+		p.once.Do(func() {
+			close(p.begun)
+			<-p.goOn
+		})
 	}
-	return b.JetStream.PublishMsg(ctx, msg, o...)
+	return p.JetStream.PublishMsg(ctx, msg, o...)
 }
 
-// Whoever has taken a user's identity is left some time to store the connection: a new
-// one, and one that is authorized anew. No more, whatever the clocks of workers say.
-func TestIdentityIsHeldForAWhile(t *testing.T) {
+// Of two that sign the same user in one gets him, wherever either stands still, for
+// however long, and whatever the clocks of their workers say.
+func TestOneOfTwo(t *testing.T) {
 	t.Parallel()
 	server, k, s := started(t)
 	second := acme()
 	second.Name = "acme2"
-	held := func() {
-		t.Helper()
-		_, err := s.Add(t.Context(), second, secret.New("r9"))
-		if duplicate, ok := errors.AsType[connection.ErrDuplicate](err); !ok || duplicate.Existing != "acme" {
-			t.Errorf("taken over, or %v", err)
+	id, _ := second.Identity()
+	const identity = "zoho.identities.eu.production.1.2"
+	for _, ahead := range []time.Duration{0, time.Hour, -time.Hour} {
+		clock := func() time.Time { return time.Now().Add(ahead) }
+		duplicate := func(err error, of string) {
+			t.Helper()
+			if d, ok := errors.AsType[connection.ErrDuplicate](err); !ok || d.Existing != of {
+				t.Errorf("clock %s ahead: %v, want a duplicate of %s", ahead, err, of)
+			}
 		}
+		free := func(names ...string) {
+			t.Helper()
+			for _, name := range names {
+				if err := s.Remove(t.Context(), name, "test"); err != nil && !errors.Is(err, connection.ErrNotFound) {
+					t.Error(err)
+				}
+			}
+			if name, _, err := s.Holder(t.Context(), id); name != "" || err != nil {
+				t.Errorf("still the user of %s, %v", name, err)
+			}
+		}
+		begin := func(js paused, now func() time.Time, c connection.Connection) chan error {
+			result, store := make(chan error, 1), openBy(t, js, k, now)
+			go func() {
+				_, err := store.Add(t.Context(), c, secret.New("r1"))
+				result <- err
+			}()
+			select {
+			case <-js.begun:
+			case err := <-result:
+				t.Errorf("clock %s ahead: it ended before it wrote to %s: %v", ahead, js.subject, err)
+				result <- err
+			}
+			return result
+		}
+
+		// The first has taken the user when it stops; its record comes too late.
+		js := pause(server.JetStream(), "zoho.connections.acme")
+		first := begin(js, time.Now, acme())
+		if _, err := openBy(t, server.JetStream(), k, clock).Add(t.Context(), second, secret.New("r2")); err != nil {
+			t.Errorf("clock %s ahead: %v", ahead, err)
+		}
+		close(js.goOn)
+		duplicate(<-first, "acme2")
+		free("acme", "acme2")
+
+		// The second stops when it has kept the first from its record, which begins again.
+		js = pause(server.JetStream(), "zoho.connections.acme")
+		first = begin(js, time.Now, acme())
+		js2 := pause(server.JetStream(), identity)
+		later := begin(js2, clock, second)
+		close(js.goOn)
+		if err := <-first; err != nil {
+			t.Errorf("clock %s ahead: %v", ahead, err)
+		}
+		close(js2.goOn)
+		duplicate(<-later, "acme")
+		free("acme", "acme2")
 	}
-	store := func(change func(ctx context.Context, s *connection.Store) error) {
+}
+
+// lost loses the first write of acme's record, and ends its caller's context.
+type lost struct {
+	jetstream.JetStream
+	end context.CancelFunc
+}
+
+func (l lost) PublishMsg(ctx context.Context, msg *nats.Msg, o ...jetstream.PublishOpt) (*jetstream.PubAck, error) {
+	if msg.Subject == "zoho.connections.acme" {
+		l.end()
+		return nil, context.Canceled
+	}
+	return l.JetStream.PublishMsg(ctx, msg, o...)
+}
+
+// A worker that dies when it has taken a user's identity keeps nobody from it: not from
+// a new connection, not from one that is authorized anew. Of the name it had taken, nothing shows.
+func TestIdentityOfNobody(t *testing.T) {
+	t.Parallel()
+	server, k, s := started(t)
+	second := acme()
+	second.Name = "acme2"
+	dies := func(change func(ctx context.Context, s *connection.Store) error) {
 		t.Helper()
 		ctx, cancel := context.WithCancel(t.Context())
 		defer cancel()
-		if err := change(ctx, open(t, broken{server.JetStream(), cancel}, k)); !errors.Is(err, connection.ErrUnclear) {
+		if err := change(ctx, open(t, lost{server.JetStream(), cancel}, k)); !errors.Is(err, connection.ErrUnclear) {
 			t.Fatal(err)
 		}
 	}
-	store(func(ctx context.Context, s *connection.Store) error {
+	dies(func(ctx context.Context, s *connection.Store) error {
 		_, err := s.Add(ctx, acme(), secret.New("r1"))
 		return err
 	})
-	held()
+	add(t, s, second, "r2")
+	if removed := open(t, server.JetStream(), k).Removed(); len(removed) > 0 {
+		t.Errorf("removed are said to be %+v, which never were", removed)
+	}
+	if err := s.Remove(t.Context(), "acme2", "test"); err != nil {
+		t.Fatal(err)
+	}
 	added := add(t, s, acme(), "r1")
+	if added.Grant != 1 {
+		t.Errorf("grant %d is the first one", added.Grant)
+	}
 	if changed, err := s.MarkRevoked(t.Context(), added, "dead"); !changed || err != nil {
 		t.Fatal(changed, err)
 	}
-	store(func(ctx context.Context, s *connection.Store) error {
-		id, _ := added.Identity()
-		if _, err := s.NoteGrant(ctx, id, secret.New("r2"), "acme"); err != nil { // as the consent does
-			return err
-		}
+	dies(func(ctx context.Context, s *connection.Store) error {
 		_, err := s.Reauthorize(ctx, "acme", secret.New("r2"), nil)
 		return err
 	})
-	held()
-	js := server.JetStream()
-	for i, at := range []time.Duration{-time.Hour, time.Hour} {
-		c := acme()
-		c.Name, c.UserID = fmt.Sprint("other", i), fmt.Sprint("other", i)
-		holding := fmt.Sprintf(`{"connection":"nobody","held_at":%q}`, time.Now().Add(at).UTC().Format(time.RFC3339))
-		if _, err := js.Publish(t.Context(), "zoho.identities.eu.production.1."+c.UserID, []byte(holding)); err != nil {
-			t.Fatal(err)
-		}
-		add(t, s, c, "r")
+	add(t, s, second, "r3")
+	if c, ok := s.Get("acme"); !ok || c.Status != connection.Revoked || c.Grant != 1 {
+		t.Errorf("%+v, %v", c, ok)
 	}
 }

@@ -143,11 +143,11 @@ func (s *Store) WasRemoved(name string) bool {
 }
 
 // Removed returns the tombstones in memory, the last removed first: when and by
-// whom is in UpdatedAt and UpdatedBy.
+// whom is in UpdatedAt and UpdatedBy. One of what was never there has no CreatedAt.
 func (s *Store) Removed() []*Connection {
 	var all []*Connection
 	s.names.Range(func(_, v any) bool {
-		if c := v.(*entry).connection; c.Status == Removed && c.Revision > 0 {
+		if c := v.(*entry).connection; c.Status == Removed && !c.CreatedAt.IsZero() {
 			all = append(all, c)
 		}
 		return true
@@ -171,20 +171,26 @@ func (s *Store) Fetch(ctx context.Context, name string) (*Connection, error) {
 
 // fetch is Fetch, with tombstones.
 func (s *Store) fetch(ctx context.Context, name string) (*Connection, error) {
+	c, _, err := s.load(ctx, name)
+	return c, err
+}
+
+// load is fetch, with the record as it is stored.
+func (s *Store) load(ctx context.Context, name string) (*Connection, []byte, error) {
 	if !envelope.ValidConnection(name) {
-		return nil, ErrNotFound
+		return nil, nil, ErrNotFound
 	}
 	epoch := s.epoch()
 	found, err := s.registers.Get(ctx, subjectPrefix+name)
 	if errors.Is(err, register.ErrNotFound) {
-		return nil, ErrNotFound
+		return nil, nil, ErrNotFound
 	}
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	c := decode(name, found.Revision, found.Data, s.keyring)
 	s.apply(follow.Position{Epoch: epoch, Revision: c.Revision}, c)
-	return c, nil
+	return c, found.Data, nil
 }
 
 func (s *Store) epoch() uint64 {

@@ -30,8 +30,13 @@ func keyring(t testing.TB, text string) *secret.Keyring {
 
 func open(t *testing.T, js jetstream.JetStream, k *secret.Keyring) *connection.Store {
 	t.Helper()
+	return openBy(t, js, k, time.Now)
+}
+
+func openBy(t *testing.T, js jetstream.JetStream, k *secret.Keyring, now func() time.Time) *connection.Store {
+	t.Helper()
 	s, err := connection.Open(t.Context(), js, k, connection.Options{
-		Logger: slog.New(slog.DiscardHandler), Check: 100 * time.Millisecond,
+		Logger: slog.New(slog.DiscardHandler), Check: 100 * time.Millisecond, Now: now,
 	})
 	if err != nil {
 		t.Fatal(err)

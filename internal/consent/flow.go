@@ -10,6 +10,7 @@ import (
 	"net/url"
 	"regexp"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
@@ -574,6 +575,28 @@ func (f *Flow) Share(ctx context.Context, word string) (*Share, error) {
 	return share, nil
 }
 
+// Shares are the one-time links that are good and not in use, those that expire first
+// before the others.
+func (f *Flow) Shares(ctx context.Context) ([]*Share, error) {
+	good, err := f.store.shares(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("look for one-time links: %w", err)
+	}
+	slices.SortFunc(good, func(a, b *Share) int { return cmp.Or(a.Expires.Compare(b.Expires), strings.Compare(a.ID, b.ID)) })
+	return good, nil
+}
+
+// Withdraw ends a one-time link before its time, also for who set out by it and isn't
+// back yet. One whose UsedAt is set has connected an account, or is about to. The error
+// is a *Fault.
+func (f *Flow) Withdraw(ctx context.Context, id string) (*Share, error) {
+	share, err := f.store.withdraw(ctx, id)
+	if err != nil {
+		return nil, shareFault(err)
+	}
+	return share, nil
+}
+
 // BeginShared begins the consent of a one-time link. The error is a *Fault.
 func (f *Flow) BeginShared(ctx context.Context, word string) (Begun, error) {
 	share, err := f.store.changeShare(ctx, id(word), func(share *Share) error {
@@ -595,7 +618,7 @@ func (f *Flow) BeginShared(ctx context.Context, word string) (Begun, error) {
 
 func shareFault(err error) *Fault {
 	f := &Fault{Err: err, Code: ShareInvalid, Title: "This link is not valid"}
-	f.Text = "It has expired, or it was not copied whole."
+	f.Text = "It has expired, it was withdrawn, or it was not copied whole."
 	switch {
 	case errors.Is(err, ErrUsed):
 		f.Code, f.Title, f.Text = ShareUsed, "This link was used already", "A link connects one account, once."

@@ -109,6 +109,7 @@ const (
 	phaseHeld    = "held"
 	phaseUsed    = "used"
 	phaseShare   = "share"
+	phaseGone    = "withdrawn"
 	phaseCheck   = "check"
 )
 
@@ -259,7 +260,55 @@ func (s *store) releaseShare(ctx context.Context, id string) error {
 		share.UsedAt = time.Time{}
 		return nil
 	})
+	if errors.Is(err, ErrUnknown) {
+		return nil // it has expired meanwhile, or was withdrawn
+	}
 	return err
+}
+
+// withdraw ends a link; one in use is not given back any more. The error is ErrUnknown
+// where there is none, or no more.
+func (s *store) withdraw(ctx context.Context, id string) (*Share, error) {
+	for {
+		share, err := s.share(ctx, id)
+		if err != nil {
+			return nil, err
+		}
+		_, err = s.put(ctx, shareSubject(id), phaseGone, s.now(), nil, share.revision)
+		if !errors.Is(err, register.ErrConflict) {
+			return share, err
+		}
+	}
+}
+
+// shares are the links that are good and not in use.
+func (s *store) shares(ctx context.Context) (good []*Share, err error) {
+	subjects, err := s.subjects(ctx, shareSubject("*"))
+	if err != nil {
+		return nil, err
+	}
+	for subject := range subjects {
+		share, err := s.share(ctx, strings.TrimPrefix(subject, shareSubject("")))
+		if ctx.Err() != nil {
+			return nil, context.Cause(ctx)
+		}
+		if err == nil && share.UsedAt.IsZero() {
+			good = append(good, share)
+		}
+	}
+	return good, nil
+}
+
+func (s *store) subjects(ctx context.Context, filter string) (map[string]uint64, error) {
+	stream, err := s.js.Stream(ctx, StreamName)
+	if err != nil {
+		return nil, err
+	}
+	info, err := stream.Info(ctx, jetstream.WithSubjectFilter(filter))
+	if err != nil {
+		return nil, err
+	}
+	return info.State.Subjects, nil
 }
 
 // claimDay reports whether this process is the one to do a connection's daily
@@ -291,15 +340,11 @@ func (s *store) claimDay(ctx context.Context, name, day string) (bool, error) {
 
 // abandoned takes every fresh grant that nobody decided about in time.
 func (s *store) abandoned(ctx context.Context, each func(held)) error {
-	stream, err := s.js.Stream(ctx, StreamName)
+	subjects, err := s.subjects(ctx, subjectPrefix+"state.*")
 	if err != nil {
 		return err
 	}
-	info, err := stream.Info(ctx, jetstream.WithSubjectFilter(subjectPrefix+"state.*"))
-	if err != nil {
-		return err
-	}
-	for subject := range info.State.Subjects {
+	for subject := range subjects {
 		entry, err := s.registers.Get(ctx, subject)
 		if err != nil {
 			continue

@@ -264,6 +264,35 @@ func (c *Console) share(w http.ResponseWriter, r *http.Request, pending consent.
 	}{LinkURL(c.PublicURL, word), link.Expires, pending}})
 }
 
+// links are the one-time links that are good: what each is for, not what it is.
+func (c *Console) links(w http.ResponseWriter, r *http.Request) {
+	good, err := c.Consents.Shares(r.Context())
+	if err != nil {
+		c.fail(w, r, http.StatusBadGateway, consent.AsFault(err), again(r, "Try again"))
+		return
+	}
+	c.render(w, r, http.StatusOK, "links", page{Title: "Open links", Nav: "connect", Data: good})
+}
+
+func (c *Console) withdraw(w http.ResponseWriter, r *http.Request) {
+	link, err := c.Consents.Withdraw(r.Context(), r.PathValue("id"))
+	f := flash{Kind: "good", Title: "The link is withdrawn", Text: "Whoever opens it is told that it is not valid."}
+	switch {
+	case err != nil && consent.AsFault(err).Code == consent.Internal:
+		c.fail(w, r, http.StatusBadGateway, consent.AsFault(err), way{"/links", "Back to the links"})
+		return
+	case err != nil:
+		f.Title, f.Text = "That link was good no more", "It has expired, or somebody else withdrew it."
+	case !link.UsedAt.IsZero():
+		f.Title, f.Text = "Somebody has used that link", "Look at the list of connections. Nobody else can use it."
+		fallthrough
+	default:
+		c.Logger.Info("one-time link withdrawn", "connection", link.Pending.Name, "by", person(r))
+	}
+	c.setFlash(w, f)
+	http.Redirect(w, r, "/links", http.StatusSeeOther)
+}
+
 // LinkURL is the address of a one-time link.
 func LinkURL(publicURL, word string) string {
 	return strings.TrimSuffix(publicURL, "/") + "/link/" + url.PathEscape(word)

@@ -114,6 +114,8 @@ func (c *Console) Handler() http.Handler {
 		})
 	}
 	private("POST /connections/{name}/disconnect", c.disconnect)
+	private("GET /links", c.links)
+	private("POST /links/{id}/withdraw", c.withdraw)
 	private("GET /orgs", c.orgs)
 	c.deadRoutes(private)
 	// What follows needs no sign-in: a state or a one-time link is the right to it.

@@ -185,6 +185,15 @@ func (l *Locker) Check(ctx context.Context, name string) error {
 	}
 }
 
+// Ping takes a lock that ends by itself at once, in one exchange, and returns why it
+// can't: so that it is known, and in the log, when Redis goes and comes back, also while
+// nobody needs a lock. A Redis that only answers, as a replica does, is none.
+func (l *Locker) Ping(ctx context.Context) error {
+	return l.ask(ctx, "ping", "ping", func(ctx context.Context) error {
+		return acquireScript.Run(ctx, l.client, l.keys("ping"), nuid.Next(), 1).Err()
+	})
+}
+
 // Lock is a lock that is held, until Release or until Redis loses it.
 type Lock struct {
 	locker *Locker
@@ -258,13 +267,18 @@ var (
 	errOpen   = errors.New("no Redis a moment ago")
 )
 
-// exchange does one exchange with Redis within Timeout. What goes wrong is
-// ErrUnavailable, and remembered where it is Redis itself that is away; the end
-// of the caller's ctx is nobody's fault.
+// exchange does one exchange with Redis, unless it is away.
 func (l *Locker) exchange(ctx context.Context, verb, name string, ask func(context.Context) error) error {
 	if !l.circuit.allow() {
 		return fmt.Errorf("%s lock %s: %w: %w", verb, name, ErrUnavailable, errOpen)
 	}
+	return l.ask(ctx, verb, name, ask)
+}
+
+// ask does one exchange with Redis within Timeout. What goes wrong is
+// ErrUnavailable, and remembered where it is Redis itself that is away; the end
+// of the caller's ctx is nobody's fault.
+func (l *Locker) ask(ctx context.Context, verb, name string, ask func(context.Context) error) error {
 	asking, cancel := context.WithTimeout(ctx, l.options.Timeout)
 	defer cancel()
 	err := ask(asking)

@@ -293,6 +293,7 @@ func TestUnavailable(t *testing.T) {
 			}
 		}
 	}
+	thisKey := map[string]bool{"no expiry": true, "lives long": true, "a list": true}
 	for name, breaks := range map[string]func(*testing.T, *redistest.Server){
 		"killed":     func(_ *testing.T, s *redistest.Server) { s.Kill() },
 		"read only":  do("REPLICAOF", "127.0.0.1", "1"),
@@ -305,12 +306,21 @@ func TestUnavailable(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			s := redistest.Start(t)
-			l := locker(t, s, Options{Timeout: 300 * time.Millisecond})
+			var log bytes.Buffer
+			l := locker(t, s, Options{Timeout: 300 * time.Millisecond, Logger: slog.New(slog.NewTextHandler(&log, nil))})
 			breaks(t, s)
+			gone := false
 			for i := range 3 {
+				if err := l.Ping(t.Context()); err != nil {
+					gone = true
+				}
 				if _, err := l.Acquire(t.Context(), "acme"); !errors.Is(err, ErrUnavailable) {
 					t.Fatalf("try %d: %v", i, err)
 				}
+			}
+			// One line, that it is away, where it is that for all locks.
+			if lines := strings.Count(log.String(), "\n"); lines != map[bool]int{true: 1}[gone] || gone == thisKey[name] {
+				t.Errorf("gone: %v; the log is\n%s", gone, &log)
 			}
 			if name == "hangs" {
 				s.Kill() // or its clean-up waits for the pause
@@ -382,10 +392,15 @@ func TestComesBackByItself(t *testing.T) {
 	var log bytes.Buffer
 	l := locker(t, s, Options{Cooldown: 20 * time.Millisecond, Logger: slog.New(slog.NewTextHandler(&log, nil))})
 	s.Kill()
+	// Nobody needs a lock when it goes.
+	if err := l.Ping(t.Context()); !errors.Is(err, ErrUnavailable) || strings.Count(log.String(), "redis is unavailable") != 1 {
+		t.Errorf("%v; the log is\n%s", err, &log)
+	}
 	for range 3 {
 		if _, err := l.Acquire(t.Context(), "acme"); !errors.Is(err, ErrUnavailable) {
 			t.Fatal(err)
 		}
+		_ = l.Ping(t.Context())
 		time.Sleep(30 * time.Millisecond) // it is asked again
 	}
 	s.Restart()
@@ -404,6 +419,9 @@ func TestComesBackByItself(t *testing.T) {
 		t.Fatal(err)
 	}
 	k.Release()
+	if err := l.Ping(t.Context()); err != nil {
+		t.Error(err)
+	}
 	if gone, back := strings.Count(log.String(), "redis is unavailable"), strings.Count(log.String(), "redis is back"); gone != 1 || back != 1 {
 		t.Errorf("the log is\n%s", &log)
 	}

@@ -275,3 +275,46 @@ func TestStreamLost(t *testing.T) {
 		t.Errorf("%+v", token)
 	}
 }
+
+// TestRecordOfAnotherStream: a record counts as it was read, also where memory has
+// another one of its revision, because the stream was made anew and nobody has noticed.
+func TestRecordOfAnotherStream(t *testing.T) {
+	t.Parallel()
+	b, w := one(t, func(o *Options) { o.Check = time.Hour })
+	w.put(w.sealed(1, time.Hour, -time.Second))
+	w.until(func(st *state) bool { return st.record.Generation == 1 })
+	if err := w.js.DeleteStream(t.Context(), StreamName); err != nil {
+		t.Fatal(err)
+	}
+	b.nats.Create(w.js, StreamConfig(1))
+	other := w.sealed(1, time.Hour, -time.Second).claimed(claim{Nonce: "other", LeaseMS: time.Hour.Milliseconds()}, w.serverNow())
+	w.put(other)
+	answers := askAll([]*worker{w}, 1)
+	e := w.entry("acme")
+	for seen := ""; seen == ""; time.Sleep(time.Millisecond) { // it has read of the other worker's claim
+		e.mu.Lock()
+		seen = e.claim
+		e.mu.Unlock()
+	}
+	w.put(w.sealed(2, 0, time.Hour))
+	allGot(t, answers, 2)
+	if n := b.accounts.count(); n != 0 {
+		t.Errorf("%d refreshes beside the one that was claimed", n)
+	}
+}
+
+// TestReadHearsOfTheNext: whoever waits with a record that was read is woken as one
+// who has it from memory.
+func TestReadHearsOfTheNext(t *testing.T) {
+	t.Parallel()
+	_, w := one(t)
+	w.must()
+	e := w.entry("acme")
+	st, err := w.read(t.Context(), e, "acme")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if known := e.state.Load(); st.position != known.position || st.next != known.next || st.token != known.token {
+		t.Errorf("read %+v, known %+v", st, known)
+	}
+}

@@ -89,8 +89,9 @@ func (s *Source) change(change follow.Change) {
 	s.apply(s.entry(name), name, change.Position, r)
 }
 
-// apply makes a state of the record and puts it into memory, unless a newer one
-// is there. It returns the record's state in any case.
+// apply makes a state of the record and puts it into memory, unless one of its
+// position is there, or a newer one. It returns the record's state in any case: a stream
+// that was made anew has other records of the same revisions before anybody notices.
 func (s *Source) apply(e *entry, name string, position follow.Position, r record) *state {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -98,19 +99,19 @@ func (s *Source) apply(e *entry, name string, position follow.Position, r record
 		e.claim, e.seen = r.Claim.Nonce, time.Now()
 	}
 	old := e.state.Load()
-	if position == old.position {
-		return old
-	}
 	st := &state{position: position, record: r, next: make(chan struct{})}
 	if same := old.record; same.Generation == r.Generation && same.Grant == r.Grant && bytes.Equal(same.Sealed, r.Sealed) {
 		st.token, st.created, st.useUntil, st.aheadFrom = old.token, old.created, old.useUntil, old.aheadFrom
 	} else if c, ok := s.options.Connections.Get(name); ok {
 		s.open(st, c)
 	}
-	if position.After(old.position) {
+	switch {
+	case position.After(old.position):
 		e.state.Store(st)
 		close(old.next)
 		s.tell(name)
+	case position == old.position:
+		st.next = old.next
 	}
 	return st
 }

@@ -55,7 +55,7 @@ func TestConsoleGuards(t *testing.T) {
 	ops.do(req).want(t, 421, "another address")
 
 	stranger := c.person()
-	for _, path := range []string{"/", "/connect", "/connections/x", "/connections/x/disconnect", "/connections/x/reauthorize", "/nothing"} {
+	for _, path := range []string{"/", "/connect", "/connections/x", "/connections/x/disconnect", "/connections/x/reauthorize", "/links", "/nothing"} {
 		if got := stranger.get(path); got.status != 401 && path != "/nothing" || strings.Contains(got.body, "Connect an account") {
 			t.Errorf("%s: %d", path, got.status)
 		}

@@ -531,3 +531,55 @@ func TestConsoleShare(t *testing.T) {
 		t.Fatalf("record: %+v", record)
 	}
 }
+
+var withdrawRe = regexp.MustCompile(`action="(/links/[0-9a-f]+/withdraw)"`)
+
+// A one-time link is withdrawn by who sees the console: nobody begins by it, and who set
+// out by it comes back to nothing. What a link is, its list doesn't say.
+func TestConsoleLinkWithdrawn(t *testing.T) {
+	t.Parallel()
+	c := newConsole(t, basic(t))
+	ops, guest := c.person(), c.person()
+	ops.user = url.UserPassword("ops", "right")
+	ops.get("/links").want(t, 200, "No open links")
+	made := func(nickname string) (to string) {
+		got := ops.submit("/connect", "/connect", "nickname", nickname, "environment", "production", "how", "link").want(t, 200, "A link to send")
+		return strings.TrimPrefix(linkRe.FindString(got.body), c.base)
+	}
+	to := made("Acme")
+	open := ops.get("/links").want(t, 200, "Acme", "link of ops", "not opened at Zoho yet")
+	if word := strings.TrimPrefix(to, "/link/"); strings.Contains(open.body, word) {
+		t.Error("the list has the link itself")
+	}
+	set := guest.submit(to, to).leaves(t)
+	ops.get("/links").want(t, 200, "1 start at Zoho")
+	withdraw := withdrawRe.FindStringSubmatch(open.body)[1]
+	guest.raw(withdraw, url.Values{}, nil).want(t, 401)
+	ops.follow(ops.submit("/links", withdraw)).want(t, 200, "The link is withdrawn", "No open links")
+	guest.get(to).want(t, 410, "not valid", "withdrawn")
+	before := c.exchanges()
+	guest.get(guest.accept(set, ada)).want(t, 410, "not valid")
+	if c.exchanges() != before {
+		t.Error("the code was exchanged")
+	}
+	form := formRe.FindStringSubmatch(ops.get("/connect").body)[1]
+	ops.follow(ops.raw(withdraw, url.Values{"form": {form}}, nil)).want(t, 200, "good no more")
+
+	// One in use is not given back where nothing comes of that, and a used one stays used.
+	admin := c.person()
+	admin.user = ops.user
+	admin.connect("Ada", ada)
+	to = made("Hooli")
+	withdraw = withdrawRe.FindStringSubmatch(ops.get("/links").body)[1]
+	decide := guest.get(guest.accept(guest.submit(to, to).leaves(t), ada))
+	ops.get("/links").want(t, 200, "No open links")
+	ops.follow(ops.raw(withdraw, url.Values{"form": {form}}, nil)).want(t, 200, "Somebody has used that link")
+	consentOf := strings.TrimPrefix(decide.location, "/oauth/decide?consent=")
+	guest.follow(guest.submit(decide.location, "/oauth/decide", "consent", consentOf, "do", "cancel")).want(t, 200, "Nothing was changed")
+	guest.get(to).want(t, 410, "not valid", "withdrawn")
+	to = made("Globex")
+	withdraw = withdrawRe.FindStringSubmatch(ops.get("/links").body)[1]
+	guest.follow(guest.get(guest.accept(guest.submit(to, to).leaves(t), grace))).want(t, 200, "Globex is connected")
+	ops.follow(ops.raw(withdraw, url.Values{"form": {form}}, nil)).want(t, 200, "Somebody has used that link")
+	c.record("globex")
+}
