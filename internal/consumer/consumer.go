@@ -77,9 +77,6 @@ type Options struct {
 	Look time.Duration
 	// Reserve is the part of an org's credits, 0 to 1, that bulk work may not touch.
 	Reserve float64
-	// Term is for how long another worker waits for a sign of life of this one
-	// before it takes over its orgs. Default lease.DefaultTerm.
-	Term time.Duration
 	// AckWait is how long the server waits for a sign of life before it hands a
 	// request to somebody else; all in hand give one every third of it. Too little
 	// hands requests out twice when a network or a process stalls, which costs
@@ -159,7 +156,7 @@ func New(o Options) *Consumer {
 		storing: semaphore.NewWeighted(callsAtOnce),
 	}
 	c.leases = lease.New(lease.Options{
-		JS: c.JetStream, Term: c.Term, About: c.session, Changed: c.leaseChanged, Lost: c.lost, Logger: c.Logger,
+		JS: c.JetStream, About: c.session, Changed: c.leaseChanged, Lost: c.lost, Logger: c.Logger,
 	})
 	c.metrics = newMetrics(o.Metrics, c)
 	c.pulling, c.stopPull = context.WithCancel(context.Background())
