@@ -182,7 +182,8 @@ func (l *lane) open(fresh, first bool) (*pulls, error) {
 	o.awaitOthers()
 	setup, cancel := context.WithTimeout(o.pulling, 5*time.Second)
 	defer cancel()
-	if fresh && o.crashed {
+	crashed := fresh && o.hold.Crashed
+	if crashed {
 		// The worker before is dead, or was away for longer than its session
 		// lasts: what it had in hand is handed out anew at once, in order.
 		if err := l.mourn(setup); err != nil {
@@ -202,7 +203,7 @@ func (l *lane) open(fresh, first bool) (*pulls, error) {
 		return nil, fmt.Errorf("create consumer %s: %w", l.durable(), err)
 	}
 	o.consumers.Add(1) // until the next look says how many there are
-	if first && !(fresh && o.crashed) {
+	if first && !crashed {
 		l.inherit(source, source.CachedInfo())
 	}
 	o.awaitOthers() // the connection may have been lost meanwhile

@@ -21,9 +21,8 @@ type org struct {
 	*Consumer
 	name string
 	hold *lease.Hold
-	// crashed says that the owner before did not give the org up; inherited, that
-	// it did with calls under way.
-	crashed, inherited bool
+	// inherited says that the owner before gave the org up with calls under way.
+	inherited bool
 
 	// Under gate.mu.
 	inLine, turn bool
@@ -64,7 +63,7 @@ func newOrg(c *Consumer, name string, hold *lease.Hold) *org {
 		}
 	}
 	o := &org{
-		Consumer: c, name: name, hold: hold, crashed: hold.Crashed, inherited: st.Running > 0 && !hold.Crashed,
+		Consumer: c, name: name, hold: hold, inherited: st.Running > 0 && !hold.Crashed,
 		flow: flow.New(c.directory.limits(name), st.State), resumed: st.Resumed,
 		lanes: map[laneKey]*lane{}, started: map[laneKey]bool{}, chains: map[string]*chain{},
 		before: map[laneKey]int{}, counted: map[laneKey]bool{},
