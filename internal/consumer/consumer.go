@@ -284,6 +284,20 @@ func (c *Consumer) activate(rest string) {
 	c.take(queue, k)
 }
 
+// org returns the org of the queue, nil where this worker doesn't serve it.
+func (c *Consumer) org(queue string) *org {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.orgs[queue]
+}
+
+// all returns the orgs that this worker serves.
+func (c *Consumer) all() []*org {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return slices.Collect(maps.Values(c.orgs))
+}
+
 // serving wakes the lane if this worker serves the org, or is about to.
 func (c *Consumer) serving(queue string, k laneKey) bool {
 	c.mu.Lock()
@@ -352,28 +366,18 @@ func (c *Consumer) lookSoon() {
 // changed follows a connection's record: it may belong to another org now, or
 // its org may have another limit, or it may be usable again.
 func (c *Consumer) changed(record *connection.Connection) {
-	touched := append(c.directory.put(record), c.directory.queue(record.Name))
-	c.mu.Lock()
-	var orgs []*org
-	for _, queue := range touched {
-		if o := c.orgs[queue]; o != nil {
-			orgs = append(orgs, o)
+	for _, queue := range append(c.directory.put(record), c.directory.queue(record.Name)) {
+		if o := c.org(queue); o != nil {
+			o.refresh()
+			go o.unblocked(record.Name) // what was said of an earlier grant
 		}
-	}
-	c.mu.Unlock()
-	for _, o := range orgs {
-		o.refresh()
-		go o.unblocked(record.Name) // what was said of an earlier grant
 	}
 	c.lookSoon()
 }
 
 // unblocked has the requests of a connection tried again whose token record changed.
 func (c *Consumer) unblocked(name string) {
-	c.mu.Lock()
-	o := c.orgs[c.directory.queue(name)]
-	c.mu.Unlock()
-	if o != nil {
+	if o := c.org(c.directory.queue(name)); o != nil {
 		go o.unblocked(name)
 	}
 }

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"maps"
 	"slices"
 	"sync/atomic"
 	"time"
@@ -398,10 +397,7 @@ func (c *Consumer) watchLanes() {
 
 // watchAll looks after all lanes; again says that each begins again.
 func (c *Consumer) watchAll(again bool) {
-	c.mu.Lock()
-	orgs := slices.Collect(maps.Values(c.orgs))
-	c.mu.Unlock()
-	for _, o := range orgs {
+	for _, o := range c.all() {
 		o.mu.Lock()
 		for _, l := range o.lanes {
 			l.watch(again)

@@ -194,9 +194,7 @@ func (c *Consumer) takers() map[string]lease.Session {
 
 // wanting is how many requests this worker would start now if it had more places.
 func (c *Consumer) wanting() (n int) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	for _, o := range c.orgs {
+	for _, o := range c.all() {
 		o.mu.Lock()
 		n += o.wanting()
 		o.mu.Unlock()
@@ -227,9 +225,7 @@ func (c *Consumer) leaseChanged(queue string) {
 		c.lookSoon()
 		return
 	}
-	c.mu.Lock()
-	o := c.orgs[queue]
-	c.mu.Unlock()
+	o := c.org(queue)
 	record, _ := c.leases.Record(queue)
 	switch mine := c.leases.Mine(queue); {
 	case o != nil && mine:
@@ -290,9 +286,7 @@ func (c *Consumer) lostOrg(o *org) {
 
 // finished counts a call off that an earlier tenure of the org had left.
 func (c *Consumer) finished(queue string) {
-	c.mu.Lock()
-	o := c.orgs[queue]
-	c.mu.Unlock()
+	o := c.org(queue)
 	if o == nil {
 		return
 	}
@@ -396,10 +390,9 @@ const handEvery = 2 * time.Second
 // tidy gives up orgs that have nothing to do, and hands some over where this
 // worker has more of them than others do, or is full and another isn't.
 func (c *Consumer) tidy(ctx context.Context) {
-	c.mu.Lock()
 	var quiet, settled []*org
 	busy := 0
-	for _, o := range c.orgs {
+	for _, o := range c.all() {
 		o.mu.Lock()
 		switch {
 		case len(o.lanes) > 0:
@@ -418,7 +411,6 @@ func (c *Consumer) tidy(ctx context.Context) {
 			defer o.save()
 		}
 	}
-	c.mu.Unlock()
 	c.giveUpAll(ctx, quiet, nil)
 	if time.Since(c.handed) < handEvery {
 		return
