@@ -83,11 +83,11 @@ func (c *Consumer) taken(queue string) {
 	// anything is started.
 	found, all := map[laneKey]bool{}, true
 	if !hold.Vacant || o.inherited {
-		found, all = c.find(ctx, o)
+		found, all = c.find(o)
 	}
 	for o.inherited && !all && !o.gone() {
 		c.sleep(time.Second)
-		found, all = c.findAgain(o)
+		found, all = c.find(o)
 	}
 	for k := range wanted {
 		found[k] = true
@@ -106,13 +106,6 @@ func (c *Consumer) taken(queue string) {
 
 func keep(state json.RawMessage) (json.RawMessage, error) { return state, nil }
 
-// findAgain is find when it could not see all.
-func (c *Consumer) findAgain(o *org) (map[laneKey]bool, bool) {
-	ctx, cancel := context.WithTimeout(c.pulling, 10*time.Second)
-	defer cancel()
-	return c.find(ctx, o)
-}
-
 // gone reports whether the org is no longer served.
 func (o *org) gone() bool {
 	o.mu.Lock()
@@ -126,7 +119,9 @@ const askEach = 8
 
 // find returns the lanes of an org that have requests, and whether it could see
 // all. What it can't see now, the next look does.
-func (c *Consumer) find(ctx context.Context, o *org) (found map[laneKey]bool, all bool) {
+func (c *Consumer) find(o *org) (found map[laneKey]bool, all bool) {
+	ctx, cancel := context.WithTimeout(c.pulling, 10*time.Second)
+	defer cancel()
 	found = map[laneKey]bool{}
 	var filters []string
 	for _, name := range c.directory.names(o.name) {
@@ -185,11 +180,13 @@ func (c *Consumer) session() lease.Session {
 	return lease.Session{Host: host, PID: os.Getpid(), Orgs: n, Free: c.MaxInFlight - taken, Wanting: c.wanting(), Stopping: stopping}
 }
 
-// takers are the sessions of the other workers that take orgs, as of their last renewal.
-func (c *Consumer) takers() map[string]lease.Session {
-	others := c.leases.Others()
-	maps.DeleteFunc(others, func(_ string, s lease.Session) bool { return s.Stopping })
-	return others
+// takers are the sessions of the other workers that take orgs, as of their last renewal:
+// their ids, those with the most places free first.
+func (c *Consumer) takers() (ids []string, sessions map[string]lease.Session) {
+	sessions = c.leases.Others()
+	maps.DeleteFunc(sessions, func(_ string, s lease.Session) bool { return s.Stopping })
+	ids = slices.SortedFunc(maps.Keys(sessions), func(a, b string) int { return sessions[b].Free - sessions[a].Free })
+	return ids, sessions
 }
 
 // wanting is how many requests this worker would start now if it had more places.
@@ -338,26 +335,20 @@ func (c *Consumer) giveUp(ctx context.Context, o *org, to string) {
 }
 
 // freest is the session of the other worker that has the most places free, "" for none.
-func (c *Consumer) freest() (to string) {
-	most := 0
-	for id, s := range c.takers() {
-		if to == "" || s.Free > most {
-			to, most = id, s.Free
-		}
+func (c *Consumer) freest() string {
+	ids, _ := c.takers()
+	if len(ids) == 0 {
+		return ""
 	}
-	return to
+	return ids[0]
 }
 
 // handOver gives the orgs to the workers that have the most places free, in turn.
 func (c *Consumer) handOver(ctx context.Context, orgs []*org) {
-	if len(orgs) == 0 {
-		return
-	}
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
-	others := c.takers()
-	ids := slices.SortedFunc(maps.Keys(others), func(a, b string) int { return others[b].Free - others[a].Free })
-	c.giveUpAll(ctx, orgs, ids)
+	others, _ := c.takers()
+	c.giveUpAll(ctx, orgs, others)
 }
 
 // giveUpAll hands orgs to the workers of the sessions to in turn, or to whoever takes
@@ -431,14 +422,14 @@ func (c *Consumer) hasRequests(o *org) bool {
 
 // lighter is the session of a worker that should have one of this worker's orgs,
 // "" for none.
-func (c *Consumer) lighter(busy int) (to string) {
+func (c *Consumer) lighter(busy int) string {
 	_, waiting := c.gate.state()
-	most := 0
-	for id, s := range c.takers() {
-		fewer := s.Orgs+1 < busy-busy/8
-		if free := s.Free; (waiting > 0 && free > c.MaxInFlight/4 || fewer && free > 0) && free > most {
-			to, most = id, free
+	ids, sessions := c.takers()
+	for _, id := range ids {
+		s := sessions[id]
+		if waiting > 0 && s.Free > c.MaxInFlight/4 || s.Orgs+1 < busy-busy/8 && s.Free > 0 {
+			return id
 		}
 	}
-	return to
+	return ""
 }

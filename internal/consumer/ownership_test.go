@@ -120,7 +120,7 @@ func TestLanesOfAnInheritedOrgAreCounted(t *testing.T) {
 	o := stub(s).serveOrgOf(connection.Active, names...)
 	o.inherited = true
 	for range len(names) {
-		found, all := o.find(t.Context(), o)
+		found, all := o.find(o)
 		if !all {
 			continue
 		}
