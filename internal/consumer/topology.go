@@ -15,6 +15,7 @@ import (
 	"zoho-worker/internal/connection"
 	"zoho-worker/internal/consent"
 	"zoho-worker/internal/dead"
+	"zoho-worker/internal/event"
 	"zoho-worker/internal/lease"
 	"zoho-worker/internal/ledger"
 	"zoho-worker/internal/token"
@@ -25,7 +26,7 @@ const (
 	RequestStream  = "ZOHO_REQUESTS"
 	ResponseStream = "ZOHO_RESPONSES"
 	DeadStream     = dead.StreamName
-	EventStream    = "ZOHO_EVENTS"
+	EventStream    = event.StreamName
 	BodyBucket     = "ZOHO_BODIES"
 )
 
