@@ -1,7 +1,6 @@
 package consumer
 
 import (
-	"encoding/json"
 	"maps"
 	"os"
 	"slices"
@@ -55,12 +54,9 @@ type org struct {
 }
 
 func newOrg(c *Consumer, name string, hold *lease.Hold) *org {
-	var st state
-	if data := hold.State(); len(data) > 0 {
-		if err := json.Unmarshal(data, &st); err != nil {
-			c.Logger.Warn("the record of the org can't be read: its limits begin anew", "queue", name, "err", err)
-			st = state{}
-		}
+	st, err := readState(hold.State())
+	if err != nil {
+		c.Logger.Warn("the record of the org can't be read: its limits begin anew", "queue", name, "err", err)
 	}
 	o := &org{
 		Consumer: c, name: name, hold: hold, inherited: st.Running > 0 && !hold.Crashed,
