@@ -108,11 +108,8 @@ type Choice struct {
 	Reason Decision
 	// Existing is the connection that would get the fresh grant.
 	Existing string
-	// Name is the one that was asked for.
-	Name     string
 	Who      Who
 	Location string
-	Shared   bool
 }
 
 // Outcome is what became of a consent: a connection, or a choice to make.
@@ -231,7 +228,6 @@ func (f *Flow) redeem(ctx context.Context, p Pending, code string, subject strin
 		f.unused(ctx, h, err)
 		return nil, err
 	}
-	outcome.Shared = p.Share != ""
 	return outcome, nil
 }
 
@@ -414,7 +410,7 @@ func undecidable(h held) error {
 }
 
 func (h *held) choice() *Choice {
-	return &Choice{Reason: h.Reason, Existing: h.Existing, Name: h.Name, Who: h.Who, Location: h.Location, Shared: h.Share != ""}
+	return &Choice{Reason: h.Reason, Existing: h.Existing, Who: h.Who, Location: h.Location}
 }
 
 // Held returns the choice that the browser with this state has to make; one without
