@@ -137,8 +137,8 @@ type Consumer struct {
 	soon      chan struct{} // something changed: look
 }
 
-// ErrStopBudget is the cause with which calls are cut that outlive the stop budget.
-var ErrStopBudget = errors.New("the worker's stop budget is over")
+// errStopBudget is the cause with which calls are cut that outlive the stop budget.
+var errStopBudget = errors.New("the worker's stop budget is over")
 
 // New returns a consumer that does nothing yet.
 func New(o Options) *Consumer {
@@ -254,7 +254,7 @@ func (c *Consumer) Stop(ctx context.Context) {
 	case <-done:
 	case <-ctx.Done():
 		c.Logger.Warn("stop budget is over: cutting the calls that are left", "in_flight", c.hand.len())
-		c.stopCall(ErrStopBudget)
+		c.stopCall(errStopBudget)
 		<-done
 	}
 	if c.removal != nil {
