@@ -103,7 +103,7 @@ func (s *Store) Holder(ctx context.Context, id Identity) (string, []MintedGrant,
 // becomes of it, and returns all that live. One that is counted already isn't
 // counted twice.
 func (s *Store) NoteGrant(ctx context.Context, id Identity, token secret.Text, name string) ([]MintedGrant, error) {
-	grant := MintedGrant{ID: grantID(token), Connection: name, At: s.now()}
+	grant := MintedGrant{ID: grantID(token), Connection: name, At: now()}
 	return s.hand(ctx, id, func(h *holding) (bool, error) { return h.note(grant), nil })
 }
 
@@ -168,7 +168,7 @@ func (s *Store) taken(ctx context.Context, h *holding, id Identity) (bool, error
 			return false, nil // it was stored since, and is something else now
 		}
 	}
-	return s.now().Sub(h.HeldAt).Abs() < settleIn, nil
+	return now().Sub(h.HeldAt).Abs() < settleIn, nil
 }
 
 // hand changes the identity's register by a compare-and-set.

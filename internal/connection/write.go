@@ -42,7 +42,7 @@ func (s *Store) Add(ctx context.Context, c Connection, refreshToken secret.Text)
 		default: // over the tombstone, counting grants on
 			added.Grant, added.Revision = there.Grant, there.Revision
 		}
-		added.CreatedAt = s.now()
+		added.CreatedAt = now()
 		added.SetRefreshToken(refreshToken)
 		stored, err := s.put(ctx, added)
 		if errors.Is(err, register.ErrConflict) {
@@ -91,7 +91,7 @@ func (s *Store) MarkRevoked(ctx context.Context, refused *Connection, reason str
 		if !c.sameGrant(refused) || c.Status != Active {
 			return errUnchanged
 		}
-		c.Status, c.StatusReason, c.RevokedAt = Revoked, reason, s.now()
+		c.Status, c.StatusReason, c.RevokedAt = Revoked, reason, now()
 		c.UpdatedBy = "worker"
 		return nil
 	})
@@ -136,7 +136,7 @@ func (s *Store) remove(ctx context.Context, name, by string, may func(*Connectio
 		}
 		tombstone := c.clone()
 		if c.Status == Unreadable {
-			tombstone.Location, tombstone.Environment, tombstone.CreatedAt = "us", Production, s.now()
+			tombstone.Location, tombstone.Environment, tombstone.CreatedAt = "us", Production, now()
 		}
 		tombstone.Status, tombstone.StatusReason = Removed, ""
 		tombstone.UpdatedBy = by
@@ -229,7 +229,7 @@ func sleep(ctx context.Context, d time.Duration) bool {
 // register.ErrConflict, ErrUnclear, or one that came before anything was written.
 func (s *Store) put(ctx context.Context, c *Connection) (*Connection, error) {
 	c = c.clone()
-	c.UpdatedAt = s.now()
+	c.UpdatedAt = now()
 	minted := grantID(c.renewed)
 	data, err := c.encode(s.keyring)
 	if err != nil {
@@ -288,4 +288,4 @@ func (s *Store) duplicate(c *Connection) (string, bool) {
 }
 
 // now is the time as records carry it: UTC, to the millisecond.
-func (s *Store) now() time.Time { return s.options.Now().UTC().Truncate(time.Millisecond) }
+func now() time.Time { return time.Now().UTC().Truncate(time.Millisecond) }
