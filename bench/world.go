@@ -108,7 +108,6 @@ type world struct {
 	redisURL      string
 	keys          secret.Text
 	nc            *nats.Conn
-	stream        jetstream.Stream
 	cleanup       []func()
 	connectionIDs []string
 }
@@ -161,9 +160,6 @@ func (w *world) seed(ctx context.Context, connections, places int) error {
 		return err
 	}
 	if err := (consumer.Topology{Replicas: 1, Retention: 24 * time.Hour}).Ensure(ctx, js); err != nil {
-		return err
-	}
-	if w.stream, err = js.Stream(ctx, consumer.RequestStream); err != nil {
 		return err
 	}
 	keyring, err := secret.ParseKeyring(w.keys.Reveal())

@@ -30,7 +30,7 @@ var arrows = map[string][]string{
 	"internal/event":               {"internal/connection", "internal/secret"},
 	"internal/ledger":              {"internal/register"},
 	"internal/relay":               {"internal/connection", "internal/envelope", "internal/failpoint", "internal/ledger", "internal/register", "internal/token", "internal/trace", "internal/zoho"},
-	"internal/consumer":            {"internal/connection", "internal/consent", "internal/dead", "internal/envelope", "internal/failpoint", "internal/flow", "internal/lease", "internal/ledger", "internal/register", "internal/relay", "internal/token", "internal/trace", "internal/zoho"},
+	"internal/consumer":            {"internal/connection", "internal/consent", "internal/dead", "internal/envelope", "internal/event", "internal/failpoint", "internal/flow", "internal/lease", "internal/ledger", "internal/register", "internal/relay", "internal/token", "internal/trace", "internal/zoho"},
 	"internal/flow":                {},
 	"internal/lease":               {"internal/connection/follow", "internal/register"},
 	"internal/inspect":             {"internal/connection", "internal/consent", "internal/consumer", "internal/envelope", "internal/flow", "internal/lease", "internal/ledger", "internal/register", "internal/relay", "internal/secret", "internal/token", "internal/zoho"},

@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-	"net/url"
 	"os"
 	"slices"
 	"strings"
@@ -259,12 +258,4 @@ func writeBody(w io.Writer, body envelope.Body) error {
 	}
 	_, err := w.Write(data)
 	return err
-}
-
-// quoteURL is a URL as one word of a shell command.
-func quoteURL(raw string) string {
-	if _, err := url.Parse(raw); err == nil && !strings.ContainsAny(raw, "&?*$ '\"") {
-		return raw
-	}
-	return "'" + strings.ReplaceAll(raw, "'", `'\''`) + "'"
 }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"os"
 	"strings"
 	"time"
@@ -23,17 +24,21 @@ import (
 	"zoho-worker/internal/register"
 )
 
-// client publishes requests and waits for their responses, as any service would.
+// client is a command's connection to NATS. It publishes requests and waits for their
+// responses, as any service would.
 type client struct {
-	nc *nats.Conn
-	js jetstream.JetStream
+	nc     *nats.Conn
+	js     jetstream.JetStream
+	logger *slog.Logger
 }
 
-func newClient(config app.Config, logLevel string) (*client, error) {
-	if err := app.CheckLevel(logLevel); err != nil {
+// newClient connects for a command, under its name.
+func newClient(config app.Config, command string) (*client, error) {
+	if err := app.CheckLevel(config.LogLevel); err != nil {
 		return nil, fmt.Errorf("--log-level (LOG_LEVEL): %w", err)
 	}
-	nc, err := app.Connect(config, "zoho-worker call", app.Logger(os.Stderr, logLevel, config.LogFormat))
+	logger := app.Logger(os.Stderr, config.LogLevel, config.LogFormat)
+	nc, err := app.Connect(config, "zoho-"+command, logger)
 	if err != nil {
 		return nil, err
 	}
@@ -42,7 +47,7 @@ func newClient(config app.Config, logLevel string) (*client, error) {
 		nc.Close()
 		return nil, err
 	}
-	return &client{nc: nc, js: js}, nil
+	return &client{nc: nc, js: js, logger: logger}, nil
 }
 
 func (c *client) close() { c.nc.Close() }
@@ -68,7 +73,7 @@ func withClient(cmd *cobra.Command, config *app.Config, work func(*client) error
 	if err := config.Load(cmd.Flags(), os.LookupEnv); err != nil {
 		return err
 	}
-	c, err := newClient(*config, config.LogLevel)
+	c, err := newClient(*config, cmd.CommandPath())
 	if err != nil {
 		return err
 	}
@@ -89,7 +94,7 @@ func explained(nc *nats.Conn, err error) error {
 	switch {
 	case err == nil:
 		return nil
-	case jetStreamIsOff(err):
+	case app.JetStreamIsOff(err):
 		return fmt.Errorf("%w\nJetStream is off at this NATS server, or for this account: switch it on (jetstream { store_dir: … } in its configuration; "+
 			"in an account, jetstream: enabled)", err)
 	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, nats.ErrTimeout):
@@ -99,11 +104,6 @@ func explained(nc *nats.Conn, err error) error {
 		}
 	}
 	return err
-}
-
-// jetStreamIsOff reports whether that is what an error means.
-func jetStreamIsOff(err error) bool {
-	return errors.Is(err, nats.ErrNoResponders) || errors.Is(err, jetstream.ErrJetStreamNotEnabled) || errors.Is(err, jetstream.ErrJetStreamNotEnabledForAccount)
 }
 
 // call publishes the request to a lane, <connection> or <connection>.bulk, and
@@ -125,7 +125,7 @@ func (c *client) call(ctx context.Context, lane string, request *envelope.Reques
 	case errors.Is(err, jetstream.ErrNoStreamResponse):
 		asking, cancel := context.WithTimeout(ctx, 2*time.Second)
 		defer cancel()
-		if _, err := c.js.AccountInfo(asking); jetStreamIsOff(err) {
+		if _, err := c.js.AccountInfo(asking); app.JetStreamIsOff(err) {
 			return nil, nil, fmt.Errorf("publish the request: %w", err)
 		}
 		return nil, nil, errors.New("this NATS server has no stream for requests: start a worker first (worker run)")

@@ -105,36 +105,28 @@ func openRecords(cmd *cobra.Command, config *app.Config, keys bool, prepare func
 			return fmt.Errorf("--encryption-keys (ENCRYPTION_KEYS): the workers' keys are needed, they seal and open the refresh tokens: %w", err)
 		}
 	}
-	if err := app.CheckLevel(config.LogLevel); err != nil {
-		return fmt.Errorf("--log-level (LOG_LEVEL): %w", err)
-	}
-	logger := app.Logger(os.Stderr, config.LogLevel, config.LogFormat)
-	nc, err := app.Connect(*config, "zoho-worker connections", logger)
+	c, err := newClient(*config, cmd.CommandPath())
 	if err != nil {
 		return err
 	}
-	defer nc.Close()
-	js, err := jetstream.New(nc)
-	if err != nil {
-		return err
-	}
+	defer c.close()
 	ctx, cancel := context.WithTimeout(cmd.Context(), time.Minute)
 	defer cancel()
-	if err := prepare(ctx, js); err != nil {
-		return explained(nc, err)
+	if err := prepare(ctx, c.js); err != nil {
+		return explained(c.nc, err)
 	}
-	said := logger
+	said := c.logger
 	if !keys {
 		said = slog.New(slog.DiscardHandler) // what can't be read is shown
 	}
-	store, err := connection.Open(ctx, js, keyring, connection.Options{Logger: said})
+	store, err := connection.Open(ctx, c.js, keyring, connection.Options{Logger: said})
 	if err != nil {
-		return explained(nc, err)
+		return explained(c.nc, err)
 	}
 	defer store.Close()
-	return explained(nc, work(cmd.Context(), &records{
-		config: *config, js: js, keyring: keyring, store: store, logger: logger,
-		events: &event.Publisher{JS: js, Connections: store, PublicURL: config.PublicURL, Logger: logger},
+	return explained(c.nc, work(cmd.Context(), &records{
+		config: *config, js: c.js, keyring: keyring, store: store, logger: c.logger,
+		events: &event.Publisher{JS: c.js, Connections: store, PublicURL: config.PublicURL, Logger: c.logger},
 	}))
 }
 

@@ -427,7 +427,7 @@ func testCommand(config *app.Config) *cobra.Command {
 				}
 				defer tokens.Close()
 				result := console.Test(ctx, tokens, client, c)
-				fmt.Fprintf(cmd.OutOrStdout(), "%s: %s (%s)\n", result.Title, result.Detail, result.Took.Round(time.Millisecond))
+				fmt.Fprintf(cmd.OutOrStdout(), "%s: %s (%s)\n", result.Title, result.Detail, result.Took)
 				if result.Body != "" {
 					fmt.Fprintln(cmd.OutOrStdout(), result.Body)
 				}

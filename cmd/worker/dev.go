@@ -108,7 +108,8 @@ func dev(ctx context.Context, flags devFlags, out io.Writer) error {
 	fmt.Fprintf(out, "  Zoho         %s   simulated: Leads, Contacts, Accounts, Deals\n", box.ZohoURL)
 	fmt.Fprintf(out, "  connection   demo\n")
 
-	c, err := newClient(config, "error")
+	config.LogLevel = "error" // of what follows
+	c, err := newClient(config, "worker dev")
 	if err != nil {
 		return err
 	}
@@ -208,31 +209,27 @@ func demonstrate(ctx context.Context, c *client, out io.Writer) (id string, err 
 }
 
 func next(out io.Writer, flags devFlags, box *devbox.Box, id string) {
-	env := ""
+	env, server := "", ""
 	if flags.natsAddr != "127.0.0.1:4222" {
-		env = "NATS_URL=" + box.NATSURL + " "
-	}
-	server := ""
-	if env != "" {
-		server = " -s " + box.NATSURL
+		env, server = "NATS_URL="+box.NATSURL+" ", " -s "+box.NATSURL
 	}
 	example := envelope.Request{ID: "job-1", Method: "GET", Path: "/crm/v8/Contacts", RawQuery: "fields=Last_Name,Email"}
 	fmt.Fprintf(out, `
 Next, in another terminal:
 
-  %[1]sgo run ./cmd/worker call demo GET %[2]s
+  %[1]sgo run ./cmd/worker call demo GET '/v8/Leads?fields=Last_Name,Email&per_page=3'
   %[1]sgo run ./cmd/worker call demo POST /v8/Leads --body '{"data":[{"Last_Name":"Byron"}]}'
 
 or with the nats command line:
 
-  nats%[3]s pub --jetstream zoho.requests.demo '%[4]s'
-  nats%[3]s stream get ZOHO_RESPONSES --last-for zoho.responses.demo.job-1
+  nats%[2]s pub --jetstream zoho.requests.demo '%[3]s'
+  nats%[2]s stream get ZOHO_RESPONSES --last-for zoho.responses.demo.job-1
 
 What became of a request, and how all is:
 
-  %[1]sgo run ./cmd/worker why demo %[5]s
+  %[1]sgo run ./cmd/worker why demo %[4]s
   %[1]sgo run ./cmd/worker status
 
 Ctrl-C stops everything.
-`, env, quoteURL("/v8/Leads?fields=Last_Name,Email&per_page=3"), server, example.AppendJSON(nil), id)
+`, env, server, example.AppendJSON(nil), id)
 }

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"strconv"
@@ -14,6 +13,7 @@ import (
 	"zoho-worker/internal/app"
 	"zoho-worker/internal/connection"
 	"zoho-worker/internal/consumer"
+	"zoho-worker/internal/event"
 	"zoho-worker/internal/flow"
 	"zoho-worker/internal/inspect"
 	"zoho-worker/internal/lease"
@@ -52,8 +52,8 @@ restart, and survives one.`,
 				return err
 			}
 			fmt.Fprintf(cmd.OutOrStdout(), "queue %s is paused until %s: %s\n", q.Name, until.Local().Format(time.DateTime), waiting(q.Waiting))
-			return tellPause(ctx, r, map[string]any{
-				"event": "paused", "connection": args[0], "queue": q.Name, "at": now.UTC(), "until": until.UTC(), "cause": cause,
+			return event.Send(ctx, r.JS, event.Event{
+				Event: "paused", Connection: args[0], At: now.UTC(), Queue: q.Name, Until: until.UTC(), Cause: cause,
 			})
 		})
 	}
@@ -78,7 +78,7 @@ because Zoho refused calls: it will be paused again if Zoho still does.`,
 				return err
 			}
 			fmt.Fprintf(cmd.OutOrStdout(), "queue %s goes on: %s\n", q.Name, waiting(q.Waiting))
-			return tellPause(ctx, r, map[string]any{"event": "resumed", "connection": args[0], "queue": q.Name, "at": now.UTC(), "cause": inspect.ByHand})
+			return event.Send(ctx, r.JS, event.Event{Event: "resumed", Connection: args[0], At: now.UTC(), Queue: q.Name, Cause: inspect.ByHand})
 		})
 	}
 	return cmd
@@ -101,15 +101,6 @@ func setPause(ctx context.Context, r *inspect.Reader, q *inspect.Queue, p *flow.
 	err := lease.Update(ctx, r.JS, q.Name, consumer.SetPause(p, now))
 	if errors.Is(err, jetstream.ErrStreamNotFound) {
 		return errors.New("there are no queues on this server: no worker ever ran against it")
-	}
-	return err
-}
-
-// tellPause publishes an event of the queue.
-func tellPause(ctx context.Context, r *inspect.Reader, event map[string]any) error {
-	data, err := json.Marshal(event)
-	if err == nil {
-		_, err = r.JS.Publish(ctx, "zoho.events."+fmt.Sprint(event["connection"]), data)
 	}
 	return err
 }

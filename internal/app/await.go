@@ -56,7 +56,7 @@ func (w *Worker) await(ctx context.Context, logger *slog.Logger, what string, st
 		if !passing(err) {
 			return err
 		}
-		if notEnabled(err) && time.Since(begun) > silence {
+		if JetStreamIsOff(err) && time.Since(begun) > silence {
 			return fmt.Errorf("%w: is JetStream switched on (jetstream { store_dir: … })?", err)
 		}
 		pause := pauses.NextBackOff()
@@ -83,7 +83,7 @@ func passing(err error) bool {
 	switch {
 	case errors.As(err, &op) && (op.Op == "remote error" || op.Op == "local error"):
 		return false // an alert of TLS
-	case notEnabled(err):
+	case JetStreamIsOff(err):
 		return true // for a while
 	case errors.As(err, &api):
 		// 503: no meta leader, no leader of the stream, no room. 10005: too few
@@ -103,8 +103,9 @@ func passing(err error) bool {
 	return false
 }
 
-// notEnabled: nobody answers for JetStream, as while a server stops.
-func notEnabled(err error) bool {
+// JetStreamIsOff reports whether nobody answers for JetStream: it is not switched on for
+// this account, or its server stops.
+func JetStreamIsOff(err error) bool {
 	return errors.Is(err, nats.ErrNoResponders) || errors.Is(err, jetstream.ErrJetStreamNotEnabled) ||
 		errors.Is(err, jetstream.ErrJetStreamNotEnabledForAccount)
 }

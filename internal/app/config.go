@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
-	"iter"
 	"math"
 	"net"
 	"net/url"
@@ -130,7 +129,11 @@ func (c Config) Validate() error {
 	if c.NATSURL == "" {
 		wrong("nats-url", "missing: give the NATS server's address, like nats://127.0.0.1:4222")
 	}
-	for flag, file := range c.files() {
+	for _, setting := range [][2]string{
+		{"nats-creds", c.NATSCreds}, {"nats-nkey", c.NATSNKey}, {"nats-ca", c.NATSCA}, {"nats-cert", c.NATSCert},
+		{"nats-key", c.NATSKey}, {"redis-ca", c.RedisCA}, {"redis-cert", c.RedisCert}, {"redis-key", c.RedisKey},
+	} {
+		flag, file := setting[0], setting[1]
 		if file == "" {
 			continue
 		}
@@ -226,26 +229,6 @@ func (c Config) Validate() error {
 		faults = append(faults, c.validateConsole())
 	}
 	return errors.Join(faults...)
-}
-
-// files are the files that settings name, by flag.
-func (c Config) files() iter.Seq2[string, string] {
-	return func(yield func(string, string) bool) {
-		for _, f := range [][2]string{
-			{"nats-creds", c.NATSCreds},
-			{"nats-nkey", c.NATSNKey},
-			{"nats-ca", c.NATSCA},
-			{"nats-cert", c.NATSCert},
-			{"nats-key", c.NATSKey},
-			{"redis-ca", c.RedisCA},
-			{"redis-cert", c.RedisCert},
-			{"redis-key", c.RedisKey},
-		} {
-			if !yield(f[0], f[1]) {
-				return
-			}
-		}
-	}
 }
 
 // zoho is the configuration of the client, with responses of at most maxResponse bytes.

@@ -1,7 +1,6 @@
 package connection
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -37,8 +36,6 @@ func (e ErrDuplicate) Error() string {
 
 // Options of a Store; the zero value is good.
 type Options struct {
-	// Timeout bounds a single exchange with the server. Default 5 s.
-	Timeout time.Duration
 	// Check is how often the stream is looked at for being another one. Default 15 s.
 	Check time.Duration
 	// Now defaults to time.Now.
@@ -77,7 +74,6 @@ type entry struct {
 // exist; see StreamConfig. Without a keyring refresh tokens are neither sealed nor opened: all else can be
 // looked at and changed.
 func Open(ctx context.Context, js jetstream.JetStream, keyring *secret.Keyring, options Options) (*Store, error) {
-	options.Timeout = cmp.Or(options.Timeout, 5*time.Second)
 	if options.Now == nil {
 		options.Now = time.Now
 	}
@@ -85,7 +81,7 @@ func Open(ctx context.Context, js jetstream.JetStream, keyring *secret.Keyring, 
 		options.Logger = slog.Default()
 	}
 	s := &Store{
-		registers: register.New(js, StreamName, options.Timeout), keyring: keyring, options: options,
+		registers: register.New(js, StreamName, 5*time.Second), keyring: keyring, options: options,
 		wake: make(chan struct{}, 1), watches: map[int]func(*Connection){},
 		closing: make(chan struct{}), done: make(chan struct{}),
 	}

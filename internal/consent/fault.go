@@ -100,13 +100,13 @@ func internal(err error) *Fault {
 
 func stateFault(err error) *Fault {
 	switch {
-	case errors.Is(err, ErrUsed):
+	case errors.Is(err, errUsed):
 		return &Fault{
 			Code: StateUsed, Title: "This sign-in was used already", Err: err,
 			Text: "Each sign-in at Zoho can be completed once. This one has been, perhaps in another tab.",
 			Todo: "Look at the list of connections. If yours is not there, begin again.",
 		}
-	case errors.Is(err, ErrUnknown):
+	case errors.Is(err, errUnknown):
 		return &Fault{
 			Code: StateInvalid, Title: "This sign-in can't be completed", Err: err,
 			Text: "It did not begin in this browser, or it took longer than 15 minutes.",

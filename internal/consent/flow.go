@@ -109,11 +109,8 @@ type Choice struct {
 	Reason Decision
 	// Existing is the connection that would get the fresh grant.
 	Existing string
-	// Name is the one that was asked for.
-	Name     string
 	Who      Who
 	Location string
-	Shared   bool
 }
 
 // Outcome is what became of a consent: a connection, or a choice to make.
@@ -132,7 +129,7 @@ type Outcome struct {
 func (f *Flow) Callback(ctx context.Context, query url.Values, bound string) (*Outcome, error) {
 	state := query.Get("state")
 	if state == "" || len(query["state"]) != 1 || subtle.ConstantTimeCompare([]byte(state), []byte(bound)) != 1 {
-		return nil, stateFault(fmt.Errorf("%w: not this browser's", ErrUnknown))
+		return nil, stateFault(fmt.Errorf("%w: not this browser's", errUnknown))
 	}
 	var p Pending
 	revision, err := f.store.take(ctx, stateSubject(state), phasePending, &p)
@@ -232,7 +229,6 @@ func (f *Flow) redeem(ctx context.Context, p Pending, code string, subject strin
 		f.unused(ctx, h, err)
 		return nil, err
 	}
-	outcome.Shared = p.Share != ""
 	return outcome, nil
 }
 
@@ -415,14 +411,14 @@ func undecidable(h held) error {
 }
 
 func (h *held) choice() *Choice {
-	return &Choice{Reason: h.Reason, Existing: h.Existing, Name: h.Name, Who: h.Who, Location: h.Location, Shared: h.Share != ""}
+	return &Choice{Reason: h.Reason, Existing: h.Existing, Who: h.Who, Location: h.Location}
 }
 
 // Held returns the choice that the browser with this state has to make; one without
 // a state has none. The error is a *Fault.
 func (f *Flow) Held(ctx context.Context, state string) (*Choice, error) {
 	if state == "" {
-		return nil, stateFault(ErrUnknown)
+		return nil, stateFault(errUnknown)
 	}
 	var h held
 	if _, err := f.store.get(ctx, stateSubject(state), phaseHeld, &h); err != nil {
@@ -567,7 +563,7 @@ func (f *Flow) CreateShare(ctx context.Context, p Pending, life time.Duration) (
 func (f *Flow) Share(ctx context.Context, word string) (*Share, error) {
 	share, err := f.store.share(ctx, id(word))
 	if err == nil && !share.UsedAt.IsZero() {
-		err = ErrUsed
+		err = errUsed
 	}
 	if err != nil {
 		return nil, shareFault(err)
@@ -601,7 +597,7 @@ func (f *Flow) Withdraw(ctx context.Context, id string) (*Share, error) {
 func (f *Flow) BeginShared(ctx context.Context, word string) (Begun, error) {
 	share, err := f.store.changeShare(ctx, id(word), func(share *Share) error {
 		if !share.UsedAt.IsZero() || share.Starts >= maxStarts {
-			return ErrUsed
+			return errUsed
 		}
 		share.Starts++
 		return nil
@@ -620,9 +616,9 @@ func shareFault(err error) *Fault {
 	f := &Fault{Err: err, Code: ShareInvalid, Title: "This link is not valid"}
 	f.Text = "It has expired, it was withdrawn, or it was not copied whole."
 	switch {
-	case errors.Is(err, ErrUsed):
+	case errors.Is(err, errUsed):
 		f.Code, f.Title, f.Text = ShareUsed, "This link was used already", "A link connects one account, once."
-	case !errors.Is(err, ErrUnknown):
+	case !errors.Is(err, errUnknown):
 		return internal(err)
 	}
 	f.Todo = "Ask whoever sent it to you for a new one."

@@ -50,8 +50,8 @@ func StreamConfig(replicas int) jetstream.StreamConfig {
 
 // Why a state or a link is no good.
 var (
-	ErrUnknown = errors.New("unknown or expired")
-	ErrUsed    = errors.New("used already")
+	errUnknown = errors.New("unknown or expired")
+	errUsed    = errors.New("used already")
 )
 
 // Kind says what a consent is for.
@@ -165,32 +165,32 @@ func (s *store) put(ctx context.Context, subject, phase string, expires time.Tim
 	return s.registers.Put(ctx, subject, data, revision)
 }
 
-// get reads a record of the phase. The error is ErrUsed or ErrUnknown where it
+// get reads a record of the phase. The error is errUsed or errUnknown where it
 // is no good.
 func (s *store) get(ctx context.Context, subject, phase string, value any) (uint64, error) {
 	entry, err := s.registers.Get(ctx, subject)
 	if errors.Is(err, register.ErrNotFound) {
-		return 0, ErrUnknown
+		return 0, errUnknown
 	}
 	if err != nil {
 		return 0, err
 	}
 	var doc document
 	if err := json.Unmarshal(entry.Data, &doc); err != nil {
-		return 0, ErrUnknown
+		return 0, errUnknown
 	}
 	switch {
 	case doc.Phase == phaseUsed, doc.Phase == phaseHeld && phase == phasePending:
-		return 0, ErrUsed
+		return 0, errUsed
 	case doc.Phase != phase || s.now().After(doc.Expires):
-		return 0, ErrUnknown
+		return 0, errUnknown
 	}
 	plain, err := s.keyring.Open(doc.Sealed, "consent", subject, phase)
 	if err != nil {
 		return 0, fmt.Errorf("open consent: %w", err)
 	}
 	if err := json.Unmarshal(plain, value); err != nil {
-		return 0, ErrUnknown
+		return 0, errUnknown
 	}
 	return entry.Revision, nil
 }
@@ -203,7 +203,7 @@ func (s *store) take(ctx context.Context, subject, phase string, value any) (uin
 	}
 	revision, err = s.put(ctx, subject, phaseUsed, s.now(), nil, revision)
 	if errors.Is(err, register.ErrConflict) {
-		return 0, ErrUsed
+		return 0, errUsed
 	}
 	return revision, err
 }
@@ -211,7 +211,7 @@ func (s *store) take(ctx context.Context, subject, phase string, value any) (uin
 // share reads a one-time link by its word or its id.
 func (s *store) share(ctx context.Context, id string) (*Share, error) {
 	if len(id) != 32 || strings.Trim(id, "0123456789abcdef") != "" {
-		return nil, ErrUnknown
+		return nil, errUnknown
 	}
 	share := &Share{}
 	var err error
@@ -223,7 +223,7 @@ func (s *store) share(ctx context.Context, id string) (*Share, error) {
 	return share, nil
 }
 
-// changeShare changes a link that is good. The error is ErrUsed where it was
+// changeShare changes a link that is good. The error is errUsed where it was
 // used meanwhile.
 func (s *store) changeShare(ctx context.Context, id string, change func(*Share) error) (*Share, error) {
 	for {
@@ -247,7 +247,7 @@ func (s *store) changeShare(ctx context.Context, id string, change func(*Share) 
 func (s *store) useShare(ctx context.Context, id string) error {
 	_, err := s.changeShare(ctx, id, func(share *Share) error {
 		if !share.UsedAt.IsZero() {
-			return ErrUsed
+			return errUsed
 		}
 		share.UsedAt = s.now()
 		return nil
@@ -260,13 +260,13 @@ func (s *store) releaseShare(ctx context.Context, id string) error {
 		share.UsedAt = time.Time{}
 		return nil
 	})
-	if errors.Is(err, ErrUnknown) {
+	if errors.Is(err, errUnknown) {
 		return nil // it has expired meanwhile, or was withdrawn
 	}
 	return err
 }
 
-// withdraw ends a link; one in use is not given back any more. The error is ErrUnknown
+// withdraw ends a link; one in use is not given back any more. The error is errUnknown
 // where there is none, or no more.
 func (s *store) withdraw(ctx context.Context, id string) (*Share, error) {
 	for {

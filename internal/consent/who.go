@@ -40,18 +40,13 @@ func (w Who) write(c *connection.Connection) {
 	}
 }
 
-// Identity is the user's in a data centre and environment.
+// identity is the user's in a data centre and environment.
 func (w Who) identity(location, environment string) connection.Identity {
 	return connection.Identity{Location: location, Environment: environment, OrgID: w.OrgID, UserID: w.UserID}
 }
 
-// Caller makes one call of the CRM API.
-type Caller interface {
-	Do(ctx context.Context, call *zoho.Call) *zoho.Answer
-}
-
 // askWho asks Zoho whose token it is. The error is a *Fault.
-func askWho(ctx context.Context, caller Caller, location, environment string, token secret.Text) (Who, error) {
+func askWho(ctx context.Context, client *zoho.Client, location, environment string, token secret.Text) (Who, error) {
 	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
 	defer cancel()
 	var users struct {
@@ -71,10 +66,10 @@ func askWho(ctx context.Context, caller Caller, location, environment string, to
 			} `json:"license_details"`
 		} `json:"org"`
 	}
-	if err := ask(ctx, caller, location, environment, token, "/crm/v8/users", "type=CurrentUser", &users); err != nil {
+	if err := ask(ctx, client, location, environment, token, "/crm/v8/users", "type=CurrentUser", &users); err != nil {
 		return Who{}, err
 	}
-	if err := ask(ctx, caller, location, environment, token, "/crm/v8/org", "", &orgs); err != nil {
+	if err := ask(ctx, client, location, environment, token, "/crm/v8/org", "", &orgs); err != nil {
 		return Who{}, err
 	}
 	if len(users.Users) == 0 || users.Users[0].ID == "" || len(orgs.Org) == 0 || orgs.Org[0].Zgid+orgs.Org[0].ID == "" {
@@ -121,7 +116,7 @@ func whoFault(err error) *Fault {
 }
 
 // ask makes one call, again where Zoho has a bad moment.
-func ask(ctx context.Context, caller Caller, location, environment string, token secret.Text, path, query string, into any) error {
+func ask(ctx context.Context, client *zoho.Client, location, environment string, token secret.Text, path, query string, into any) error {
 	var last error
 	for try := range 3 {
 		if try > 0 {
@@ -131,7 +126,7 @@ func ask(ctx context.Context, caller Caller, location, environment string, token
 				return whoFault(context.Cause(ctx))
 			}
 		}
-		answer := caller.Do(ctx, &zoho.Call{
+		answer := client.Do(ctx, &zoho.Call{
 			Location: location, Environment: zoho.Environment(environment), Token: token,
 			Method: http.MethodGet, Path: path, RawQuery: query,
 		})

@@ -179,7 +179,7 @@ type showData struct {
 	Flow    *orgRow
 	Grants  int
 	Warning string
-	Test    *testResult
+	Test    *Tested
 }
 
 func (c *Console) show(w http.ResponseWriter, r *http.Request) {
@@ -188,7 +188,7 @@ func (c *Console) show(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-func (c *Console) showWith(w http.ResponseWriter, r *http.Request, conn *connection.Connection, test *testResult) {
+func (c *Console) showWith(w http.ResponseWriter, r *http.Request, conn *connection.Connection, test *Tested) {
 	queues, known := c.board.look(r.Context())
 	uses := c.board.lastUses(r.Context(), []string{conn.Name})
 	members := c.members()
@@ -298,15 +298,6 @@ func LinkURL(publicURL, word string) string {
 	return strings.TrimSuffix(publicURL, "/") + "/link/" + url.PathEscape(word)
 }
 
-// testResult is what one cheap call came to.
-type testResult struct {
-	Good   bool
-	Title  string
-	Detail string
-	Took   time.Duration
-	Body   string
-}
-
 func (c *Console) test(w http.ResponseWriter, r *http.Request) {
 	conn, ok := c.named(w, r)
 	if !ok {
@@ -317,9 +308,7 @@ func (c *Console) test(w http.ResponseWriter, r *http.Request) {
 	if again, ok := c.Connections.Get(conn.Name); ok {
 		conn = again
 	}
-	c.showWith(w, r, conn, &testResult{
-		Good: result.Good, Title: result.Title, Detail: result.Detail, Took: result.Took.Round(time.Millisecond), Body: result.Body,
-	})
+	c.showWith(w, r, conn, &result)
 }
 
 func (c *Console) disconnectForm(w http.ResponseWriter, r *http.Request) {

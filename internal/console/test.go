@@ -22,19 +22,13 @@ type Tested struct {
 	Body string
 }
 
-// Tokens gives access tokens.
-type Tokens interface {
-	Token(ctx context.Context, c *connection.Connection) (token.Token, error)
-	Renew(ctx context.Context, c *connection.Connection, failed token.Token) (token.Token, error)
-}
-
 // Test asks Zoho who the connection's user is: one call, one credit.
-func Test(ctx context.Context, tokens Tokens, client *zoho.Client, c *connection.Connection) Tested {
+func Test(ctx context.Context, tokens *token.Source, client *zoho.Client, c *connection.Connection) Tested {
 	begun := time.Now()
 	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
 	defer cancel()
 	result := func(good bool, title, detail string) Tested {
-		return Tested{Good: good, Title: title, Detail: detail, Took: time.Since(begun)}
+		return Tested{Good: good, Title: title, Detail: detail, Took: time.Since(begun).Round(time.Millisecond)}
 	}
 	access, err := tokens.Token(ctx, c)
 	for renewed := false; ; renewed = true {

@@ -3,7 +3,6 @@ package consumer
 import (
 	"cmp"
 	"encoding/json"
-	"maps"
 	"os"
 	"slices"
 	"strconv"
@@ -144,11 +143,8 @@ func (e *entry) inHand() InHand {
 // serves: of one, or of all, those with work first, as many as fit.
 func (c *Consumer) tellOrgs(ask micro.Request) {
 	wanted := string(ask.Data())
-	c.mu.Lock()
-	orgs := slices.Collect(maps.Values(c.orgs))
-	c.mu.Unlock()
 	sights := []Sight{}
-	for _, o := range orgs {
+	for _, o := range c.all() {
 		if wanted == "" || wanted == o.name {
 			sights = append(sights, o.sight())
 		}

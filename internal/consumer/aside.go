@@ -50,18 +50,25 @@ func (o *org) moveAside(aside []*entry) {
 	}
 }
 
+// sendersOwn are the headers that the server doesn't act on: what a sender asked of it
+// was done when the message came.
+func sendersOwn(header nats.Header) nats.Header {
+	own := nats.Header{}
+	for name, values := range header {
+		if !strings.HasPrefix(name, "Nats-") {
+			own[name] = values
+		}
+	}
+	return own
+}
+
 // roomForID is what the header takes that the client library adds.
 const roomForID = 256
 
 // move moves one heavy request, or puts it back into its line.
 func (o *org) move(e *entry) error {
 	to, _ := e.lane.lane.aside()
-	msg := &nats.Msg{Subject: laneKey{e.connection, to}.subject(), Data: e.data, Header: nats.Header{}}
-	for name, values := range e.header {
-		if !strings.HasPrefix(name, "Nats-") { // what its caller asked of the server was done
-			msg.Header[name] = values
-		}
-	}
+	msg := &nats.Msg{Subject: laneKey{e.connection, to}.subject(), Data: e.data, Header: sendersOwn(e.header)}
 	stored := e.stored.UTC().Format(time.RFC3339Nano)
 	msg.Header.Set(dead.StoredHeader, stored)
 	if register.HeaderSize(msg.Header) > register.MaxHeader-roomForID {

@@ -127,14 +127,9 @@ func (c *Consumer) enqueue(connection, id string, call micro.Request) error {
 	// A valid envelope is an object with members: the reply_to goes first.
 	rest, _ := strings.CutPrefix(strings.TrimSpace(string(call.Data())), "{")
 	msg := &nats.Msg{
-		Subject: "zoho.requests." + connection,
+		Subject: requestPrefix + connection,
 		Data:    []byte(`{"reply_to":` + strconv.Quote(call.Reply()) + `,` + rest),
-		Header:  nats.Header{},
-	}
-	for name, values := range call.Headers() {
-		if !strings.HasPrefix(name, "Nats-") {
-			msg.Header[name] = values
-		}
+		Header:  sendersOwn(nats.Header(call.Headers())),
 	}
 	// Where no PubAck comes it may be stored or not, and the caller would get two
 	// answers. By this id the server knows it again.

@@ -78,9 +78,6 @@ type Options struct {
 	Look time.Duration
 	// Reserve is the part of an org's credits, 0 to 1, that bulk work may not touch.
 	Reserve float64
-	// Term is for how long another worker waits for a sign of life of this one
-	// before it takes over its orgs. Default lease.DefaultTerm.
-	Term time.Duration
 	// AckWait is how long the server waits for a sign of life before it hands a
 	// request to somebody else; all in hand give one every third of it. Too little
 	// hands requests out twice when a network or a process stalls, which costs
@@ -140,8 +137,8 @@ type Consumer struct {
 	soon      chan struct{} // something changed: look
 }
 
-// ErrStopBudget is the cause with which calls are cut that outlive the stop budget.
-var ErrStopBudget = errors.New("the worker's stop budget is over")
+// errStopBudget is the cause with which calls are cut that outlive the stop budget.
+var errStopBudget = errors.New("the worker's stop budget is over")
 
 // New returns a consumer that does nothing yet.
 func New(o Options) *Consumer {
@@ -159,7 +156,7 @@ func New(o Options) *Consumer {
 		storing: semaphore.NewWeighted(callsAtOnce),
 	}
 	c.leases = lease.New(lease.Options{
-		JS: c.JetStream, Term: c.Term, About: c.session, Changed: c.leaseChanged, Lost: c.lost, Logger: c.Logger,
+		JS: c.JetStream, About: c.session, Changed: c.leaseChanged, Lost: c.lost, Logger: c.Logger,
 	})
 	c.metrics = newMetrics(o.Metrics, c)
 	c.pulling, c.stopPull = context.WithCancel(context.Background())
@@ -254,7 +251,7 @@ func (c *Consumer) Stop(ctx context.Context) {
 	case <-done:
 	case <-ctx.Done():
 		c.Logger.Warn("stop budget is over: cutting the calls that are left", "in_flight", c.hand.len())
-		c.stopCall(ErrStopBudget)
+		c.stopCall(errStopBudget)
 		<-done
 	}
 	if c.removal != nil {
@@ -282,6 +279,20 @@ func (c *Consumer) activate(rest string) {
 		return
 	}
 	c.take(queue, k)
+}
+
+// org returns the org of the queue, nil where this worker doesn't serve it.
+func (c *Consumer) org(queue string) *org {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.orgs[queue]
+}
+
+// all returns the orgs that this worker serves.
+func (c *Consumer) all() []*org {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return slices.Collect(maps.Values(c.orgs))
 }
 
 // serving wakes the lane if this worker serves the org, or is about to.
@@ -352,28 +363,18 @@ func (c *Consumer) lookSoon() {
 // changed follows a connection's record: it may belong to another org now, or
 // its org may have another limit, or it may be usable again.
 func (c *Consumer) changed(record *connection.Connection) {
-	touched := append(c.directory.put(record), c.directory.queue(record.Name))
-	c.mu.Lock()
-	var orgs []*org
-	for _, queue := range touched {
-		if o := c.orgs[queue]; o != nil {
-			orgs = append(orgs, o)
+	for _, queue := range append(c.directory.put(record), c.directory.queue(record.Name)) {
+		if o := c.org(queue); o != nil {
+			o.refresh()
+			go o.unblocked(record.Name) // what was said of an earlier grant
 		}
-	}
-	c.mu.Unlock()
-	for _, o := range orgs {
-		o.refresh()
-		go o.unblocked(record.Name) // what was said of an earlier grant
 	}
 	c.lookSoon()
 }
 
 // unblocked has the requests of a connection tried again whose token record changed.
 func (c *Consumer) unblocked(name string) {
-	c.mu.Lock()
-	o := c.orgs[c.directory.queue(name)]
-	c.mu.Unlock()
-	if o != nil {
+	if o := c.org(c.directory.queue(name)); o != nil {
 		go o.unblocked(name)
 	}
 }

@@ -12,6 +12,7 @@ import (
 	"github.com/nats-io/nats.go"
 
 	"zoho-worker/internal/envelope"
+	"zoho-worker/internal/event"
 	"zoho-worker/internal/flow"
 	"zoho-worker/internal/relay"
 	"zoho-worker/internal/zoho"
@@ -240,7 +241,13 @@ func (e *entry) Attempted(answer *zoho.Answer, began time.Time, credits int) {
 	go func() {
 		ctx, cancel := context.WithTimeout(o.calling, 5*time.Second)
 		defer cancel()
-		o.event(ctx, e.ask.Connection, "paused", map[string]any{"queue": o.name, "until": pause.Until.UTC(), "cause": pause.Cause, "for": cause})
+		err := event.Send(ctx, o.JetStream, event.Event{
+			Event: "paused", Connection: e.ask.Connection, At: o.Clock.Now().UTC(),
+			Queue: o.name, Until: pause.Until.UTC(), Cause: pause.Cause, For: string(cause),
+		})
+		if err != nil {
+			o.Logger.Warn("event not published", "event", "paused", "connection", e.ask.Connection, "err", err)
+		}
 	}()
 }
 

@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"math"
 	"slices"
 	"sync"
@@ -101,11 +100,8 @@ func (c *Consumer) forget(waiting map[string]bool) {
 // stuck are the orgs of this worker whose requests don't move, with the
 // subjects that don't.
 func (c *Consumer) stuck() map[*org][]string {
-	c.mu.Lock()
-	orgs := slices.Collect(maps.Values(c.orgs))
-	c.mu.Unlock()
 	stuck := map[*org][]string{}
-	for _, o := range orgs {
+	for _, o := range c.all() {
 		still := o.still()
 		for _, name := range c.directory.names(o.name) {
 			if c.waiting[name] == 0 {

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"maps"
 	"slices"
 	"sync/atomic"
 	"time"
@@ -182,7 +181,8 @@ func (l *lane) open(fresh, first bool) (*pulls, error) {
 	o.awaitOthers()
 	setup, cancel := context.WithTimeout(o.pulling, 5*time.Second)
 	defer cancel()
-	if fresh && o.crashed {
+	crashed := fresh && o.hold.Crashed
+	if crashed {
 		// The worker before is dead, or was away for longer than its session
 		// lasts: what it had in hand is handed out anew at once, in order.
 		if err := l.mourn(setup); err != nil {
@@ -202,7 +202,7 @@ func (l *lane) open(fresh, first bool) (*pulls, error) {
 		return nil, fmt.Errorf("create consumer %s: %w", l.durable(), err)
 	}
 	o.consumers.Add(1) // until the next look says how many there are
-	if first && !(fresh && o.crashed) {
+	if first && !crashed {
 		l.inherit(source, source.CachedInfo())
 	}
 	o.awaitOthers() // the connection may have been lost meanwhile
@@ -397,10 +397,7 @@ func (c *Consumer) watchLanes() {
 
 // watchAll looks after all lanes; again says that each begins again.
 func (c *Consumer) watchAll(again bool) {
-	c.mu.Lock()
-	orgs := slices.Collect(maps.Values(c.orgs))
-	c.mu.Unlock()
-	for _, o := range orgs {
+	for _, o := range c.all() {
 		o.mu.Lock()
 		for _, l := range o.lanes {
 			l.watch(again)

@@ -219,13 +219,11 @@ func (blockedMetrics) Describe(to chan<- *prometheus.Desc) { to <- blockedDesc }
 // Collect implements prometheus.Collector.
 func (m blockedMetrics) Collect(to chan<- prometheus.Metric) {
 	count := map[flow.Reason]int{}
-	m.mu.Lock()
-	for _, o := range m.orgs {
+	for _, o := range m.all() {
 		o.mu.Lock()
 		count[o.blocked]++
 		o.mu.Unlock()
 	}
-	m.mu.Unlock()
 	for _, reason := range append(flow.Reasons(), WaitWorker, "") {
 		label := string(reason)
 		if label == "" {

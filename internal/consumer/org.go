@@ -1,7 +1,6 @@
 package consumer
 
 import (
-	"encoding/json"
 	"maps"
 	"os"
 	"slices"
@@ -21,9 +20,8 @@ type org struct {
 	*Consumer
 	name string
 	hold *lease.Hold
-	// crashed says that the owner before did not give the org up; inherited, that
-	// it did with calls under way.
-	crashed, inherited bool
+	// inherited says that the owner before gave the org up with calls under way.
+	inherited bool
 
 	// Under gate.mu.
 	inLine, turn bool
@@ -56,15 +54,12 @@ type org struct {
 }
 
 func newOrg(c *Consumer, name string, hold *lease.Hold) *org {
-	var st state
-	if data := hold.State(); len(data) > 0 {
-		if err := json.Unmarshal(data, &st); err != nil {
-			c.Logger.Warn("the record of the org can't be read: its limits begin anew", "queue", name, "err", err)
-			st = state{}
-		}
+	st, err := readState(hold.State())
+	if err != nil {
+		c.Logger.Warn("the record of the org can't be read: its limits begin anew", "queue", name, "err", err)
 	}
 	o := &org{
-		Consumer: c, name: name, hold: hold, crashed: hold.Crashed, inherited: st.Running > 0 && !hold.Crashed,
+		Consumer: c, name: name, hold: hold, inherited: st.Running > 0 && !hold.Crashed,
 		flow: flow.New(c.directory.limits(name), st.State), resumed: st.Resumed,
 		lanes: map[laneKey]*lane{}, started: map[laneKey]bool{}, chains: map[string]*chain{},
 		before: map[laneKey]int{}, counted: map[laneKey]bool{},

@@ -83,11 +83,11 @@ func (c *Consumer) taken(queue string) {
 	// anything is started.
 	found, all := map[laneKey]bool{}, true
 	if !hold.Vacant || o.inherited {
-		found, all = c.find(ctx, o)
+		found, all = c.find(o)
 	}
 	for o.inherited && !all && !o.gone() {
 		c.sleep(time.Second)
-		found, all = c.findAgain(o)
+		found, all = c.find(o)
 	}
 	for k := range wanted {
 		found[k] = true
@@ -106,13 +106,6 @@ func (c *Consumer) taken(queue string) {
 
 func keep(state json.RawMessage) (json.RawMessage, error) { return state, nil }
 
-// findAgain is find when it could not see all.
-func (c *Consumer) findAgain(o *org) (map[laneKey]bool, bool) {
-	ctx, cancel := context.WithTimeout(c.pulling, 10*time.Second)
-	defer cancel()
-	return c.find(ctx, o)
-}
-
 // gone reports whether the org is no longer served.
 func (o *org) gone() bool {
 	o.mu.Lock()
@@ -126,7 +119,9 @@ const askEach = 8
 
 // find returns the lanes of an org that have requests, and whether it could see
 // all. What it can't see now, the next look does.
-func (c *Consumer) find(ctx context.Context, o *org) (found map[laneKey]bool, all bool) {
+func (c *Consumer) find(o *org) (found map[laneKey]bool, all bool) {
+	ctx, cancel := context.WithTimeout(c.pulling, 10*time.Second)
+	defer cancel()
 	found = map[laneKey]bool{}
 	var filters []string
 	for _, name := range c.directory.names(o.name) {
@@ -185,18 +180,21 @@ func (c *Consumer) session() lease.Session {
 	return lease.Session{Host: host, PID: os.Getpid(), Orgs: n, Free: c.MaxInFlight - taken, Wanting: c.wanting(), Stopping: stopping}
 }
 
-// takers are the sessions of the other workers that take orgs, as of their last renewal.
-func (c *Consumer) takers() map[string]lease.Session {
-	others := c.leases.Others()
-	maps.DeleteFunc(others, func(_ string, s lease.Session) bool { return s.Stopping })
-	return others
+// takers are the sessions of the other workers that take orgs, as of their last renewal:
+// their ids, those with the most places free first.
+func (c *Consumer) takers() (ids []string, sessions map[string]lease.Session) {
+	sessions = c.leases.Others()
+	maps.DeleteFunc(sessions, func(_ string, s lease.Session) bool { return s.Stopping })
+	return byFree(sessions), sessions
+}
+
+func byFree(sessions map[string]lease.Session) []string {
+	return slices.SortedFunc(maps.Keys(sessions), func(a, b string) int { return sessions[b].Free - sessions[a].Free })
 }
 
 // wanting is how many requests this worker would start now if it had more places.
 func (c *Consumer) wanting() (n int) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	for _, o := range c.orgs {
+	for _, o := range c.all() {
 		o.mu.Lock()
 		n += o.wanting()
 		o.mu.Unlock()
@@ -227,9 +225,7 @@ func (c *Consumer) leaseChanged(queue string) {
 		c.lookSoon()
 		return
 	}
-	c.mu.Lock()
-	o := c.orgs[queue]
-	c.mu.Unlock()
+	o := c.org(queue)
 	record, _ := c.leases.Record(queue)
 	switch mine := c.leases.Mine(queue); {
 	case o != nil && mine:
@@ -290,9 +286,7 @@ func (c *Consumer) lostOrg(o *org) {
 
 // finished counts a call off that an earlier tenure of the org had left.
 func (c *Consumer) finished(queue string) {
-	c.mu.Lock()
-	o := c.orgs[queue]
-	c.mu.Unlock()
+	o := c.org(queue)
 	if o == nil {
 		return
 	}
@@ -344,26 +338,20 @@ func (c *Consumer) giveUp(ctx context.Context, o *org, to string) {
 }
 
 // freest is the session of the other worker that has the most places free, "" for none.
-func (c *Consumer) freest() (to string) {
-	most := 0
-	for id, s := range c.takers() {
-		if to == "" || s.Free > most {
-			to, most = id, s.Free
-		}
+func (c *Consumer) freest() string {
+	ids, _ := c.takers()
+	if len(ids) == 0 {
+		return ""
 	}
-	return to
+	return ids[0]
 }
 
 // handOver gives the orgs to the workers that have the most places free, in turn.
 func (c *Consumer) handOver(ctx context.Context, orgs []*org) {
-	if len(orgs) == 0 {
-		return
-	}
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
-	others := c.takers()
-	ids := slices.SortedFunc(maps.Keys(others), func(a, b string) int { return others[b].Free - others[a].Free })
-	c.giveUpAll(ctx, orgs, ids)
+	others, _ := c.takers()
+	c.giveUpAll(ctx, orgs, others)
 }
 
 // giveUpAll hands orgs to the workers of the sessions to in turn, or to whoever takes
@@ -396,10 +384,9 @@ const handEvery = 2 * time.Second
 // tidy gives up orgs that have nothing to do, and hands some over where this
 // worker has more of them than others do, or is full and another isn't.
 func (c *Consumer) tidy(ctx context.Context) {
-	c.mu.Lock()
 	var quiet, settled []*org
 	busy := 0
-	for _, o := range c.orgs {
+	for _, o := range c.all() {
 		o.mu.Lock()
 		switch {
 		case len(o.lanes) > 0:
@@ -418,13 +405,13 @@ func (c *Consumer) tidy(ctx context.Context) {
 			defer o.save()
 		}
 	}
-	c.mu.Unlock()
 	c.giveUpAll(ctx, quiet, nil)
 	if time.Since(c.handed) < handEvery {
 		return
 	}
 	_, inLine := c.gate.state()
-	if to := lighter(c.takers(), busy, c.MaxInFlight, inLine > 0); to != "" && busy > 1 && len(settled) > 0 {
+	ids, sessions := c.takers()
+	if to := lighter(ids, sessions, busy, c.MaxInFlight, inLine > 0); to != "" && busy > 1 && len(settled) > 0 {
 		c.handed = time.Now()
 		o := settled[rand.N(len(settled))]
 		c.Logger.Info("org handed to a worker with less to do", "queue", o.name)
@@ -438,16 +425,16 @@ func (c *Consumer) hasRequests(o *org) bool {
 	return slices.ContainsFunc(c.directory.names(o.name), func(name string) bool { return c.waiting[name] > 0 })
 }
 
-// lighter is the session of the worker that should have one of the busy orgs of a worker
-// with so many places, "" for none: of those that have clearly fewer orgs, or of all if
-// it is full, the one with the most free places. They are more than a quarter of its own,
-// so that the org doesn't fill that one and come back.
-func lighter(others map[string]lease.Session, busy, places int, full bool) (to string) {
-	most := places / 4
-	for id, s := range others {
-		if fewer := s.Orgs+1 < busy-busy/8; (fewer || full) && s.Free > most {
-			to, most = id, s.Free
+// lighter is which of these sessions, with those that have the most places free first,
+// should have one of the busy orgs of a worker with so many places, "" for none: one that
+// has clearly fewer orgs, or any if this worker is full, with more than a quarter of its
+// places free, so that the org doesn't fill that one and come back.
+func lighter(ids []string, sessions map[string]lease.Session, busy, places int, full bool) string {
+	for _, id := range ids {
+		s := sessions[id]
+		if (full || s.Orgs+1 < busy-busy/8) && s.Free > places/4 {
+			return id
 		}
 	}
-	return to
+	return ""
 }

@@ -122,7 +122,7 @@ func TestLanesOfAnInheritedOrgAreCounted(t *testing.T) {
 	o := stub(s).serveOrgOf(connection.Active, names...)
 	o.inherited = true
 	for range len(names) {
-		found, all := o.find(t.Context(), o)
+		found, all := o.find(o)
 		if !all {
 			continue
 		}
@@ -394,13 +394,13 @@ func TestSharedOrgsComeToRest(t *testing.T) {
 		}
 		quiet := 0
 		for turn := range 100 {
-			from, others := turn%len(sizes), map[string]lease.Session{}
+			from, sessions := turn%len(sizes), map[string]lease.Session{}
 			for i := range sizes {
 				if i != from {
-					others[strconv.Itoa(i)] = session(i)
+					sessions[strconv.Itoa(i)] = session(i)
 				}
 			}
-			to := lighter(others, orgs[from], sizes[from], each*orgs[from] > sizes[from])
+			to := lighter(byFree(sessions), sessions, orgs[from], sizes[from], each*orgs[from] > sizes[from])
 			if quiet++; to != "" && orgs[from] > 1 {
 				i, err := strconv.Atoi(to)
 				if err != nil {

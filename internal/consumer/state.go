@@ -29,24 +29,29 @@ type state struct {
 	Running int `json:"running,omitempty"`
 }
 
-// DecodeState reads the state that an org's record carries; one that can't be
+// readState reads the state that an org's record carries; one that can't be
 // read says nothing.
-func DecodeState(data json.RawMessage) (s flow.State) {
-	var st state
-	if len(data) > 0 && json.Unmarshal(data, &st) == nil {
-		return st.State
+func readState(data json.RawMessage) (st state, err error) {
+	if len(data) == 0 {
+		return state{}, nil
 	}
-	return flow.State{}
+	if err := json.Unmarshal(data, &st); err != nil {
+		return state{}, err
+	}
+	return st, nil
+}
+
+// DecodeState reads what package flow has to know of an org's record.
+func DecodeState(data json.RawMessage) flow.State {
+	st, _ := readState(data)
+	return st.State
 }
 
 // SetPause is a change of an org's state for lease.Update: nothing of the org is
 // started until the pause is over; nil ends all pauses, Zoho's too.
 func SetPause(p *flow.Pause, now time.Time) func(json.RawMessage) (json.RawMessage, error) {
 	return func(data json.RawMessage) (json.RawMessage, error) {
-		var st state
-		if len(data) > 0 {
-			_ = json.Unmarshal(data, &st) // one that can't be read says nothing
-		}
+		st, _ := readState(data)
 		if st.Hand = p; p == nil {
 			// Later than the last time, whosever clock that was by: the owner looks for it.
 			if last := st.Resumed; !now.After(last) {
@@ -100,10 +105,7 @@ const saveEvery = 20 * time.Second
 // merge makes the state to be written of the one there: what a person wants is
 // there, the rest is here.
 func (o *org) merge(data json.RawMessage) (json.RawMessage, error) {
-	var there state
-	if len(data) > 0 {
-		_ = json.Unmarshal(data, &there) // one that can't be read is written anew
-	}
+	there, _ := readState(data) // one that can't be read is written anew
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	o.heed(there)
@@ -134,8 +136,7 @@ func (o *org) heed(there state) {
 func (o *org) told() {
 	o.mu.Lock()
 	record, _ := o.leases.Record(o.name)
-	var there state
-	if len(record.State) > 0 && json.Unmarshal(record.State, &there) == nil {
+	if there, err := readState(record.State); err == nil && len(record.State) > 0 {
 		o.heed(there)
 	}
 	o.dispatch()

@@ -15,6 +15,7 @@ import (
 	"zoho-worker/internal/connection"
 	"zoho-worker/internal/consent"
 	"zoho-worker/internal/dead"
+	"zoho-worker/internal/event"
 	"zoho-worker/internal/lease"
 	"zoho-worker/internal/ledger"
 	"zoho-worker/internal/token"
@@ -25,7 +26,7 @@ const (
 	RequestStream  = "ZOHO_REQUESTS"
 	ResponseStream = "ZOHO_RESPONSES"
 	DeadStream     = dead.StreamName
-	EventStream    = "ZOHO_EVENTS"
+	EventStream    = event.StreamName
 	BodyBucket     = "ZOHO_BODIES"
 )
 
@@ -138,13 +139,13 @@ func tooManyConsumers(err error) bool {
 func (t Topology) streams(maxPayload int64) []jetstream.StreamConfig {
 	return append([]jetstream.StreamConfig{
 		{
-			Name: RequestStream, Description: "requests until they are answered", Subjects: []string{"zoho.requests.>"},
+			Name: RequestStream, Description: "requests until they are answered", Subjects: []string{requestPrefix + ">"},
 			Retention: jetstream.WorkQueuePolicy, Storage: jetstream.FileStorage, Discard: jetstream.DiscardNew,
 			Replicas: t.Replicas, Duplicates: 2 * time.Minute,
 			MaxConsumers: maxConsumers,                                    // one per lane that has work
 			MaxMsgSize:   int32(max(maxPayload-letterRoom, maxPayload/2)), //nolint:gosec // a server has no larger one
 			// Only the headers: this wakes a worker for an org that had no work.
-			RePublish: &jetstream.RePublish{Source: "zoho.requests.>", Destination: "zoho.activity.>", HeadersOnly: true},
+			RePublish: &jetstream.RePublish{Source: requestPrefix + ">", Destination: activityPrefix + ">", HeadersOnly: true},
 		},
 		{
 			Name: ResponseStream, Description: "responses, one per request, create-only", Subjects: []string{"zoho.responses.*.*"},

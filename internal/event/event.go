@@ -37,6 +37,21 @@ type Event struct {
 	Reason     string    `json:"reason,omitempty"`
 	// ReauthorizeURL is where a person puts a revoked connection right.
 	ReauthorizeURL string `json:"reauthorize_url,omitempty"`
+	// Queue is the org's that is paused or goes on: until when, for which answer of
+	// Zoho's, and for which limit that was taken.
+	Queue string    `json:"queue,omitempty"`
+	Until time.Time `json:"until,omitzero"`
+	Cause string    `json:"cause,omitempty"`
+	For   string    `json:"for,omitempty"`
+}
+
+// Send publishes an event. Nothing depends on it, so it is not retried.
+func Send(ctx context.Context, js jetstream.JetStream, e Event, options ...jetstream.PublishOpt) error {
+	data, err := json.Marshal(e)
+	if err == nil {
+		_, err = js.Publish(ctx, subjectPrefix+e.Connection, data, options...)
+	}
+	return err
 }
 
 // Publisher publishes events.
@@ -48,37 +63,24 @@ type Publisher struct {
 	Logger    *slog.Logger
 }
 
-// ReauthorizeURL is the page where a connection is authorized again.
-func ReauthorizeURL(publicURL, name string) string {
-	if publicURL == "" {
-		return ""
-	}
-	return strings.TrimSuffix(publicURL, "/") + "/connections/" + name + "/reauthorize"
-}
-
-// Publish publishes an event of the connection. It tries for five seconds.
+// Publish sends an event of the connection, with who it is. It tries for five seconds.
 func (p *Publisher) Publish(name, event string) {
 	e := Event{Event: event, Connection: name, At: time.Now().UTC()}
-	id := ""
+	var options []jetstream.PublishOpt
 	if c, ok := p.Connections.Get(name); ok {
 		e.Nickname, e.Org, e.User = c.Nickname, c.OrgName, c.UserName
 		if event == "revoked" {
-			e.Reason, e.ReauthorizeURL = c.StatusReason, ReauthorizeURL(p.PublicURL, name)
+			e.Reason = c.StatusReason
+			if p.PublicURL != "" {
+				e.ReauthorizeURL = strings.TrimSuffix(p.PublicURL, "/") + "/connections/" + name + "/reauthorize"
+			}
 			// Whoever tells of the same grant's end says the same.
-			id = fmt.Sprintf("revoked.%s.%d.%d", name, c.CreatedAt.UnixMilli(), c.Grant)
+			options = append(options, jetstream.WithMsgID(fmt.Sprintf("revoked.%s.%d.%d", name, c.CreatedAt.UnixMilli(), c.Grant)))
 		}
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 	defer cancel()
-	var options []jetstream.PublishOpt
-	if id != "" {
-		options = append(options, jetstream.WithMsgID(id))
-	}
-	data, err := json.Marshal(e)
-	if err == nil {
-		_, err = p.JS.Publish(ctx, subjectPrefix+name, data, options...)
-	}
-	if err != nil {
+	if err := Send(ctx, p.JS, e, options...); err != nil {
 		p.Logger.Warn("event not published", "event", event, "connection", name, "err", err)
 	}
 }

@@ -63,10 +63,10 @@ type says struct {
 }
 
 func (s says) Do(_ context.Context, call *zoho.Call) *zoho.Answer {
-	if !call.Once {
+	if call.Permit == nil { // repeatable
 		return &s.lookup
 	}
-	if call.Permit == nil || call.Permit() != nil || call.Timeout >= time.Minute {
+	if call.Permit() != nil || call.Timeout >= time.Minute {
 		s.t.Error("what is sent once has no permit, or more time than its claim")
 	}
 	return &s.request

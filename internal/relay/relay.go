@@ -422,7 +422,7 @@ func (j *job) token(ctx context.Context) (err error) {
 func (j *job) attempt(ctx context.Context) *zoho.Answer {
 	call := &zoho.Call{
 		Method: j.Request.Method, Path: j.Request.Path, RawQuery: j.Request.RawQuery,
-		Headers: j.Request.Headers, ContentType: contentType(j.Request.Body.Kind), Body: j.batch.body(j.body), Once: j.once,
+		Headers: j.Request.Headers, ContentType: contentType(j.Request.Body.Kind), Body: j.batch.body(j.body),
 	}
 	call.Timeout = j.CallTimeout
 	if j.once {

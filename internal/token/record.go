@@ -76,7 +76,7 @@ type record struct {
 type claim struct {
 	Nonce   string `json:"nonce"`
 	LeaseMS int64  `json:"lease_ms"`
-	By      string `json:"by"` // for people
+	By      string `json:"by"` // the host, for people
 }
 
 func (c *claim) lease() time.Duration { return time.Duration(c.LeaseMS) * time.Millisecond }

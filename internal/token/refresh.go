@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"strconv"
 	"time"
 
@@ -14,6 +15,8 @@ import (
 	"zoho-worker/internal/register"
 	"zoho-worker/internal/trace"
 )
+
+var host, _ = os.Hostname()
 
 const (
 	// margin is what a claim's lease is longer than its holder's time to
@@ -225,7 +228,7 @@ func (s *Source) mint(ctx context.Context, e *entry, c *connection.Connection, s
 	// ends before theirs, also when this process is suspended in between.
 	begun, beganAt := time.Now(), s.serverNow()
 	lease := s.options.RefreshTimeout + margin
-	own := claim{Nonce: nuid.Next(), LeaseMS: lease.Milliseconds(), By: s.options.Worker}
+	own := claim{Nonce: nuid.Next(), LeaseMS: lease.Milliseconds(), By: host}
 	// A claim once begun is seen through, also when the source is being closed.
 	settling, cancel := context.WithDeadline(context.WithoutCancel(ctx), begun.Add(lease))
 	defer cancel()

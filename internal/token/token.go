@@ -25,7 +25,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"os"
 	"sync"
 	"time"
 
@@ -125,8 +124,6 @@ type Options struct {
 	// Now is this machine's clock. It need not be right: times in records are
 	// the server's. Default time.Now.
 	Now func() time.Time
-	// Worker is written into claims, for people. Default the host's name.
-	Worker string
 	// Events, if set, is told what happened to a connection, by the worker that
 	// made it happen and only by that one. It must not block for long.
 	Events func(connection, event string)
@@ -170,9 +167,6 @@ func Open(ctx context.Context, options Options) (*Source, error) {
 	}
 	if options.Now == nil {
 		options.Now = time.Now
-	}
-	if options.Worker == "" {
-		options.Worker, _ = os.Hostname()
 	}
 	if options.Events == nil {
 		options.Events = func(string, string) {}

@@ -10,7 +10,6 @@ import (
 // the token itself. Times are by this machine's clock.
 type View struct {
 	Grant        uint64
-	Generation   uint64
 	MintedAt     time.Time // zero: none was ever minted
 	ExpiresAt    time.Time
 	BlockedUntil time.Time // no refresh before
@@ -67,7 +66,7 @@ func (s *Source) Look(name string) View {
 	}
 	return View{
 		UsedAt: used,
-		Grant:  r.Grant, Generation: r.Generation, MintedAt: local(r.MintedAt), ExpiresAt: local(r.ExpiresAt),
+		Grant:  r.Grant, MintedAt: local(r.MintedAt), ExpiresAt: local(r.ExpiresAt),
 		BlockedUntil: local(r.BlockedUntil), Reason: r.Reason,
 	}
 }

@@ -108,7 +108,7 @@ func TestDeafTLS(t *testing.T) {
 	call.Body = []byte(strings.Repeat("x", 32<<20))
 	a := do(t, c, call)
 	close(ended)
-	if !errors.Is(a.Err, ErrCallTimeout) || a.Unsent || a.Took >= c.CallTimeout()+lastWords {
+	if !errors.Is(a.Err, ErrCallTimeout) || a.Unsent || a.Took >= c.config.CallTimeout+lastWords {
 		t.Errorf("answer %+v", a)
 	}
 }

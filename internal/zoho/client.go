@@ -22,6 +22,7 @@
 package zoho
 
 import (
+	"cmp"
 	"crypto/x509"
 	"errors"
 	"fmt"
@@ -190,7 +191,6 @@ type Client struct {
 	dial       *dialer
 	pool       pool
 	interrupts interrupts
-	now        func() time.Time
 }
 
 // New returns a client, or all that is wrong with config.
@@ -198,16 +198,15 @@ func New(config Config) (*Client, error) {
 	if err := config.Validate(); err != nil {
 		return nil, err
 	}
-	setDefault(&config.CallTimeout, DefaultCallTimeout)
-	setDefault(&config.TokenTimeout, DefaultTokenTimeout)
-	setDefault(&config.MaxResponse, DefaultMaxResponse)
-	setDefault(&config.MaxIdlePerHost, DefaultMaxIdlePerHost)
+	config.CallTimeout = cmp.Or(config.CallTimeout, DefaultCallTimeout)
+	config.TokenTimeout = cmp.Or(config.TokenTimeout, DefaultTokenTimeout)
+	config.MaxResponse = cmp.Or(config.MaxResponse, DefaultMaxResponse)
+	config.MaxIdlePerHost = cmp.Or(config.MaxIdlePerHost, DefaultMaxIdlePerHost)
 	c := &Client{
 		config:   config,
 		accounts: strings.TrimSuffix(config.AccountsURL, "/"),
 		api:      strings.TrimSuffix(config.APIURL, "/"),
 		places:   make(map[placeKey]place),
-		now:      time.Now,
 	}
 	for _, d := range dataCenters {
 		for _, e := range []Environment{Production, Sandbox, Developer} {
@@ -228,16 +227,6 @@ func New(config Config) (*Client, error) {
 	c.dial, c.pool.most = newDialer(config.RootCAs, c.accounts, c.api), config.MaxIdlePerHost
 	return c, nil
 }
-
-func setDefault[T comparable](v *T, d T) {
-	var zero T
-	if *v == zero {
-		*v = d
-	}
-}
-
-// CallTimeout returns how long a call can take at most; a claim's lease must be longer.
-func (c *Client) CallTimeout() time.Duration { return c.config.CallTimeout }
 
 // Close closes the connections that aren't in use; those in use close when
 // their call has ended. The client can still be used, and closed twice.

@@ -36,9 +36,7 @@ type Call struct {
 	// Timeout bounds this call, where Config.CallTimeout doesn't already. 0: no
 	// other bound. It costs less than a context of its own.
 	Timeout time.Duration
-	// Once says that the call isn't repeatable: Permit is asked for it.
-	Once bool
-	// Permit is asked right before the first byte of a call with Once set is
+	// Permit is asked right before the first byte of a call that isn't repeatable is
 	// handed to the connection, at most once. An error stops the call unsent and
 	// becomes Answer.Err. It should mind the call's context. Nil: permitted.
 	Permit func() error
@@ -118,10 +116,7 @@ func (c *Client) Do(ctx context.Context, call *Call) *Answer {
 		a.Unsent, a.Err = true, err
 		return a
 	}
-	t := trip{where: where, head: *head, body: call.Body, until: a.Started.Add(timeout), limit: c.config.MaxResponse}
-	if call.Once {
-		t.once, t.permit = true, call.Permit
-	}
+	t := trip{where: where, head: *head, body: call.Body, until: a.Started.Add(timeout), permit: call.Permit, limit: c.config.MaxResponse}
 	r, err := c.roundTrip(ctx, &t)
 	if err != nil {
 		a.Unsent, a.Err = !t.left, err

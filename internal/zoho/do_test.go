@@ -452,7 +452,7 @@ func BenchmarkDo(b *testing.B) {
 			c := newClient(b, serve(b, handler))
 			call := &Call{
 				Location: "us", Environment: Production, Token: secret.New(markedToken), Method: "POST", Path: "/crm/v8/Leads",
-				ContentType: "application/json", Body: bytes.Repeat([]byte("x"), 512), Once: true, Permit: func() error { return nil },
+				ContentType: "application/json", Body: bytes.Repeat([]byte("x"), 512), Permit: func() error { return nil },
 			}
 			b.ReportAllocs()
 			for b.Loop() {

@@ -11,7 +11,7 @@ import (
 
 // Operation is what the table says of a call's method and path.
 type Operation struct {
-	// Name is one of OperationNames: a metric's label.
+	// Name is of the table, or "other": a word of the log.
 	Name string
 	// Repeatable says that a second sending does no more than the first, unless
 	// it is an update whose body adds rows. MayRepeat looks at the body too.
@@ -100,17 +100,6 @@ const other = "other"
 // reservedSegments are first segments that name no module, besides those
 // beginning with two underscores.
 var reservedSegments = []string{"settings", "users", "org", "files", "actions", "functions", "coql", "upload", "backup", "features"}
-
-// OperationNames returns the closed list of operation names, "other" last.
-func OperationNames() []string {
-	var names []string
-	for _, r := range rows {
-		if !slices.Contains(names, r.Name) {
-			names = append(names, r.Name)
-		}
-	}
-	return append(names, other)
-}
 
 // Class is what an operation does, in a word that fits a dashboard: the method
 // and the class of a request together are few.

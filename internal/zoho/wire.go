@@ -22,9 +22,7 @@ type trip struct {
 	body  []byte
 	// until is when the exchange must be over. Zero: as its context says.
 	until time.Time
-	// once says that the request isn't repeatable; permit, which may be nil, is
-	// asked right before its first byte.
-	once   bool
+	// permit, which may be nil, is asked right before the first byte.
 	permit func() error
 	// limit bounds the response's body, decompressed.
 	limit int
@@ -306,7 +304,7 @@ func (c *Client) roundTripHTTP(ctx context.Context, req *http.Request, limit int
 	if strings.ContainsAny(req.Method+req.URL.RequestURI()+req.URL.Host, " \r\n") {
 		return r, false, ErrRequest
 	}
-	t := trip{where: place{req.URL.Scheme, req.URL.Host}, head: dst, body: body, once: true, limit: limit}
+	t := trip{where: place{req.URL.Scheme, req.URL.Host}, head: dst, body: body, limit: limit}
 	r, err = c.roundTrip(ctx, &t)
 	return r, t.left, err
 }

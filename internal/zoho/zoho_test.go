@@ -56,7 +56,7 @@ func serve(t testing.TB, h http.HandlerFunc) string {
 func insert() *Call {
 	return &Call{
 		Location: "eu", Environment: Production, Token: secret.New(markedToken), Method: "POST", Path: "/crm/v8/Leads",
-		ContentType: "application/json", Body: []byte(`{"data":[{"Last_Name":"Doe"}]}`), Once: true,
+		ContentType: "application/json", Body: []byte(`{"data":[{"Last_Name":"Doe"}]}`),
 	}
 }
 

@@ -29,15 +29,12 @@ func TestFaultAnswers(t *testing.T) {
 		{TooManyRequestsLegacy(CreditsExhausted), 429, `{"code":429,"error":"TOO_MANY_REQUESTS","error_info":"Many requests fired than the allowed limit for the past 24 hours.","details":[]}`},
 		{InternalError(), 500, `{"code":"INTERNAL_ERROR","message":"Internal Server Error","status":"error","details":{}}`},
 		{Maintenance(), 503, `{"code":"SERVICE_UNAVAILABLE","details":{},"message":"Service temporarily unavailable for maintenance","status":"error"}`},
-		{ErrorIn200(), 200, `~"status":"error"`},
 		{HTMLError(502), 502, "~<h1>502 Bad Gateway</h1>"},
 		{HTMLError(504), 504, "~504"},
 		{HTMLError(400), 400, "~<html>"},
 		{InvalidToken(), 401, "~INVALID_TOKEN"},
-		{AuthenticationFailure(), 401, "~AUTHENTICATION_FAILURE"},
 		{ScopeMismatch(), 401, "~OAUTH_SCOPE_MISMATCH"},
 		{NoPermission(), 403, `{"code":"NO_PERMISSION","details":{"permissions":["Crm_Implied_Api_Access"]},"message":"permission denied","status":"error"}`},
-		{Redirect(307, "http://169.254.169.254/"), 307, ""},
 		{AnswerWith("own", 418, "hot", "X-Tea", "yes"), 418, "hot"},
 	} {
 		before := len(b.Records(demoOrg, "Leads"))
@@ -171,10 +168,6 @@ func TestBodiesGoneWrong(t *testing.T) {
 	if r, err := get(); err != nil || len(r.body) != 5<<20 || !strings.HasSuffix(r.body, `x"`) {
 		t.Error(err, len(r.body))
 	}
-	b.Inject(HugeHeader(100_000))
-	if r, err := get(); err != nil || len(r.header.Get("X-Huge")) != 100_000 || r.body != whole.body {
-		t.Error(err, r.body)
-	}
 	for _, c := range b.Calls() {
 		if c.Status != 200 || c.Finished.IsZero() {
 			t.Errorf("%+v", c)
@@ -218,11 +211,12 @@ func TestDelayedCallExecutesWithoutItsClient(t *testing.T) {
 	if err := <-gone; !errors.Is(err, context.Canceled) {
 		t.Error(err)
 	}
-	executed := b.Next(Executed, Match{Method: "POST"})
+	executed := b.Hold(Executed, Match{Method: "POST"})
 	hold.Release()
-	if c := <-executed; !c.Applied {
+	if c := <-executed.Reached(); !c.Applied {
 		t.Errorf("%+v", c)
 	}
+	executed.Release()
 }
 
 func TestTokenFaults(t *testing.T) {
@@ -235,7 +229,6 @@ func TestTokenFaults(t *testing.T) {
 	}{
 		{TokenThrottle(), 400, deniedBody},
 		{TokenThrottle200(), 200, deniedBody},
-		{TokenInvalidCode(), 200, `{"error":"invalid_code"}`},
 		{TokenInvalidClient(), 200, `{"error":"invalid_client"}`},
 	} {
 		b.Inject(c.fault)
@@ -251,10 +244,6 @@ func TestTokenFaults(t *testing.T) {
 	if r := b.refreshWith(b.refresh); r.status != 500 || !strings.HasPrefix(r.body, "<html>") {
 		t.Error(r)
 	}
-	b.Inject(TokenLegacyUnits())
-	if r := b.refreshWith(b.refresh); r.part(t, "expires_in") != 3600000.0 || r.part(t, "expires_in_sec") != 3600.0 {
-		t.Error(r.body)
-	}
 	b.Inject(TokenAPIDomain(""))
 	if r := b.refreshWith(b.refresh); r.part(t, "api_domain") != nil || r.part(t, "access_token") == nil {
 		t.Error(r.body)
@@ -264,7 +253,7 @@ func TestTokenFaults(t *testing.T) {
 		t.Error(r.body)
 	}
 	b.Inject(TokenSlow(time.Millisecond))
-	if r := b.refreshWith(b.refresh); r.part(t, "access_token") == nil || b.Refreshes() != 4 {
+	if r := b.refreshWith(b.refresh); r.part(t, "access_token") == nil || b.Refreshes() != 3 {
 		t.Error(r.body)
 	}
 }

@@ -60,20 +60,6 @@ func (h *hooks) run(stage Stage, x *exchange) {
 	}
 }
 
-// Next returns a channel that gets the next call to reach that stage and match, once.
-func (s *Server) Next(stage Stage, m Match) <-chan Call {
-	reached := make(chan Call, 1)
-	var once sync.Once
-	remove := make(chan func(), 1)
-	remove <- s.OnCall(stage, m, func(c Call) {
-		once.Do(func() {
-			reached <- c
-			(<-remove)()
-		})
-	})
-	return reached
-}
-
 // Hold stops matching calls at a stage until it is released.
 type Hold struct {
 	reached  chan Call

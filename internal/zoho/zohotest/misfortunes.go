@@ -3,12 +3,10 @@ package zohotest
 import (
 	"bytes"
 	"compress/gzip"
-	"encoding/json"
 	"fmt"
 	"io"
 	"net/http"
 	"strconv"
-	"strings"
 	"time"
 )
 
@@ -54,11 +52,6 @@ func Maintenance() Fault {
 	return AnswerWith("503", http.StatusServiceUnavailable, `{"code":"SERVICE_UNAVAILABLE","details":{},"message":"Service temporarily unavailable for maintenance","status":"error"}`)
 }
 
-// ErrorIn200 says 200 and carries a failed record, as documented for mass updates.
-func ErrorIn200() Fault {
-	return AnswerWith("200 error", http.StatusOK, `{"data":[{"code":"INVALID_DATA","details":{},"message":"invalid data","status":"error"}]}`)
-}
-
 // RefuseRecords refuses each record of a write for which code returns one, and
 // lets the call write the others.
 func RefuseRecords(code func(fields map[string]any) string) Fault {
@@ -75,9 +68,6 @@ func HTMLError(status int) Fault {
 
 // InvalidToken is the 401 of an expired, evicted or revoked token.
 func InvalidToken() Fault { return refusal("INVALID_TOKEN", invalidToken()) }
-
-// AuthenticationFailure is the 401 of a missing token, sometimes sent for a bad one.
-func AuthenticationFailure() Fault { return refusal("AUTHENTICATION_FAILURE", authenticationFailure()) }
 
 // ScopeMismatch is the 401 that no refresh can help.
 func ScopeMismatch() Fault { return refusal("OAUTH_SCOPE_MISMATCH", scopeMismatch()) }
@@ -104,16 +94,6 @@ func DelayBefore(d time.Duration) Fault { return Fault{Name: "delay before", Bef
 
 // DelayAfter makes a call wait after it executed.
 func DelayAfter(d time.Duration) Fault { return Fault{Name: "delay after", Wait: d} }
-
-// Redirect answers with a Location, which no worker may follow.
-func Redirect(status int, location string) Fault {
-	return AnswerWith("redirect", status, "", "Location", location)
-}
-
-// HugeHeader answers as usual, with a response header of n bytes more.
-func HugeHeader(n int) Fault {
-	return Fault{Name: "huge header", Edit: func(a *Answer) { a.Header.Set("X-Huge", strings.Repeat("h", n)) }}
-}
 
 // Drip answers as usual, but sends the body in pieces of so many bytes, one per pause.
 func Drip(piece int, pause time.Duration) Fault {
@@ -205,9 +185,6 @@ func TokenThrottle() Fault { return onToken(refusal("throttle", accessDenied(htt
 // TokenThrottle200 is the throttle of the token endpoint as an older page has it: 200.
 func TokenThrottle200() Fault { return onToken(refusal("throttle 200", accessDenied(http.StatusOK))) }
 
-// TokenInvalidCode is the answer to a dead grant.
-func TokenInvalidCode() Fault { return onToken(refusal("invalid_code", oauthError("invalid_code"))) }
-
 // TokenInvalidClient is the answer to a wrong client id.
 func TokenInvalidClient() Fault {
 	return onToken(refusal("invalid_client", oauthError("invalid_client")))
@@ -219,41 +196,24 @@ func TokenHTML500() Fault { return onToken(HTMLError(http.StatusInternalServerEr
 // TokenSlow makes the token endpoint wait before it mints.
 func TokenSlow(d time.Duration) Fault { return onToken(DelayBefore(d)) }
 
-// TokenLegacyUnits mints as usual and tells the life in expires_in_sec, and in
-// expires_in in milliseconds.
-func TokenLegacyUnits() Fault {
-	return onToken(bent("legacy units", func(body map[string]any) {
-		if n, ok := body["expires_in"].(json.Number); ok {
-			body["expires_in_sec"] = n
-			body["expires_in"] = json.Number(n.String() + "000")
-		}
-	}))
-}
-
 // TokenAPIDomain mints as usual and names this api_domain; "" leaves it out.
 func TokenAPIDomain(domain string) Fault {
-	return onToken(bent("api_domain", func(body map[string]any) {
+	return onToken(Fault{Name: "api_domain", Edit: func(a *Answer) {
+		var body map[string]any
+		if decode(a.Body, &body) != nil || body["access_token"] == nil {
+			return
+		}
 		delete(body, "api_domain")
-		if domain != "" && body["access_token"] != nil {
+		if domain != "" {
 			body["api_domain"] = domain
 		}
-	}))
+		a.Body = encode(body)
+	}})
 }
 
 func onToken(f Fault) Fault {
 	f.Endpoint = Token
 	return f
-}
-
-// bent edits the JSON object of an answer.
-func bent(name string, edit func(map[string]any)) Fault {
-	return Fault{Name: name, Edit: func(a *Answer) {
-		var body map[string]any
-		if decode(a.Body, &body) == nil {
-			edit(body)
-			a.Body = encode(body)
-		}
-	}}
 }
 
 func gzipped(b []byte) []byte {
