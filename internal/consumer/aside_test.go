@@ -85,7 +85,7 @@ func TestMovedAside(t *testing.T) {
 	}
 	last := func() *nats.Msg {
 		t.Helper()
-		msg, err := c.stream.GetLastMsgForSubject(t.Context(), "zoho.requests.demo.heavy")
+		msg, err := c.Stream.GetLastMsgForSubject(t.Context(), "zoho.requests.demo.heavy")
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -428,7 +428,7 @@ func TestAckOfAnotherEra(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		msg, err := s.c.stream.GetMsg(t.Context(), ack.Sequence)
+		msg, err := s.c.Stream.GetMsg(t.Context(), ack.Sequence)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -458,7 +458,7 @@ func TestAckOfAnotherEra(t *testing.T) {
 			e.entered = e.entered.Add(-time.Second)
 		}
 		if c.gone {
-			if err := s.c.stream.DeleteMsg(t.Context(), msg.Sequence); err != nil {
+			if err := s.c.Stream.DeleteMsg(t.Context(), msg.Sequence); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -499,7 +499,7 @@ func TestDeletedWhereThereAreManyConsumers(t *testing.T) {
 			t.Fatal(err)
 		}
 		return acks, func() bool {
-			_, err := s.c.stream.GetMsg(t.Context(), ack.Sequence)
+			_, err := s.c.Stream.GetMsg(t.Context(), ack.Sequence)
 			return errors.Is(err, jetstream.ErrMsgNotFound)
 		}
 	}
@@ -526,7 +526,7 @@ func TestDeletedWhereThereAreManyConsumers(t *testing.T) {
 	if err := s.c.done(&entry{sequence: ack.Sequence, era: s.c.era(nil)}); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := s.c.stream.GetMsg(t.Context(), ack.Sequence); !errors.Is(err, jetstream.ErrMsgNotFound) {
+	if _, err := s.c.Stream.GetMsg(t.Context(), ack.Sequence); !errors.Is(err, jetstream.ErrMsgNotFound) {
 		t.Errorf("it is there: %v", err)
 	}
 }
