@@ -1,11 +1,11 @@
 package envelope
 
 import (
-	"cmp"
 	"crypto/sha256"
 	"encoding/binary"
 	"hash"
 	"slices"
+	"strings"
 	"sync"
 )
 
@@ -35,9 +35,7 @@ func (r *Request) Digest() [32]byte {
 		headers = append(headers, Header{Name: view(names[from:]), Value: header.Value})
 	}
 	d.names = names
-	slices.SortFunc(headers, func(a, b Header) int {
-		return cmp.Or(cmp.Compare(a.Name, b.Name), cmp.Compare(a.Value, b.Value))
-	})
+	slices.SortFunc(headers, func(a, b Header) int { return strings.Compare(a.Name, b.Name) })
 	b = binary.BigEndian.AppendUint64(b, uint64(len(headers)))
 	for _, header := range headers {
 		part(header.Name)

@@ -111,7 +111,7 @@ func (f facts) settled(v verdict) verdict {
 		return v
 	}
 	switch {
-	case f.method == "DELETE" && f.doubt && f.deletes != "" && zoho.NotThere(a.Body):
+	case f.doubt && f.deletes != "" && zoho.NotThere(a.Body):
 		// Not there to be deleted any more: it was deleted then (zoho-facts 6).
 		return verdict{action: deliver, record: f.deletes, done: "deleted"}
 	case f.method == "DELETE":

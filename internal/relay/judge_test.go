@@ -87,6 +87,7 @@ func TestJudge(t *testing.T) {
 		{"412", zoho.Answer{Status: 412, Code: "ALREADY_MODIFIED"}, nil, same(deliver, "")},
 		{"412 in doubt", zoho.Answer{Status: 412, Code: "ALREADY_MODIFIED"}, doubted, same(deliver, envelope.OutcomeUnknown)},
 		{"412 in doubt, without a code", zoho.Answer{Status: 412}, doubted, same(deliver, envelope.OutcomeUnknown)},
+		{"a record modified since, in doubt", zoho.Answer{Status: 400, Code: "ALREADY_MODIFIED"}, doubted, same(deliver, envelope.OutcomeUnknown)},
 		{"412 at another worker", zoho.Answer{Status: 412, Code: "ALREADY_MODIFIED"}, elsewhere, same(deliver, envelope.OutcomeUnknown)},
 		{"of two records in doubt, one modified since", zoho.Answer{Status: 207, Body: refusals("ALREADY_MODIFIED", "INVALID_DATA")}, doubted, same(deliver, envelope.OutcomeUnknown)},
 		{"of two records, one modified since", zoho.Answer{Status: 207, Body: refusals("ALREADY_MODIFIED", "INVALID_DATA")}, nil, same(deliver, "")},

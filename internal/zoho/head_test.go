@@ -159,4 +159,8 @@ func TestSweep(t *testing.T) {
 	if k := p.get(where); k != nil {
 		t.Error("kept after close")
 	}
+	p.put(third)
+	if k := p.get(where); k != third {
+		t.Error("not kept, although it is used again")
+	}
 }

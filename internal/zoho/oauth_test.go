@@ -268,7 +268,7 @@ func TestExchangeIsSentOnce(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, err := x.RoundTrip(req); !errors.Is(err, want) { //nolint:bodyclose // it holds nothing
+		if _, err := x.RoundTrip(req); !errors.Is(err, want) {
 			t.Errorf("sending %d: %v", n, err)
 		}
 	}

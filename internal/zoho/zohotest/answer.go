@@ -44,6 +44,11 @@ func fail(status int, code, message string, details any) *result {
 	}
 }
 
+// failOnce is the error of a write that is refused as a whole: in data, once for all records.
+func failOnce(code, message string, details any) *result {
+	return reply(http.StatusBadRequest, code, params{"data": []any{problem{code, details, message, "error"}}})
+}
+
 // reply is any other answer with a JSON body.
 func reply(status int, code string, body any) *result {
 	return &result{Answer: Answer{Status: status, Body: encode(body)}, code: code}

@@ -87,10 +87,14 @@ var verbs = map[string]string{
 // records routes what belongs to a module.
 func (x *exchange) records(rest []string, query url.Values) *result {
 	name := rest[0]
-	if !moduleName.MatchString(name) {
-		return fail(http.StatusBadRequest, "INVALID_MODULE", "the module name given seems to be invalid", nil)
-	}
 	verb, ok := verbs[x.call.Method]
+	if !moduleName.MatchString(name) {
+		const code, message = "INVALID_MODULE", "the module name given seems to be invalid"
+		if verb == "CREATE" || verb == "UPDATE" {
+			return failOnce(code, message, params{"resource_path_index": 0})
+		}
+		return fail(http.StatusBadRequest, code, message, params{"resource_path_index": 0})
+	}
 	if !ok {
 		return wrongMethod()
 	}

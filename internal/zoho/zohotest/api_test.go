@@ -53,13 +53,16 @@ func TestWriteRefusals(t *testing.T) {
 	b := newBox(t)
 	many := strings.TrimSuffix(strings.Repeat(`{"Last_Name":"x"},`, 101), ",")
 	for body, code := range map[string]string{
-		`{"data":[` + many + `]}`: "INVALID_DATA", `{"data":[]}`: "INVALID_DATA", `{"data":{}}`: "INVALID_DATA",
+		`{"data":[]}`: "INVALID_DATA", `{"data":{}}`: "INVALID_DATA",
 		`{}`: "MANDATORY_NOT_FOUND", `not json`: "INVALID_DATA", `{"data":[{}]} x`: "INVALID_DATA", ``: "INVALID_DATA",
 	} {
 		if r := b.call("POST", "/crm/v8/Leads", body); r.status != 400 || r.part(t, "code") != code {
 			t.Errorf("%.30s: %d %s", body, r.status, r.body)
 		}
 	}
+	// What refuses a write as a whole stands once in data.
+	b.call("POST", "/crm/v8/Leads", `{"data":[`+many+`]}`).want(t, 400, `{"data":[{"code":"LIMIT_EXCEEDED","details":{"api_name":"data","maximum_length":100},"message":"count of records in your request exceeds the limit","status":"error"}]}`)
+	b.call("PUT", "/crm/v8/1x", `{"data":[{},{}]}`).want(t, 400, `{"data":[{"code":"INVALID_MODULE","details":{"resource_path_index":0},"message":"the module name given seems to be invalid","status":"error"}]}`)
 	if n := b.Applied("POST"); n != 0 {
 		t.Error(n, "applied")
 	}

@@ -100,8 +100,11 @@ func (x *exchange) batch() (rows []any, body map[string]any, bad *result) {
 	if !ok {
 		return nil, nil, fail(http.StatusBadRequest, "INVALID_DATA", "invalid data", params{"expected_data_type": "jsonarray", "api_name": "data", "json_path": "$.data"})
 	}
-	if n := len(rows); n == 0 || n > maxRecords {
+	switch n := len(rows); {
+	case n == 0:
 		return nil, nil, fail(http.StatusBadRequest, "INVALID_DATA", "invalid data", params{"maximum_length": maxRecords, "api_name": "data", "json_path": "$.data"})
+	case n > maxRecords:
+		return nil, nil, failOnce("LIMIT_EXCEEDED", "count of records in your request exceeds the limit", params{"maximum_length": maxRecords, "api_name": "data"})
 	}
 	return rows, body, nil
 }
