@@ -37,7 +37,7 @@ func (w *world) with(do does, js jetstream.JetStream, conn *nats.Conn, log slog.
 	w.t.Helper()
 	clock := &register.Clock{}
 	c := New(Options{
-		Conn: conn, JetStream: js, Relay: do, Connections: w.store, Tokens: noTokens{}, Responses: NewResponses(js),
+		Conn: conn, JetStream: js, Stream: w.requests(js), Relay: do, Connections: w.store, Tokens: noTokens{}, Responses: NewResponses(js),
 		Ledger: ledger.Open(js, clock, time.Minute), Clock: clock, Decoder: &envelope.Decoder{}, MaxInFlight: 1, Look: time.Hour,
 		Version: "0.0.0", Logger: slog.New(log),
 	})

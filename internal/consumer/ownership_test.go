@@ -238,16 +238,22 @@ func newWorld(t *testing.T) *world {
 	return w
 }
 
-// worker starts one that looks at the stream only when it is told to.
-func (w *world) worker(js jetstream.JetStream) *Consumer {
+// requests is the stream of requests.
+func (w *world) requests(js jetstream.JetStream) jetstream.Stream {
 	w.t.Helper()
 	stream, err := js.Stream(w.t.Context(), RequestStream)
 	if err != nil {
 		w.t.Fatal(err)
 	}
+	return stream
+}
+
+// worker starts one that looks at the stream only when it is told to.
+func (w *world) worker(js jetstream.JetStream) *Consumer {
+	w.t.Helper()
 	clock := &register.Clock{}
 	c := New(Options{
-		Conn: js.Conn(), JetStream: js, Stream: stream, Relay: w.relay, Connections: w.store, Tokens: noTokens{}, Responses: NewResponses(js),
+		Conn: js.Conn(), JetStream: js, Stream: w.requests(js), Relay: w.relay, Connections: w.store, Tokens: noTokens{}, Responses: NewResponses(js),
 		Ledger: ledger.Open(js, clock, time.Minute), Clock: clock, Decoder: &envelope.Decoder{}, MaxInFlight: 10, Look: time.Hour,
 		Version: "0.0.0", Logger: slog.New(slog.DiscardHandler),
 	})

@@ -200,17 +200,18 @@ func (s *scene) follow(schedule []step) {
 					to = id
 				}
 			}
+			// Whoever gives an org up serves it no more from here on, whatever becomes of it: another may
+			// have it before this one hears so.
+			delete(held, next.queue)
+			s.mu.Lock()
+			s.holds[next.queue] = slices.DeleteFunc(s.holds[next.queue], func(other *Hold) bool { return other == h })
+			s.mu.Unlock()
 			if h.Release(ctx, to, count) == nil {
 				s.reached.note("released")
 				if h.Lasts() {
 					s.fail("%s released %s and has it", h.Owner(), next.queue)
 				}
 			}
-			// Whoever gives an org up serves it no more, whether it is known to be given up or not.
-			delete(held, next.queue)
-			s.mu.Lock()
-			s.holds[next.queue] = slices.DeleteFunc(s.holds[next.queue], func(other *Hold) bool { return other == h })
-			s.mu.Unlock()
 		case "update":
 			_ = Update(ctx, s.outside, next.queue, count)
 		case "suspend":
