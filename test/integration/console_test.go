@@ -547,7 +547,7 @@ func TestConsoleLinkWithdrawn(t *testing.T) {
 		return strings.TrimPrefix(linkRe.FindString(got.body), c.base)
 	}
 	to := made("Acme")
-	open := ops.get("/links").want(t, 200, "Acme", "link of ops", "not opened at Zoho yet")
+	open := ops.get("/links").want(t, 200, "Acme acme connecting not opened at Zoho yet ops")
 	if word := strings.TrimPrefix(to, "/link/"); strings.Contains(open.body, word) {
 		t.Error("the list has the link itself")
 	}
