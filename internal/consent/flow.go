@@ -448,6 +448,10 @@ func (f *Flow) Decide(ctx context.Context, state string, accept bool, actor stri
 	if err != nil {
 		f.unused(ctx, h, err)
 		f.release(ctx, h)
+		if duplicate, ok := errors.AsType[connection.ErrDuplicate](err); ok { // made while the choice was
+			h.Existing = duplicate.Existing
+			return nil, h.of(undecidable(h))
+		}
 		return nil, h.of(storeFault(err, h.Existing))
 	}
 	return f.done(ctx, h, updated, true), nil

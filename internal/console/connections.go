@@ -248,9 +248,12 @@ func (c *Console) readable(w http.ResponseWriter, r *http.Request) (*connection.
 // shareLife is how long a one-time link is good.
 const shareLife = 24 * time.Hour
 
+// linkOf begins what stands in the record of a connection that was made by a link.
+const linkOf = "link of "
+
 // share makes a one-time link and shows it, this once.
 func (c *Console) share(w http.ResponseWriter, r *http.Request, pending consent.Pending) {
-	pending.Actor = "link of " + cmp.Or(person(r), "the console")
+	pending.Actor = linkOf + cmp.Or(person(r), "the console")
 	word, link, err := c.Consents.CreateShare(r.Context(), pending, shareLife)
 	if err != nil {
 		c.fail(w, r, http.StatusBadGateway, consent.AsFault(err))
@@ -270,6 +273,9 @@ func (c *Console) links(w http.ResponseWriter, r *http.Request) {
 	if err != nil {
 		c.fail(w, r, http.StatusBadGateway, consent.AsFault(err), again(r, "Try again"))
 		return
+	}
+	for _, link := range good {
+		link.Pending.Actor = strings.TrimPrefix(link.Pending.Actor, linkOf)
 	}
 	c.render(w, r, http.StatusOK, "links", page{Title: "Open links", Nav: "connect", Data: good})
 }

@@ -278,6 +278,17 @@ func TestConsoleDuplicate(t *testing.T) {
 	decide = again(grace)
 	p.follow(decide).want(t, 200, "Another Zoho user signed in", "Grace Hopper")
 	consentOf = strings.TrimPrefix(decide.location, "/oauth/decide?consent=")
+	p.follow(p.connect("Grace", grace)).want(t, 200, "Grace is connected") // while that was thought about
+	got = p.submit(decide.location, "/oauth/decide", "consent", consentOf, "do", "reauthorize")
+	got.want(t, 409, "connected already", "has the connection grace")
+	if record := c.record("acme"); record.UserID != ada || record.Grant != 2 {
+		t.Fatalf("record: %+v", record)
+	}
+	if err := c.store.Remove(t.Context(), "grace", "test"); err != nil {
+		t.Fatal(err)
+	}
+	decide = again(grace)
+	consentOf = strings.TrimPrefix(decide.location, "/oauth/decide?consent=")
 	p.follow(p.submit(decide.location, "/oauth/decide", "consent", consentOf, "do", "reauthorize")).want(t, 200, "Grace Hopper")
 	if record := c.record("acme"); record.UserID != grace || record.Grant != 3 {
 		t.Fatalf("record: %+v", record)
@@ -547,7 +558,7 @@ func TestConsoleLinkWithdrawn(t *testing.T) {
 		return strings.TrimPrefix(linkRe.FindString(got.body), c.base)
 	}
 	to := made("Acme")
-	open := ops.get("/links").want(t, 200, "Acme", "link of ops", "not opened at Zoho yet")
+	open := ops.get("/links").want(t, 200, "Acme acme connecting not opened at Zoho yet ops")
 	if word := strings.TrimPrefix(to, "/link/"); strings.Contains(open.body, word) {
 		t.Error("the list has the link itself")
 	}
