@@ -17,8 +17,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/nats-io/nats.go/jetstream"
-
 	"zoho-worker/internal/app"
 	"zoho-worker/internal/consumer"
 	"zoho-worker/internal/devbox"
@@ -376,11 +374,55 @@ func TestCall(t *testing.T) {
 	if _, errs, err := insert("late", "--deadline", "2026-01-01T00:00:00Z"); !errors.As(err, &exit) || exit.status != 2 || !strings.Contains(errs, "deadline_exceeded") {
 		t.Errorf("too late: %v, %s", err, errs)
 	}
-	// The server drops a copy, which gets no reply: the stored response is its answer.
+	// Again, at once, with the same id: the same answer to the same insert, none of its to
+	// another, and to a read a fresh one.
 	for range 2 {
 		if out, errs, err := insert("twice", "--id", "twice"); err != nil || !strings.Contains(out, "SUCCESS") || there("twice") != 1 {
 			t.Errorf("twice: %v, there %d times: %s%s", err, there("twice"), out, errs)
 		}
+		if out, errs, err := s.command("call", "demo", "GET", "/v8/Leads?fields=Last_Name", "--id", "read"); err != nil || !strings.Contains(out, "Last_Name") {
+			t.Errorf("a read: %v: %s%s", err, out, errs)
+		}
+	}
+	if _, errs, err := insert("other", "--id", "twice"); !errors.As(err, &exit) || exit.status != 2 || !strings.Contains(errs, "id_conflict") || there("other") != 0 {
+		t.Errorf("another insert of that id: %v, there %d times: %s", err, there("other"), errs)
+	}
+}
+
+// Nobody waits for an answer that can't come any more: of a request that is gone, or one
+// that no worker may answer where its id has another's answer.
+func TestCallOfWhatIsGone(t *testing.T) {
+	t.Parallel()
+	s := newShell(t)
+	s.serve()
+	insert := []string{"call", "demo", "POST", "/v8/Leads", "--id", "once", "--nats-inbox-prefix", "_ELSE", "--body"}
+	var exit exitError
+	if _, errs, err := s.command(append(insert, `{"data":[{"Last_Name":"Boyle"}]}`)...); !errors.As(err, &exit) || !strings.Contains(errs, "--reply-prefixes") {
+		t.Errorf("an inbox that no worker may answer to: %v, %s", err, errs)
+	}
+	if _, errs, err := s.command(append(insert, `{"data":[{"Last_Name":"Daly"}]}`)...); err == nil || !strings.Contains(err.Error(), "no answer came") {
+		t.Errorf("another under its id: %v, %s", err, errs)
+	}
+	if out, _, err := s.command("queues", "pause", "demo", "10m"); err != nil {
+		t.Fatalf("%v, %s", err, out)
+	}
+	result := make(chan error, 1)
+	go func() {
+		_, _, err := s.command("call", "demo", "GET", "/v8/Leads?fields=Last_Name")
+		result <- err
+	}()
+	_, js := s.jetstream()
+	stream, err := js.Stream(t.Context(), consumer.RequestStream)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for deleted := false; !deleted; time.Sleep(10 * time.Millisecond) {
+		if msg, err := stream.GetLastMsgForSubject(t.Context(), "zoho.requests.demo"); err == nil {
+			deleted = stream.DeleteMsg(t.Context(), msg.Sequence) == nil
+		}
+	}
+	if err := <-result; err == nil || !strings.Contains(err.Error(), "no answer came") {
+		t.Errorf("deleted by hand: %v", err)
 	}
 }
 
@@ -494,15 +536,6 @@ func TestCallGivenUp(t *testing.T) {
 		if err := <-result; err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: %v, want %s", method, err, want)
 		}
-	}
-	// The server drops copies of the whole stream: an id alone would be another connection's too.
-	_, js := s.jetstream()
-	stream, err := js.Stream(t.Context(), consumer.RequestStream)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if m, err := stream.GetLastMsgForSubject(t.Context(), "zoho.requests.demo"); err != nil || !strings.HasPrefix(m.Header.Get(jetstream.MsgIDHeader), "demo.given-up-") {
-		t.Errorf("%+v, %v", m, err)
 	}
 	if out, _, err := s.command("queues", "resume", "demo"); err != nil || !strings.Contains(out, "2 requests wait") {
 		t.Errorf("%v, %s", err, out)

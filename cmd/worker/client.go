@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto/sha256"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -118,8 +119,10 @@ func (c *client) call(ctx context.Context, lane string, request *envelope.Reques
 	}
 	defer func() { _ = replies.Unsubscribe() }()
 	begun := time.Now()
+	sent := request.AppendJSON(nil)
 	publishing, cancel := context.WithTimeout(ctx, 5*time.Second)
-	stored, err := c.js.Publish(publishing, "zoho.requests."+lane, request.AppendJSON(nil), jetstream.WithMsgID(connection+"."+request.ID))
+	// Without Nats-Msg-Id: a copy that the server drops is answered to nobody.
+	stored, err := c.js.Publish(publishing, "zoho.requests."+lane, sent)
 	cancel()
 	switch {
 	case errors.Is(err, jetstream.ErrNoStreamResponse):
@@ -134,7 +137,7 @@ func (c *client) call(ctx context.Context, lane string, request *envelope.Reques
 	case err != nil:
 		return nil, nil, fmt.Errorf("publish the request: %w", err)
 	}
-	for {
+	for gone := false; ; {
 		wait, cancel := context.WithTimeout(ctx, time.Second)
 		msg, err := replies.NextMsgWithContext(wait)
 		cancel()
@@ -149,40 +152,47 @@ func (c *client) call(ctx context.Context, lane string, request *envelope.Reques
 		if err == nil {
 			data = msg.Data
 		} else {
-			data = c.stored(ctx, connection, request.ID)
+			data = c.stored(ctx, connection, request, sent)
 		}
 		if data != nil {
 			response, err := envelope.DecodeResponse(data)
 			return data, response, err
 		}
+		state, answered := c.state(ctx, connection, request.ID, stored.Sequence)
+		if answered && gone { // a second ago already: a reply goes out before its request leaves the stream
+			return nil, nil, fmt.Errorf("no answer came, and the request waits no longer: worker why %s %s says what is known of it", connection, request.ID)
+		}
+		gone = answered
 		if progress != nil {
-			progress(fmt.Sprintf("waiting %s: %s", time.Since(begun).Round(time.Second), c.state(ctx, connection, request.ID, stored.Sequence)))
+			progress(fmt.Sprintf("waiting %s: %s", time.Since(begun).Round(time.Second), state))
 		}
 	}
 }
 
-// stored looks for the response in its stream: a reply may have been missed. A
-// caller with least privilege may not look, and waits for its reply.
-func (c *client) stored(ctx context.Context, connection, id string) []byte {
+// stored looks for the response in its stream: a reply may have been missed, or be one
+// that no worker may send. What answers another request of this id is none. A caller
+// with least privilege may not look, and waits for its reply.
+func (c *client) stored(ctx context.Context, connection string, request *envelope.Request, sent []byte) []byte {
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
 	defer cancel()
-	stored, err := consumer.NewResponses(c.js).Lookup(ctx, connection, id)
-	if err != nil || stored == nil {
+	stored, err := consumer.NewResponses(c.js).Lookup(ctx, connection, request.ID)
+	// What a worker could not read it knows by its bytes.
+	if err != nil || stored == nil || stored.Digest != request.Digest() && stored.Digest != sha256.Sum256(sent) {
 		return nil
 	}
 	return stored.Data
 }
 
-// state says in words what a request waits for.
-func (c *client) state(ctx context.Context, connection, id string, sequence uint64) string {
+// state says in words what a request waits for, and whether it is answered.
+func (c *client) state(ctx context.Context, connection, id string, sequence uint64) (sentence string, answered bool) {
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
 	defer cancel()
 	why, err := (&inspect.Reader{NC: c.nc, JS: c.js}).At(ctx, connection, sequence)
 	if err != nil {
 		// A caller with least privilege may not look; the answer comes all the same.
-		return fmt.Sprintf("stored for the workers, and not answered yet; worker why %s %s, as a user who may look, says why", connection, id)
+		return fmt.Sprintf("stored for the workers, and not answered yet; worker why %s %s, as a user who may look, says why", connection, id), false
 	}
-	return why.Sentence
+	return why.Sentence, why.State == inspect.Answered
 }
 
 // inPlace is as much of a line as can be written over: one that the terminal breaks

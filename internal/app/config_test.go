@@ -254,6 +254,18 @@ func TestConfigurationIsDocumented(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	// The file of its example, which people begin with, answers whom the defaults answer.
+	_, example, _ := strings.Cut(string(data), "```yaml\n")
+	example, _, _ = strings.Cut(example, "```")
+	shown, _ := load(t, []string{"--config", write(t, "c.yaml", example)}, nil) // the files that it names are not here
+	if shown.Replicas != 3 {
+		t.Errorf("the example is not read: %s", example)
+	}
+	for _, prefix := range Defaults().ReplyPrefixes {
+		if !slices.Contains(shown.ReplyPrefixes, prefix) {
+			t.Errorf("the example's reply-prefixes leave out %s", prefix)
+		}
+	}
 	c := Defaults()
 	for _, s := range c.settings() {
 		row := "| `" + s.Name + "` | `" + env(s.Name) + "`"

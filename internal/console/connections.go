@@ -55,8 +55,11 @@ func (c *Console) list(w http.ResponseWriter, r *http.Request) {
 	if len(data.Removed) > shown {
 		data.RemovedOmitted, data.Removed = len(data.Removed)-shown, data.Removed[:shown]
 	}
-	c.render(w, r, http.StatusOK, "list", page{Title: "Connections", Nav: "connections", Data: data})
+	c.render(w, r, http.StatusOK, "list", page{Title: "Connections", Nav: "connections", Live: live(r), Data: data})
 }
+
+// live reports whether a list asks for itself, to put what has changed into place.
+func live(r *http.Request) bool { return r.URL.Query().Has("rows") }
 
 // connectData is the form to connect, as it was filled in.
 type connectData struct {

@@ -147,7 +147,7 @@ func TestLiveListIsSmall(t *testing.T) {
 		r := httptest.NewRequestWithContext(t.Context(), http.MethodGet, "http://127.0.0.1"+path, nil)
 		r.Header.Set("Accept-Encoding", accepted)
 		w := httptest.NewRecorder()
-		c.render(w, r, http.StatusOK, "list", page{Data: data})
+		c.render(w, r, http.StatusOK, "list", page{Live: live(r), Data: data})
 		return w
 	}
 	const browser = "gzip, deflate, br, zstd"
@@ -158,16 +158,23 @@ func TestLiveListIsSmall(t *testing.T) {
 	if got := fetch("/?rows", ""); got.Body.String() != whole.Body.String() || got.Header().Get("Content-Encoding") != "" {
 		t.Errorf("to who takes nothing compressed: %d bytes, %q", got.Body.Len(), got.Header().Get("Content-Encoding"))
 	}
-	live := fetch("/?rows", browser)
-	if live.Body.Len()*10 > whole.Body.Len() {
-		t.Errorf("%d bytes of %d every two seconds", live.Body.Len(), whole.Body.Len())
+	packed := fetch("/?rows", browser)
+	if packed.Body.Len()*10 > whole.Body.Len() {
+		t.Errorf("%d bytes of %d every two seconds", packed.Body.Len(), whole.Body.Len())
 	}
-	unpacked, err := gzip.NewReader(live.Body)
+	unpacked, err := gzip.NewReader(packed.Body)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if got, err := io.ReadAll(unpacked); err != nil || string(got) != whole.Body.String() {
 		t.Errorf("%d bytes, unpacked: %v", len(got), err)
+	}
+	r := httptest.NewRequestWithContext(t.Context(), http.MethodGet, "http://127.0.0.1/connect?rows&nickname=guess", nil)
+	r.Header.Set("Accept-Encoding", browser)
+	form := httptest.NewRecorder()
+	c.Handler().ServeHTTP(form, r)
+	if got := form.Header().Get("Content-Encoding"); got != "" || !strings.Contains(form.Body.String(), "guess") {
+		t.Errorf("a page that repeats what was asked is %q: %d", got, form.Code)
 	}
 }
 

@@ -50,7 +50,7 @@ func (c *Console) orgs(w http.ResponseWriter, r *http.Request) {
 	for _, q := range queues {
 		data.Rows = append(data.Rows, c.orgRow(q, members[q.Name], states))
 	}
-	c.render(w, r, http.StatusOK, "orgs", page{Title: "Organisations", Nav: "orgs", Data: data})
+	c.render(w, r, http.StatusOK, "orgs", page{Title: "Organisations", Nav: "orgs", Live: live(r), Data: data})
 }
 
 // orgOf is the org of a connection; nil where nothing is known of it.

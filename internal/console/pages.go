@@ -102,6 +102,7 @@ type page struct {
 	Person  string
 	SignOut bool
 	Open    bool // a page for people who don't see the console
+	Live    bool // asked for by the page itself, which looks for changes
 	Form    string
 	Leave   string // where the page leads by itself
 	Flash   *flash
@@ -116,8 +117,7 @@ func (c *Console) render(w http.ResponseWriter, r *http.Request, status int, nam
 	if p.Person = person(r); p.Person == "" {
 		p.Open = true
 	}
-	live := r.URL.Query().Has("rows") // a page that looks for changes
-	if status == http.StatusOK && !live {
+	if status == http.StatusOK && !p.Live {
 		p.Flash = cmp.Or(p.Flash, c.takeFlash(w, r))
 	}
 	if p.Form == "" && name != "fault" || p.SignOut && !p.Open {
@@ -133,7 +133,7 @@ func (c *Console) render(w http.ResponseWriter, r *http.Request, status int, nam
 	h.Set("Content-Type", "text/html; charset=utf-8")
 	// A long list is the same words over and over, every two seconds. Other pages can repeat
 	// what they were asked for: compressed, their size would tell what else is on them.
-	if !live || !strings.Contains(r.Header.Get("Accept-Encoding"), "gzip") {
+	if !p.Live || !strings.Contains(r.Header.Get("Accept-Encoding"), "gzip") {
 		w.WriteHeader(status)
 		_, _ = body.WriteTo(w)
 		return
