@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"os"
 	"os/exec"
 	"slices"
 	"strings"
@@ -20,9 +21,9 @@ var arrows = map[string][]string{
 	"internal/register":            {},
 	"internal/lock":                {},
 	"internal/connection/follow":   {"internal/register"},
-	"internal/envelope":            {"schemas"},
+	"internal/envelope":            {},
 	"internal/zoho":                {"internal/envelope", "internal/secret"},
-	"internal/zoho/zohotest":       {"internal/envelope"},
+	"internal/zoho/zohotest":       {},
 	"internal/connection":          {"internal/connection/follow", "internal/envelope", "internal/register", "internal/secret"},
 	"internal/token":               {"internal/connection", "internal/connection/follow", "internal/lock", "internal/register", "internal/secret", "internal/trace", "internal/zoho"},
 	"internal/consent":             {"internal/connection", "internal/register", "internal/secret", "internal/token", "internal/zoho"},
@@ -36,8 +37,8 @@ var arrows = map[string][]string{
 	"internal/inspect":             {"internal/connection", "internal/consent", "internal/consumer", "internal/envelope", "internal/flow", "internal/lease", "internal/ledger", "internal/register", "internal/relay", "internal/secret", "internal/token", "internal/zoho"},
 	"internal/trace":               {},
 	"internal/devbox":              {"internal/zoho/zohotest"},
-	"internal/console":             {"internal/connection", "internal/consent", "internal/dead", "internal/consumer", "internal/envelope", "internal/flow", "internal/inspect", "internal/ledger", "internal/register", "internal/secret", "internal/token", "internal/zoho"},
-	"internal/app":                 {"internal/connection", "internal/consent", "internal/dead", "internal/event", "internal/console", "internal/consumer", "internal/envelope", "internal/inspect", "internal/ledger", "internal/lock", "internal/register", "internal/relay", "internal/secret", "internal/token", "internal/trace", "internal/zoho"},
+	"internal/console":             {"internal/connection", "internal/consent", "internal/dead", "internal/consumer", "internal/envelope", "internal/flow", "internal/inspect", "internal/secret", "internal/token", "internal/zoho"},
+	"internal/app":                 {"internal/connection", "internal/consent", "internal/event", "internal/console", "internal/consumer", "internal/envelope", "internal/inspect", "internal/ledger", "internal/lock", "internal/register", "internal/relay", "internal/secret", "internal/token", "internal/trace", "internal/zoho"},
 	"bench":                        {"internal/connection", "internal/consumer", "internal/secret"},
 	"bench/baseline":               {},
 	"bench/bare":                   {},
@@ -88,6 +89,10 @@ const module = "zoho-worker/"
 // The arrows of the design hold, in every build there is.
 func TestArrows(t *testing.T) {
 	t.Parallel()
+	unused := map[string][]string{}
+	for name, allowed := range arrows {
+		unused[name] = slices.Clone(allowed)
+	}
 	for _, tags := range []string{"", "production", "failpoint"} {
 		for _, p := range packages(t, tags, "./...") {
 			name := strings.TrimPrefix(p.ImportPath, module)
@@ -106,6 +111,39 @@ func TestArrows(t *testing.T) {
 				case known && !slices.Contains(allowed, imported):
 					t.Errorf("%s imports %s (tags %q): not an arrow of the design", name, imported, tags)
 				}
+				unused[name] = slices.DeleteFunc(unused[name], func(arrow string) bool { return arrow == imported })
+			}
+		}
+	}
+	for name, left := range unused {
+		for _, imported := range left {
+			t.Errorf("%s imports %s no more: take the arrow out", name, imported)
+		}
+	}
+}
+
+// The list of packages in docs/design.md is in the order of the arrows.
+func TestArrowsPointDown(t *testing.T) {
+	t.Parallel()
+	page, err := os.ReadFile("../docs/design.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, list, _ := strings.Cut(string(page), "\n## Packages\n")
+	list, _, _ = strings.Cut(list, "\n## ")
+	place := map[string]int{}
+	for i, line := range strings.Split(list, "\n") {
+		if name, _, ok := strings.Cut(strings.TrimPrefix(line, "| `"), "` |"); ok {
+			place[name] = i
+		}
+	}
+	if len(place) < 20 {
+		t.Fatalf("%d packages in the list of docs/design.md", len(place))
+	}
+	for name, arrows := range arrows {
+		for _, imported := range arrows {
+			if from, to := place[name], place[imported]; from > 0 && to > 0 && from > to {
+				t.Errorf("%s stands below %s, which it imports", name, imported)
 			}
 		}
 	}

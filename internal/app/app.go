@@ -302,8 +302,6 @@ func (w *Worker) notReady() string {
 	return ""
 }
 
-func (w *Worker) ready() bool { return w.notReady() == "" }
-
 // listen takes the HTTP address, so that one that is taken is told at once.
 func (w *Worker) listen(addr string) (net.Listener, error) {
 	listener, err := net.Listen("tcp", addr)

@@ -129,16 +129,12 @@ func (c Config) Validate() error {
 	if c.NATSURL == "" {
 		wrong("nats-url", "missing: give the NATS server's address, like nats://127.0.0.1:4222")
 	}
-	for _, setting := range [][2]string{
-		{"nats-creds", c.NATSCreds}, {"nats-nkey", c.NATSNKey}, {"nats-ca", c.NATSCA}, {"nats-cert", c.NATSCert},
-		{"nats-key", c.NATSKey}, {"redis-ca", c.RedisCA}, {"redis-cert", c.RedisCert}, {"redis-key", c.RedisKey},
-	} {
-		flag, file := setting[0], setting[1]
-		if file == "" {
+	for _, s := range c.settings() {
+		if !s.file || s.raw() == "" {
 			continue
 		}
-		if f, err := os.Open(file); err != nil {
-			wrong(flag, "%v", err)
+		if f, err := os.Open(s.raw()); err != nil {
+			wrong(s.Name, "%v", err)
 		} else {
 			_ = f.Close()
 		}

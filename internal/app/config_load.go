@@ -20,6 +20,7 @@ import (
 type setting struct {
 	*pflag.Flag
 	secret *secret.Text // where it is one
+	file   bool         // it names a file
 }
 
 // env is the environment variable of a flag: --nats-url, NATS_URL.
@@ -29,11 +30,11 @@ func env(flag string) string { return strings.ToUpper(strings.ReplaceAll(flag, "
 func (c *Config) connectionSettings() []setting {
 	return []setting{
 		text("nats-url", &c.NATSURL, "NATS server, or several separated by commas; tls:// insists on TLS"),
-		text("nats-creds", &c.NATSCreds, "NATS credentials file"),
-		text("nats-nkey", &c.NATSNKey, "file with the seed of a NATS nkey"),
-		text("nats-ca", &c.NATSCA, "file of certificate authorities for NATS (default the system's)"),
-		text("nats-cert", &c.NATSCert, "certificate of this side, for NATS servers that ask for one"),
-		text("nats-key", &c.NATSKey, "key of --nats-cert"),
+		file("nats-creds", &c.NATSCreds, "NATS credentials file"),
+		file("nats-nkey", &c.NATSNKey, "file with the seed of a NATS nkey"),
+		file("nats-ca", &c.NATSCA, "file of certificate authorities for NATS (default the system's)"),
+		file("nats-cert", &c.NATSCert, "certificate of this side, for NATS servers that ask for one"),
+		file("nats-key", &c.NATSKey, "key of --nats-cert"),
 		text("nats-inbox-prefix", &c.NATSInboxPrefix, "what the subjects begin with on which this side is answered (default _INBOX; a worker's _INBOX.zoho-worker)"),
 		hidden("encryption-keys", &c.EncryptionKeys, "keys that seal what is stored: id:base64 of 32 bytes, comma separated, the first seals"),
 		number("replicas", &c.Replicas, "replicas of every stream: 1 on a single server, 3 in a cluster"),
@@ -47,9 +48,9 @@ func (c *Config) connectionSettings() []setting {
 func (c *Config) workerSettings() []setting {
 	return []setting{
 		hidden("redis-url", &c.RedisURL, "Redis server: redis://, rediss:// or unix://; ?addr= for a cluster, ?master_name= for Sentinel; empty: go without"),
-		text("redis-ca", &c.RedisCA, "file of certificate authorities for rediss:// (default the system's)"),
-		text("redis-cert", &c.RedisCert, "certificate of this side, for Redis servers that ask for one"),
-		text("redis-key", &c.RedisKey, "key of --redis-cert"),
+		file("redis-ca", &c.RedisCA, "file of certificate authorities for rediss:// (default the system's)"),
+		file("redis-cert", &c.RedisCert, "certificate of this side, for Redis servers that ask for one"),
+		file("redis-key", &c.RedisKey, "key of --redis-cert"),
 		text("zoho-client-id", &c.ZohoClientID, "client id of the app in Zoho's API console"),
 		hidden("zoho-client-secret", &c.ZohoClientSecret, "client secret of the app in Zoho's API console"),
 		hidden("zoho-client-secrets", &c.ZohoClientSecrets, "client secrets of data centres that have their own: location:secret, comma separated"),
@@ -231,6 +232,12 @@ func made(define func(*pflag.FlagSet)) *pflag.Flag {
 
 func text(name string, field *string, help string) setting {
 	return setting{Flag: made(func(f *pflag.FlagSet) { f.StringVar(field, name, *field, help) })}
+}
+
+func file(name string, field *string, help string) setting {
+	s := text(name, field, help)
+	s.file = true
+	return s
 }
 
 func number(name string, field *int, help string) setting {

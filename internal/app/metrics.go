@@ -26,7 +26,7 @@ func (w *Worker) watchStart(metrics prometheus.Registerer) {
 	}, []string{"version", "revision", "go_version"}).WithLabelValues(Version, revision(), runtime.Version()).Set(1)
 	f.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "zoho_worker_ready", Help: "1 where the worker takes requests: started, not stopping, connected to NATS, which lets it do its work.",
-	}, func() float64 { return number01(w.ready()) })
+	}, func() float64 { return number01(w.notReady() == "") })
 }
 
 // watch registers what else is known of the worker as a whole.

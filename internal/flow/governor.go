@@ -11,7 +11,6 @@
 package flow
 
 import (
-	"fmt"
 	"math/rand/v2"
 	"strings"
 	"time"
@@ -453,11 +452,6 @@ type Pause struct {
 	Until time.Time `json:"until"`
 	Cause string    `json:"cause"`
 	For   Cause     `json:"for,omitempty"`
-}
-
-// String is for people.
-func (p Pause) String() string {
-	return fmt.Sprintf("until %s (%s)", p.Until.Format(time.RFC3339), p.Cause)
 }
 
 // holds reports whether the pause is in force; nil is none. One that ends much

@@ -60,7 +60,7 @@ type Delivery struct {
 	// Sendings are those before; Do adds its own. Its caller keeps them while the
 	// request waits.
 	Sendings Sendings
-	// Observer, if set, is told of each attempt.
+	// Observer is told of each attempt.
 	Observer Observer
 }
 
@@ -331,7 +331,7 @@ func (j *job) send(ctx context.Context) Result {
 		if err != nil {
 			return j.withoutToken(err)
 		}
-		if j.paused() > 0 { // since it was started, or called last
+		if j.Observer.Paused() > 0 { // since it was started, or called last
 			return j.wait(WaitPause, 0)
 		}
 		if j.lost != nil {
@@ -385,7 +385,7 @@ func (j *job) send(ctx context.Context) Result {
 		}
 		d := max(pause.NextBackOff(), answer.RetryAfter)
 		if j.alone() {
-			d = max(d, j.paused()+time.Millisecond) // it can't be given back
+			d = max(d, j.Observer.Paused()+time.Millisecond) // it can't be given back
 		}
 		switch {
 		case d >= j.left():
@@ -490,21 +490,9 @@ func (j *job) exchange(ctx context.Context, call *zoho.Call, credits int) *zoho.
 	j.Sendings.Credits += credits
 	j.credits.Used = j.Sendings.Credits
 	j.metrics.attempt(call.Method, j.connection, answer)
-	if j.Observer != nil {
-		j.Observer.Attempted(answer, began, credits)
-		j.credits.Remaining, j.credits.Known = j.Observer.Remaining()
-	} else if answer.CreditsRemaining >= 0 {
-		j.credits.Remaining, j.credits.Known = int64(answer.CreditsRemaining), true
-	}
+	j.Observer.Attempted(answer, began, credits)
+	j.credits.Remaining, j.credits.Known = j.Observer.Remaining()
 	return answer
-}
-
-// paused is for how long the org is.
-func (j *job) paused() time.Duration {
-	if j.Observer == nil {
-		return 0
-	}
-	return j.Observer.Paused()
 }
 
 func contentType(k envelope.BodyKind) string {

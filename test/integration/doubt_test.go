@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"zoho-worker/internal/consumer"
 	"zoho-worker/internal/devbox"
 	"zoho-worker/internal/envelope"
 	"zoho-worker/internal/lease"
@@ -194,7 +195,7 @@ func TestDoubtAfterALostSession(t *testing.T) {
 	r.Zoho.Inject(zohotest.CutApplied(zohotest.Reset).On("DELETE", path))
 	r.Zoho.Inject(zohotest.TooManyRequestsRetry(zohotest.Concurrency, 10*time.Second).On("DELETE", path))
 	r.publish("demo", doc{"id": "delete", "method": "DELETE", "url": "/v8/Leads/" + ids[0]})
-	eventually(t, "the org is paused", func() bool { s := r.sight(); return s != nil && s.State.Pause != nil })
+	r.seen("the org is paused", func(s consumer.Sight) bool { return s.State.Pause != nil })
 	r.anew(lease.WorkerStream)
 	response := r.await("demo", "delete")
 	wantCode(t, response, envelope.OutcomeUnknown, "another worker")

@@ -203,7 +203,7 @@ func TestThrottle(t *testing.T) {
 	r.publish("demo", insert("first", "First"))
 	eventually(t, "the first call is refused", func() bool { return r.Zoho.Count(zohotest.Match{Method: "POST"}) == 1 })
 	eventually(t, "the org is paused, for whoever asks", func() bool {
-		record, err := lease.Read(t.Context(), r.js, "org-us-production-"+devbox.OrgID)
+		record, err := lease.Read(t.Context(), r.js, demoQueue)
 		return err == nil && consumer.DecodeState(record.State).Pause != nil
 	})
 	for i := range 20 {

@@ -241,10 +241,7 @@ func TestWeights(t *testing.T) {
 			t.Fatalf("%s %.60s: Zoho has charged %d in all, want %d", row.method, row.url, charged, total)
 		}
 	}
-	eventually(t, fmt.Sprintf("the org's count is %d credits", total), func() bool {
-		s := r.sight()
-		return s != nil && s.State.Forecast(time.Now()).Used == total
-	})
+	r.seen(fmt.Sprintf("the org's count is %d credits", total), func(s consumer.Sight) bool { return s.State.Forecast(time.Now()).Used == total })
 }
 
 // Interactive requests go before bulk ones, which have a place all the same.
@@ -310,9 +307,8 @@ func TestOrderWhenStopping(t *testing.T) {
 		d["query"], d["order_key"] = doc{"fields": "Last_Name", "at": d["id"]}, "A"
 		r.publish("demo", d)
 	}
-	eventually(t, "the first was tried, and the others are in hand", func() bool {
-		s := r.sight()
-		return r.Zoho.Count(zohotest.Match{Method: "GET"}) == 1 && s != nil && s.Running == 1 && s.Held == 3
+	r.seen("the first was tried, and the others are in hand", func(s consumer.Sight) bool {
+		return r.Zoho.Count(zohotest.Match{Method: "GET"}) == 1 && s.Running == 1 && s.Held == 3
 	})
 	stop(first)
 	r.worker()
@@ -417,10 +413,7 @@ func TestCredits(t *testing.T) {
 	}
 	blocked := func(want string) {
 		t.Helper()
-		eventually(t, "the org waits for "+want, func() bool {
-			s := r.sight()
-			return s != nil && string(s.Blocked) == want
-		})
+		r.seen("the org waits for "+want, func(s consumer.Sight) bool { return string(s.Blocked) == want })
 		// The same in the metrics and in the log.
 		orgs := 0.0
 		for _, w := range workers {
@@ -474,7 +467,7 @@ func TestLimitsFall(t *testing.T) {
 	if refused := r.Zoho.Counts(devbox.OrgID).Refused.Concurrency; refused == 0 || refused > 60 {
 		t.Errorf("%d calls were refused", refused)
 	}
-	record, err := lease.Read(t.Context(), r.js, "org-us-production-"+devbox.OrgID)
+	record, err := lease.Read(t.Context(), r.js, demoQueue)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -546,26 +539,20 @@ func TestNoSuchLane(t *testing.T) {
 	r.drained()
 }
 
-// sight is what the worker that serves the demo org says of it, nil if none does.
-func (r *rig) sight() *consumer.Sight {
+// seen waits until the worker that serves the demo org says of it what is wanted.
+func (r *rig) seen(what string, wanted func(consumer.Sight) bool) {
 	r.t.Helper()
-	sub, err := r.nc.SubscribeSync(r.nc.NewInbox())
-	if err != nil {
-		r.t.Fatal(err)
-	}
-	defer func() { _ = sub.Unsubscribe() }()
-	if err := r.nc.PublishRequest("zoho.orgs", sub.Subject, []byte("org-us-production-"+devbox.OrgID)); err != nil {
-		r.t.Fatal(err)
-	}
-	msg, err := sub.NextMsg(time.Second)
-	if err != nil {
-		return nil
-	}
-	var sights []consumer.Sight
-	if err := json.Unmarshal(msg.Data, &sights); err != nil || len(sights) != 1 {
-		r.t.Fatalf("%s: %v", msg.Data, err)
-	}
-	return &sights[0]
+	eventually(r.t, what, func() bool {
+		msg, err := r.nc.Request("zoho.orgs", []byte(demoQueue), time.Second)
+		if err != nil {
+			return false // nobody serves it now
+		}
+		var sights []consumer.Sight
+		if err := json.Unmarshal(msg.Data, &sights); err != nil || len(sights) != 1 {
+			r.t.Fatalf("%s: %v", msg.Data, err)
+		}
+		return wanted(sights[0])
+	})
 }
 
 // Many connections that were busy once don't stay a burden on the stream: what is

@@ -32,9 +32,8 @@ func TestRestingRequestAtRestart(t *testing.T) {
 	r.busy("rests-1", "300")
 	first := r.worker()
 	r.publish("demo", marked("rests-1"))
-	eventually(t, "it rests", func() bool {
-		s := r.sight()
-		return r.Zoho.Count(zohotest.Match{Method: "GET"}) == 1 && s != nil && s.Running == 0 && s.Held == 1
+	r.seen("it rests", func(s consumer.Sight) bool {
+		return r.Zoho.Count(zohotest.Match{Method: "GET"}) == 1 && s.Running == 0 && s.Held == 1
 	})
 	stop(first)
 	r.worker()
@@ -54,9 +53,8 @@ func TestRestingRequestsAreNoCalls(t *testing.T) {
 		r.busy(id, "300")
 		r.publish("demo", marked(id))
 	}
-	eventually(t, "they rest", func() bool {
-		s := r.sight()
-		return r.Zoho.Count(zohotest.Match{Method: "GET"}) == places && s != nil && s.Running == 0 && s.Held == places
+	r.seen("they rest", func(s consumer.Sight) bool {
+		return r.Zoho.Count(zohotest.Match{Method: "GET"}) == places && s.Running == 0 && s.Held == places
 	})
 	hold := r.Zoho.Hold(zohotest.BodyRead, zohotest.Match{Where: func(c zohotest.Call) bool { return strings.Contains(c.RawQuery, "at=held") }})
 	for i := range places {
@@ -68,7 +66,7 @@ func TestRestingRequestsAreNoCalls(t *testing.T) {
 	r.worker()
 	stopped := stopping(first)
 	r.publish("demo", list("next"))
-	eventually(t, "the second worker has it", func() bool { s := r.sight(); return s != nil && s.Running == 0 && s.Held >= 1 })
+	r.seen("the second worker has it", func(s consumer.Sight) bool { return s.Running == 0 && s.Held >= 1 })
 	hold.Release()
 	<-stopped
 	wantStatus(t, r.call("demo", list("after")), 200)
@@ -103,9 +101,8 @@ func TestOrderedBacklogAtHandOver(t *testing.T) {
 		defer cancel()
 		first.Stop(ctx)
 	}()
-	eventually(t, "the second worker has all in hand that the server hands out", func() bool {
-		s := r.sight()
-		return s != nil && s.Running == 0 && s.Held == handed-1
+	r.seen("the second worker has all in hand that the server hands out", func(s consumer.Sight) bool {
+		return s.Running == 0 && s.Held == handed-1
 	})
 	// A pull for the one that is missing was open for as long as it may be, and is asked anew.
 	for renewed := false; !renewed; {

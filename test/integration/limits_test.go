@@ -72,7 +72,7 @@ func TestOrderAndDeadline(t *testing.T) {
 	r.publish("demo", ordered("A", 2))
 	wantCode(t, r.call("demo", short), envelope.DeadlineExceeded)
 	r.publish("demo", ordered("A", 3))
-	eventually(t, "the others wait", func() bool { s := r.sight(); return s != nil && s.Running == 1 && s.Held == 2 })
+	r.seen("the others wait", func(s consumer.Sight) bool { return s.Running == 1 && s.Held == 2 })
 	hold.Release()
 	for _, id := range []string{"A-0", "A-2", "A-3"} {
 		wantStatus(t, r.await("demo", id), 200)
@@ -122,10 +122,7 @@ func TestOrderAcrossRevocation(t *testing.T) {
 	r.reached(hold)
 	held := func(n int) {
 		t.Helper()
-		eventually(t, fmt.Sprint(n, " are in hand behind it"), func() bool {
-			s := r.sight()
-			return s != nil && s.Running == 1 && s.Held == n
-		})
+		r.seen(fmt.Sprint(n, " are in hand behind it"), func(s consumer.Sight) bool { return s.Running == 1 && s.Held == n })
 	}
 	held(3)
 	status := func(s connection.Status) {
@@ -165,17 +162,9 @@ func TestOrderAcrossLostSession(t *testing.T) {
 		return record.Owner
 	}
 	first := owner()
-	if err := r.js.DeleteStream(t.Context(), lease.WorkerStream); err != nil {
-		t.Fatal(err)
-	}
-	for _, c := range lease.StreamConfigs(1) {
-		if _, err := r.js.CreateOrUpdateStream(t.Context(), c); err != nil {
-			t.Fatal(err)
-		}
-	}
-	eventually(t, "another session has the org, and the others are in hand", func() bool {
-		s := r.sight()
-		return s != nil && owner() != first && s.Held+s.Running == 3
+	r.anew(lease.WorkerStream)
+	r.seen("another session has the org, and the others are in hand", func(s consumer.Sight) bool {
+		return owner() != first && s.Held+s.Running == 3
 	})
 	hold.Release()
 	for _, response := range r.awaitAll("demo", 4) {
@@ -202,7 +191,7 @@ func TestRaisedLimitIsUsed(t *testing.T) {
 	}
 	running := func(n int) {
 		t.Helper()
-		eventually(t, fmt.Sprint(n, " calls in flight"), func() bool { s := r.sight(); return s != nil && s.Running == n })
+		r.seen(fmt.Sprint(n, " calls in flight"), func(s consumer.Sight) bool { return s.Running == n })
 	}
 	places(few)
 	r.worker()
@@ -236,11 +225,7 @@ func TestFairBesideHeavyLane(t *testing.T) {
 		r.publish("demo", list(fmt.Sprint("light-", i)))
 	}
 	r.worker()
-	eventually(t, "heavy and light requests have lanes of their own", func() bool {
-		s := r.sight()
-		if s == nil {
-			return false
-		}
+	r.seen("heavy and light requests have lanes of their own", func(s consumer.Sight) bool {
 		busy := 0
 		for _, l := range s.Lanes {
 			if l.Running > 0 && l.Held > 0 {
@@ -303,10 +288,7 @@ func TestHandOverCountsAll(t *testing.T) {
 			}
 		}
 	}()
-	eventually(t, "the new owner has all lanes in hand", func() bool {
-		s := r.sight()
-		return s != nil && len(s.Lanes) == places && s.Held > 2*places
-	})
+	r.seen("the new owner has all lanes in hand", func(s consumer.Sight) bool { return len(s.Lanes) == places && s.Held > 2*places })
 	close(enough)
 	n := <-published
 	if c := r.Zoho.Counts(devbox.OrgID); c.InFlight != places || c.Refused.Sum() != 0 {
@@ -345,10 +327,7 @@ func TestHandedOnCountsAll(t *testing.T) {
 	}
 	inHand := func(who string) {
 		t.Helper()
-		eventually(t, who+" has them in hand", func() bool {
-			s := r.sight()
-			return s != nil && s.Running == 0 && s.Held == n
-		})
+		r.seen(who+" has them in hand", func(s consumer.Sight) bool { return s.Running == 0 && s.Held == n })
 	}
 	second := r.worker()
 	stopped := stopping(first)
@@ -396,7 +375,7 @@ func TestLimitLoweredWhileFull(t *testing.T) {
 		r.reached(hold)
 	}
 	edition("free")
-	eventually(t, "the worker follows", func() bool { s := r.sight(); return s != nil && s.Places == 5 })
+	r.seen("the worker follows", func(s consumer.Sight) bool { return s.Places == 5 })
 	r.Zoho.SetLimits(devbox.OrgID, zohotest.Limits{Concurrency: 5, SubConcurrency: 5})
 	hold.Release()
 	for _, response := range r.awaitAll("demo", n) {
@@ -422,10 +401,7 @@ func TestResumesWithOne(t *testing.T) {
 		r.publish("demo", list(fmt.Sprint("r-", i)))
 	}
 	r.reached(hold)
-	eventually(t, "the others wait for it", func() bool {
-		s := r.sight()
-		return s != nil && s.Running == 1 && s.Held == n && s.Blocked == flow.Full
-	})
+	r.seen("the others wait for it", func(s consumer.Sight) bool { return s.Running == 1 && s.Held == n && s.Blocked == flow.Full })
 	if c := r.Zoho.Counts(devbox.OrgID); c.InFlight != 1 || c.Calls != 2 {
 		t.Errorf("%d calls, %d in flight", c.Calls, c.InFlight)
 	}
@@ -454,9 +430,9 @@ func TestNoRepetitionInPause(t *testing.T) {
 	if err := lease.Update(t.Context(), r.js, demoQueue, consumer.SetPause(pause, time.Now())); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "the worker knows of the pause", func() bool { s := r.sight(); return s != nil && s.State.Hand != nil })
+	r.seen("the worker knows of the pause", func(s consumer.Sight) bool { return s.State.Hand != nil })
 	hold.Release()
-	eventually(t, "it waits for the pause's end", func() bool { s := r.sight(); return s != nil && s.Running == 0 && s.Held == 1 })
+	r.seen("it waits for the pause's end", func(s consumer.Sight) bool { return s.Running == 0 && s.Held == 1 })
 	wantCode(t, r.await("demo", "under-way"), envelope.DeadlineExceeded, "paused")
 	if n := r.Zoho.Count(at("under-way")); n != 1 {
 		t.Errorf("%d calls in the pause", n-1)
@@ -524,7 +500,7 @@ func TestLightGoPastFewHeavies(t *testing.T) {
 		t.Helper()
 		r.publish("demo", coql(fmt.Sprint("heavy-", held)))
 		held++
-		eventually(t, "it is in hand", func() bool { s := r.sight(); return s != nil && s.Held == held && s.Running == 0 })
+		r.seen("it is in hand", func(s consumer.Sight) bool { return s.Held == held && s.Running == 0 })
 	}
 	for range 12 {
 		heavy()
@@ -586,7 +562,7 @@ func TestDeadlineBehindRestingRequests(t *testing.T) {
 		r.busy(id, "300")
 		r.publish("demo", marked(id))
 	}
-	eventually(t, "they rest", func() bool { s := r.sight(); return s != nil && s.Running == 0 && s.Held > n/2 })
+	r.seen("they rest", func(s consumer.Sight) bool { return s.Running == 0 && s.Held > n/2 })
 	short := list("short")
 	short["deadline"] = time.Now().Add(time.Second).UTC().Format(time.RFC3339Nano)
 	wantCode(t, r.call("demo", short), envelope.DeadlineExceeded)

@@ -63,7 +63,7 @@ func TestSequencesBeginAgain(t *testing.T) {
 				r.publish("demo", insert(fmt.Sprint("old-", i), fmt.Sprint("Old ", i)))
 			}
 			r.reached(hold)
-			eventually(t, "all are in hand", func() bool { s := r.sight(); return s != nil && s.Running+s.Held == n })
+			r.seen("all are in hand", func(s consumer.Sight) bool { return s.Running+s.Held == n })
 
 			again(r, s)
 			r.connectedAgain()
