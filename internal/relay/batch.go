@@ -76,9 +76,6 @@ func (b *batch) collect(a *zoho.Answer, probed string, retry, repeatable bool) (
 	places := b.pending()
 	outcomes := zoho.OutcomesOf(a.Body, len(places))
 	if outcomes == nil {
-		if !b.begun() {
-			return false
-		}
 		// The call was refused as a whole, for each of its records.
 		refusal, ok := zoho.OutcomeOf(a.Body)
 		switch {

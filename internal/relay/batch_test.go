@@ -67,6 +67,7 @@ func TestBatchMerge(t *testing.T) {
 		"passing, then its own fault": {[]step{say(true, answered(207, written(1), refusedRecord(locked), written(3))), say(false, answered(400, refusedRecord("INVALID_DATA")))}, []string{written(1), refusedRecord("INVALID_DATA"), written(3)}, 207, "", 0},
 		"passing, then refused whole": {[]step{say(true, answered(207, written(1), refusedRecord(locked), written(3))), say(false, &zoho.Answer{Status: 403, Body: []byte(refusedRecord("NO_PERMISSION"))})}, []string{written(1), refusedRecord("NO_PERMISSION"), written(3)}, 207, "", 0},
 		"passing, then a page":        {[]step{say(true, answered(207, written(1), refusedRecord(locked), written(3))), say(false, &zoho.Answer{Status: 404, Body: []byte("<html>")})}, []string{written(1), string(composed("HTTP_404", "the call was refused as a whole").Raw), written(3)}, 207, "", 0},
+		"passing, then no success":    {[]step{say(true, answered(207, written(1), refusedRecord(locked), written(3))), say(false, &zoho.Answer{Status: 404, Body: []byte(written(2))})}, []string{written(1), string(composed("HTTP_404", "the call was refused as a whole").Raw), written(3)}, 207, "", 0},
 		"passing, then a strange 200": {[]step{say(true, answered(207, written(1), refusedRecord(locked), written(3))), say(false, answered(200, written(1), written(2)))}, []string{written(1), unknown, written(3)}, 207, "", 1},
 		"refused whole":               {[]step{say(false, &zoho.Answer{Status: 403, Body: []byte(refusedRecord("NO_PERMISSION"))})}, nil, 0, "", 0},
 		"passing, then a redirection": {[]step{say(true, answered(207, written(1), refusedRecord(locked), written(3))), say(false, &zoho.Answer{Status: 300})}, []string{written(1), string(composed("HTTP_300", "the call was refused as a whole").Raw), written(3)}, 207, "", 0},
@@ -80,6 +81,7 @@ func TestBatchMerge(t *testing.T) {
 		"lost, all found":             {[]step{lose, look(zoho.Row{ID: "3", Value: "17"}, zoho.Row{ID: "1", Value: "a"}, zoho.Row{ID: "2", Value: "b"})}, []string{found("1"), found("2"), found("3")}, 200, envelope.Confirmed, 0},
 		"lost, one found, rest sent":  {[]step{lose, look(zoho.Row{ID: "2", Value: "b"}), say(false, answered(201, written(1), written(3)))}, []string{written(1), found("2"), written(3)}, 201, envelope.Confirmed, 0},
 		"lost, one found, lost again": {[]step{lose, look(zoho.Row{ID: "2", Value: "b"}), lose}, []string{unknown, found("2"), unknown}, 207, envelope.Confirmed, 2},
+		"lost, one found, one passes": {[]step{lose, look(zoho.Row{ID: "2", Value: "b"}), say(true, answered(207, written(1), refusedRecord(locked)))}, []string{written(1), found("2"), refusedRecord(locked)}, 207, envelope.Confirmed, 0},
 		"lost, one twice":             {[]step{lose, look(zoho.Row{ID: "2", Value: "b"}, zoho.Row{ID: "4", Value: "b"}, zoho.Row{ID: "1", Value: "a"}, zoho.Row{ID: "3", Value: "17"})}, []string{found("1"), "", found("3")}, 207, envelope.Confirmed, 1},
 		"lost, one spelled otherwise": {[]step{lose, look(zoho.Row{ID: "2", Value: "B "}, zoho.Row{ID: "1", Value: "a"}, zoho.Row{ID: "3", Value: "17"})}, []string{found("1"), "", found("3")}, 207, envelope.Confirmed, 1},
 	} {
@@ -91,7 +93,7 @@ func TestBatchMerge(t *testing.T) {
 		for _, s := range c.steps {
 			last = s(b)
 		}
-		response := &envelope.Response{Status: last.Status}
+		response := &envelope.Response{Status: last.Status, Headers: []envelope.Header{{Name: "Content-Type", Value: "text/html"}}}
 		if n := b.merge(response, last); n != c.unknown {
 			t.Errorf("%s: %d are unknown, want %d", name, n, c.unknown)
 		}
@@ -100,6 +102,9 @@ func TestBatchMerge(t *testing.T) {
 				t.Errorf("%s: merged to %d %s", name, response.Status, response.Body.Data)
 			}
 			continue
+		}
+		if response.Headers != nil {
+			t.Errorf("%s: the answer has headers of another", name)
 		}
 		got := zoho.OutcomesOf(response.Body.Data, 3)
 		if got == nil || response.Status != c.status || response.Outcome != c.outcome || !reflect.DeepEqual(response.Records, zoho.RecordsOf(response.Body.Data)) {
@@ -161,6 +166,13 @@ func TestBatchRounds(t *testing.T) {
 	}
 	if n != maxRounds {
 		t.Errorf("sent %d times, want %d", n, maxRounds)
+	}
+	// What may have been written all the same is sent again only where that does no harm.
+	for _, repeatable := range []bool{true, false} {
+		b, _ := newBatch([]byte(`{"data":[{"R":"a"}]}`))
+		if b.collect(answered(400, refusedRecord("INTERNAL_ERROR")), "", true, repeatable) != repeatable {
+			t.Errorf("INTERNAL_ERROR, repeatable %v: the opposite", repeatable)
+		}
 	}
 }
 

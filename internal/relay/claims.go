@@ -85,7 +85,6 @@ func (j *job) secure(ctx context.Context) (Result, bool) {
 	}
 	j.lost = nil
 	if err == nil {
-		j.sent = false
 		j.metrics.claims.WithLabelValues(claimMade).Inc()
 		failpoint.Hit(failpoint.Claimed)
 		return Result{}, true

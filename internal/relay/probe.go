@@ -83,9 +83,6 @@ func (j *job) look(ctx context.Context) *zoho.Answer {
 
 // lookOne looks for the one record of a request.
 func (j *job) lookOne(ctx context.Context, p *envelope.Probe, places []int) (answer *zoho.Answer) {
-	if len(places) == 0 {
-		return nil
-	}
 	var rows []zoho.Row
 	if p.COQL != "" {
 		answer, rows, _ = j.query(ctx, "", p.COQL+" limit 2")
