@@ -22,7 +22,7 @@ func (g *gate) enter(o *org) bool {
 		o.turn = false // leave kept a place for it
 		return true
 	}
-	if g.free > 0 && len(g.line) == 0 {
+	if g.free > 0 { // then nobody stands in line: who leaves gives his place to the first
 		g.free--
 		return true
 	}

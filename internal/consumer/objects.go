@@ -51,7 +51,7 @@ func (o *Objects) Load(ctx context.Context, name string) (body []byte, release f
 		return nil, nil, relay.ErrNoObject
 	case err != nil:
 		return nil, nil, err
-	case info.Name != name || info.Opts != nil && info.Opts.Link != nil:
+	case info.Opts != nil && info.Opts.Link != nil:
 		return nil, nil, relay.ErrNoObject
 	case info.Size > uint64(o.most):
 		return nil, nil, tooLarge
@@ -80,7 +80,7 @@ func (o *Objects) Load(ctx context.Context, name string) (body []byte, release f
 	if err != nil {
 		return nil, nil, err
 	}
-	if got.Name != name { // it became a link meanwhile, and Get followed it
+	if got.Name != name { // it is described as another's, or became a link meanwhile, and Get followed it
 		return nil, nil, relay.ErrNoObject
 	}
 	var read bytes.Buffer

@@ -121,7 +121,7 @@ func (o *org) advance() (last *entry) {
 		e, reason, until := o.next(now)
 		o.holdBack(reason, until)
 		if e == nil {
-			o.arm(now, reason, until)
+			o.arm(now, until)
 			return last
 		}
 		e.idle = e.refused != nil || e.overdue(now)
@@ -132,7 +132,7 @@ func (o *org) advance() (last *entry) {
 		}
 		if !e.idle && !o.gate.enter(o) {
 			o.holdBack(WaitWorker, time.Time{})
-			o.arm(now, WaitWorker, time.Time{})
+			o.arm(now, time.Time{}) // a call that ends comes here
 			return last
 		}
 		o.start(e, now)
@@ -280,7 +280,7 @@ func (o *org) start(e *entry, now time.Time) {
 	if e.suspect && !e.idle {
 		o.trials.busy = true
 	}
-	if e.idle && e.request != nil {
+	if e.idle {
 		e.waited = o.limitInWords(e, now)
 	}
 	o.starts++
@@ -318,7 +318,7 @@ func (o *org) carry(e *entry) (next *entry) {
 	switch {
 	case wait == nil:
 		o.left(e)
-	case o.closed || e.lane.closed || wait.Reason == relay.WaitStopping:
+	case e.lane.closed:
 		o.left(e)
 		o.giveBack(e)
 	default:
@@ -352,7 +352,7 @@ func (o *org) rest(e *entry, wait *relay.Wait) {
 // rested puts a request that has waited back into its line.
 func (o *org) rested(e *entry) {
 	o.mu.Lock()
-	if e.timer == nil || o.closed || e.lane.closed {
+	if e.timer == nil { // it was given back, or may go on already
 		o.mu.Unlock()
 		return
 	}
@@ -425,13 +425,10 @@ func (o *org) giveBack(e *entry) {
 
 // arm has the org look again when what holds it back is over, or the first
 // deadline of what is held. The lock is held.
-func (o *org) arm(now time.Time, reason flow.Reason, until time.Time) {
+func (o *org) arm(now, until time.Time) {
 	if o.timer != nil {
 		o.timer.Stop()
 		o.timer = nil
-	}
-	if moves(reason) {
-		until = time.Time{} // a call that ends comes here
 	}
 	if first := o.firstDeadline(); until.IsZero() || !first.IsZero() && first.Before(until) {
 		until = first
