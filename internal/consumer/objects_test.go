@@ -37,7 +37,7 @@ func TestObjectsAreNotBelieved(t *testing.T) {
 	t.Parallel()
 	js, store := bucket(t)
 	const most = 1 << 10
-	objects, err := consumer.OpenObjects(t.Context(), js, most, 100*most)
+	objects, err := consumer.OpenObjects(t.Context(), js, most, most)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -61,13 +61,33 @@ func TestObjectsAreNotBelieved(t *testing.T) {
 		}
 	}
 	put("acme/full", most)
-	if body, _, err := objects.Load(t.Context(), "acme/full"); err != nil || len(body) != most {
-		t.Errorf("the largest body: %d bytes, %v", len(body), err)
+	full := func(when string) {
+		t.Helper()
+		body, release, err := objects.Load(t.Context(), "acme/full")
+		if err != nil || len(body) != most {
+			t.Fatalf("the largest body, %s: %d bytes, %v", when, len(body), err)
+		}
+		release()
 	}
+	full("at first")
 	put("acme/large", most+1)
-	modest := put("acme/modest", 10*most)
+	// In many pieces, most of which nobody reads.
+	pieces := jetstream.ObjectMeta{Name: "acme/modest", Opts: &jetstream.ObjectMetaOptions{ChunkSize: most / 10}}
+	modest, err := store.Put(t.Context(), pieces, strings.NewReader(strings.Repeat("x", 10*most)))
+	if err != nil {
+		t.Fatal(err)
+	}
 	modest.Size = 1
 	say("acme/modest", modest)
+	// What can't be loaded leaves nothing behind: no room that is taken, and nobody who listens.
+	listening := js.Conn().NumSubscriptions()
+	const loads = 50
+	for range loads {
+		_, _, _ = objects.Load(t.Context(), "acme/modest")
+	}
+	if n := js.Conn().NumSubscriptions() - listening; n >= loads { // the last may be about to end
+		t.Errorf("%d subscriptions are left", n)
+	}
 	for _, name := range []string{"acme/large", "acme/modest"} {
 		var refused *envelope.Error
 		if body, _, err := objects.Load(t.Context(), name); !errors.As(err, &refused) || refused.Code != envelope.TooLarge {
@@ -88,6 +108,7 @@ func TestObjectsAreNotBelieved(t *testing.T) {
 			t.Errorf("%s: %q, %v", name, body, err)
 		}
 	}
+	full("at last")
 }
 
 // Bodies that are being sent take no more memory than there is for them: the next one
