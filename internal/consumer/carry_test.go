@@ -340,11 +340,24 @@ func TestRestsAndGoesOn(t *testing.T) {
 		if len(l.light) != 5 {
 			t.Errorf("some are in line twice: %v", sequences(l.light))
 		}
+		o.mu.Unlock()
+		// A timer that has fired when its request is put into line, or given back, does
+		// nothing, and one that is about to put it there is left to do so.
+		fired := rest(9, other, relay.Wait{Reason: relay.WaitToken, For: time.Minute})
+		fired.timer.Stop()
+		o.unblocked("other")
+		line("its time is over, and its token is there", other, 7)
+		o.rested(fired)
+		o.rested(fired)
+		line("its time was over", other, 9, 7)
+		late := rest(10, l, relay.Wait{Reason: relay.WaitRetry, For: time.Minute})
+		o.mu.Lock()
 		back := o.shut([]*lane{l, other})
 		o.mu.Unlock()
-		if len(back) != 7 {
+		if len(back) != 9 {
 			t.Errorf("%v are given back", sequences(back))
 		}
+		o.rested(late)
 		time.Sleep(time.Hour)
 		line("closed", l)
 	})
