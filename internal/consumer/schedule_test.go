@@ -130,26 +130,34 @@ func TestGivenBackLate(t *testing.T) {
 func TestClosingManyLanes(t *testing.T) {
 	t.Parallel()
 	const n, each = 200, 40
-	o, first := orgOf(flow.Limits{Places: 25}, flow.State{}, laneKey{"c", Interactive})
-	delete(o.lanes, first.laneKey)
-	for i := range n {
-		l := &lane{laneKey: laneKey{fmt.Sprint("c", i), Interactive}, org: o, share: &turns{}, news: make(chan struct{}, 1)}
-		o.lanes[l.laneKey] = l
-		for j := range each {
-			e := waiting(l, uint64(i*each+j+1), flow.Ask{}, time.Time{})
-			e.key = fmt.Sprint(l.connection, j)
-			o.hand.take(e)
-			o.queue(e)
+	// shut says how long it takes, and how long one look does.
+	shut := func() (took, once time.Duration) {
+		o, first := orgOf(flow.Limits{Places: 25}, flow.State{}, laneKey{"c", Interactive})
+		delete(o.lanes, first.laneKey)
+		for i := range n {
+			l := o.addLane(laneKey{fmt.Sprint("c", i), Interactive})
+			for j := range each {
+				e := waiting(l, uint64(i*each+j+1), flow.Ask{}, time.Time{})
+				e.key = fmt.Sprint(l.connection, j)
+				o.hand.take(e)
+				o.queue(e)
+			}
 		}
+		begun := time.Now()
+		o.hand.of(o)
+		once = time.Since(begun)
+		begun = time.Now()
+		back := o.shut(slices.Collect(maps.Values(o.lanes)))
+		took = time.Since(begun)
+		if len(back) != n*each || len(o.chains) != 0 || o.hand.len() != 0 {
+			t.Errorf("%d are given back, %d chains and %d requests are left", len(back), len(o.chains), o.hand.len())
+		}
+		return took, once
 	}
-	begun := time.Now()
-	o.hand.of(o)
-	once := time.Since(begun)
-	begun = time.Now()
-	back := o.shut(slices.Collect(maps.Values(o.lanes)))
-	took := time.Since(begun)
-	if len(back) != n*each || len(o.chains) != 0 || o.hand.len() != 0 {
-		t.Errorf("%d are given back, %d chains and %d requests are left", len(back), len(o.chains), o.hand.len())
+	took, once := shut()
+	for range 4 { // the shortest of each, or a busy machine would be taken for it
+		again, look := shut()
+		took, once = min(took, again), min(once, look)
 	}
 	if took > 1000*once { // each request's own look would be 8,000
 		t.Errorf("it takes %s, and one look at what is in hand %s", took, once)
