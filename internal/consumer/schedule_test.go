@@ -154,14 +154,14 @@ func TestClosingManyLanes(t *testing.T) {
 		}
 		return took, once
 	}
-	for range 5 { // or a busy machine would be taken for it
-		took, once := shut()
-		if took <= 1000*once { // each request's own look would be 8,000
-			return
-		}
-		t.Logf("it takes %s, and one look at what is in hand %s", took, once)
+	took, once := shut()
+	for range 4 { // the shortest of each, or a busy machine would be taken for it
+		again, look := shut()
+		took, once = min(took, again), min(once, look)
 	}
-	t.Error("each request has its own look")
+	if took > 1000*once { // each request's own look would be 8,000
+		t.Errorf("it takes %s, and one look at what is in hand %s", took, once)
+	}
 }
 
 // An org that counts ten thousand connections chooses among those with requests.

@@ -118,7 +118,7 @@ func TestLookedUp(t *testing.T) {
 					Connections: parts{}, Tokens: renewing{}, Clock: clock, Zoho: zohos, CallTimeout: call,
 					Logger: slog.New(slog.DiscardHandler), Metrics: prometheus.NewRegistry(),
 				}),
-				Delivery: &Delivery{Connection: "demo", Request: &envelope.Request{
+				Delivery: &Delivery{Observer: new(observed), Connection: "demo", Request: &envelope.Request{
 					ID: "x", Method: "POST", Path: "/crm/v8/Leads", Deadline: clock.Now().Add(c.left), Probe: &probe,
 				}},
 				once: true, batch: b, lost: &ledger.LostError{Since: clock.Now().Add(-c.lost)},
@@ -175,7 +175,7 @@ func TestUnsettled(t *testing.T) {
 	b.collect(answered(207, written(1), refusedRecord("RECORD_LOCKED")), "", true, true)
 	j := &job{
 		Relay:    New(Options{Clock: &register.Clock{}, Metrics: prometheus.NewRegistry()}),
-		Delivery: &Delivery{Request: &envelope.Request{}}, batch: b, lost: &ledger.LostError{},
+		Delivery: &Delivery{Observer: new(observed), Request: &envelope.Request{}}, batch: b, lost: &ledger.LostError{},
 	}
 	if r := j.unsettled("it can't be looked up").Response; r.Records == nil || r.Records.Codes[unknownCode] != 1 {
 		t.Errorf("%+v", r)

@@ -134,7 +134,7 @@ func TestWhatStands(t *testing.T) {
 				request.Probe = &envelope.Probe{Field: "R", Values: []string{"'a'"}}
 			}
 			result := r.Do(t.Context(), &Delivery{
-				Connection: "demo", Request: request, Operation: zoho.OperationOf(c.method, request.Path), Digest: mine,
+				Observer: new(observed), Connection: "demo", Request: request, Operation: zoho.OperationOf(c.method, request.Path), Digest: mine,
 				ReceivedAt: clock.Now(), Redelivered: c.again, Heavy: true,
 			})
 			var wait Wait
@@ -197,7 +197,7 @@ func insert(t *testing.T, l *ledger.Ledger, clock *register.Clock, call time.Dur
 			Connections: parts{}, Tokens: parts{}, Responses: known{}, Clock: clock, Ledger: l, CallTimeout: call,
 			Logger: slog.New(slog.DiscardHandler), Metrics: prometheus.NewRegistry(),
 		}),
-		Delivery: &Delivery{Connection: "demo", Request: request, Operation: zoho.OperationOf(request.Method, request.Path)},
+		Delivery: &Delivery{Observer: new(observed), Connection: "demo", Request: request, Operation: zoho.OperationOf(request.Method, request.Path)},
 		once:     true, body: request.Body.Data, batch: b,
 	}
 }
@@ -448,7 +448,7 @@ func TestSentAfterItWasLookedUp(t *testing.T) {
 	request := *lost.Request
 	request.Deadline, request.Probe = clock.Now().Add(time.Hour), &envelope.Probe{Field: "R", Values: []string{"'a'"}}
 	result := r.Do(t.Context(), &Delivery{
-		Connection: "demo", Request: &request, Operation: lost.Operation, ReceivedAt: clock.Now(), Redelivered: true, Heavy: true,
+		Observer: new(observed), Connection: "demo", Request: &request, Operation: lost.Operation, ReceivedAt: clock.Now(), Redelivered: true, Heavy: true,
 	})
 	if result.Response == nil || result.Response.Outcome != envelope.Confirmed || len(zohos.tokens) != 3 {
 		t.Errorf("%+v after %d calls", result.Response, len(zohos.tokens))
