@@ -145,7 +145,7 @@ func (w *world) stages(b *tab, each func(name string)) {
 	each("share")
 	link := get(b, chromedp.Value(chromedp.CSS("#link")))
 	b.open("/links")
-	b.sees("Initech", "not opened at Zoho yet")
+	b.sees("Initech", "no sign-in begun yet")
 	each("links")
 	b.open(link)
 	b.sees("Connect your Zoho account")

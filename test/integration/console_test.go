@@ -558,12 +558,12 @@ func TestConsoleLinkWithdrawn(t *testing.T) {
 		return strings.TrimPrefix(linkRe.FindString(got.body), c.base)
 	}
 	to := made("Acme")
-	open := ops.get("/links").want(t, 200, "Acme acme connecting not opened at Zoho yet ops")
+	open := ops.get("/links").want(t, 200, "Acme acme connecting no sign-in begun yet ops")
 	if word := strings.TrimPrefix(to, "/link/"); strings.Contains(open.body, word) {
 		t.Error("the list has the link itself")
 	}
 	set := guest.submit(to, to).leaves(t)
-	ops.get("/links").want(t, 200, "1 start at Zoho")
+	ops.get("/links").want(t, 200, "Acme acme connecting sign-in begun ops")
 	withdraw := withdrawRe.FindStringSubmatch(open.body)[1]
 	guest.raw(withdraw, url.Values{}, nil).want(t, 401)
 	ops.follow(ops.submit("/links", withdraw)).want(t, 200, "The link is withdrawn", "No open links")
