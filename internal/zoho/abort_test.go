@@ -51,7 +51,7 @@ func TestNothingLeavesAfterTheEnd(t *testing.T) {
 		n, _ := io.Copy(io.Discard, c)
 		arrived <- n
 	})
-	c := newClient(t, "http://"+l.Addr().String(), func(c *Config) { c.CallTimeout = 300 * time.Millisecond })
+	c := newClient(t, "http://"+l.Addr().String(), func(c *Config) { c.CallTimeout = 2 * time.Second })
 	call := insert()
 	call.Body = make([]byte, 128<<10)
 	a := do(t, c, call)
@@ -103,7 +103,7 @@ func TestDeafTLS(t *testing.T) {
 		_ = tls.Server(c, &tls.Config{Certificates: []tls.Certificate{cert}}).Handshake()
 		<-ended
 	})
-	c := newClient(t, "https://"+l.Addr().String(), func(c *Config) { c.RootCAs, c.CallTimeout = roots, 300*time.Millisecond })
+	c := newClient(t, "https://"+l.Addr().String(), func(c *Config) { c.RootCAs, c.CallTimeout = roots, 2*time.Second })
 	call := insert()
 	call.Body = []byte(strings.Repeat("x", 32<<20))
 	a := do(t, c, call)
@@ -156,7 +156,7 @@ func TestRefreshUnsent(t *testing.T) {
 			t.Parallel()
 			ended := make(chan struct{})
 			l := deaf(t, func(net.Conn) { <-ended })
-			c := newClient(t, row.scheme+l.Addr().String(), func(c *Config) { c.RootCAs, c.TokenTimeout = roots, 300*time.Millisecond })
+			c := newClient(t, row.scheme+l.Addr().String(), func(c *Config) { c.RootCAs, c.TokenTimeout = roots, 2*time.Second })
 			_, err := c.Refresh(context.Background(), "eu", secret.New("1000.REFRESH"))
 			err2 := c.Revoke(context.Background(), "eu", secret.New("1000.REFRESH"))
 			close(ended)

@@ -376,7 +376,7 @@ func TestSlow(t *testing.T) {
 		}, 200},
 		"endless 102s": {func(c *rawConn) { drip(c, "HTTP/1.1 102 Processing\r\n\r\n") }, 0},
 	} {
-		for bound, call := range map[time.Duration]time.Duration{150 * time.Millisecond: time.Hour, time.Minute: 150 * time.Millisecond} {
+		for bound, call := range map[time.Duration]time.Duration{1500 * time.Millisecond: time.Hour, time.Minute: 1500 * time.Millisecond} {
 			t.Run(fmt.Sprint(name, " ", min(bound, call) == call), func(t *testing.T) {
 				t.Parallel()
 				s := listen(t, func(c *rawConn) {

@@ -297,7 +297,7 @@ func TestTokenUnavailable(t *testing.T) {
 					row.serve(c)
 				}
 			})
-			c := newClient(t, s.url, func(c *Config) { c.TokenTimeout = 150 * time.Millisecond })
+			c := newClient(t, s.url, func(c *Config) { c.TokenTimeout = 1500 * time.Millisecond })
 			_, err := c.Refresh(context.Background(), "eu", secret.New("1000.REFRESH"))
 			var e *Error
 			if !errors.As(err, &e) || e.Kind != Unavailable || e.Status != 0 || row.is != nil && !errors.Is(err, row.is) {
