@@ -10,10 +10,12 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"reflect"
 	"regexp"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -162,6 +164,47 @@ func TestDevSaysWhatWorks(t *testing.T) {
 		if err := cmd.ExecuteContext(t.Context()); err != nil {
 			t.Errorf("%s: %v, %s", line[0], err, said.String())
 		}
+	}
+}
+
+// It leaves nothing behind when its terminal is closed.
+func TestDevCleansUp(t *testing.T) {
+	if os.Getenv("ZOHO_TEST_DEV") != "" {
+		cmd := root()
+		cmd.SetOut(os.Stdout)
+		cmd.SetArgs(strings.Fields("dev --nats-addr 127.0.0.1:0 --zoho-addr 127.0.0.1:0 --http-addr 127.0.0.1:0"))
+		if err := cmd.ExecuteContext(t.Context()); err != nil {
+			t.Error(err)
+		}
+		return
+	}
+	t.Parallel()
+	dir := t.TempDir()
+	child := exec.Command(os.Args[0], "-test.run=^TestDevCleansUp$")
+	child.Env = append(os.Environ(), "ZOHO_TEST_DEV=1", "TMPDIR="+dir)
+	said, err := child.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := child.Start(); err != nil {
+		t.Fatal(err)
+	}
+	lines := bufio.NewReader(said)
+	if _, err := lines.ReadString('\n'); err != nil { // it comes when all is up
+		t.Error(err)
+	}
+	if kept, err := os.ReadDir(dir); err != nil || len(kept) == 0 {
+		t.Errorf("it keeps nothing in %s: %v", dir, err)
+	}
+	if err := child.Process.Signal(syscall.SIGHUP); err != nil {
+		t.Error(err)
+	}
+	_, _ = io.Copy(io.Discard, lines)
+	if err := child.Wait(); err != nil {
+		t.Error(err)
+	}
+	if left, err := os.ReadDir(dir); err != nil || len(left) > 0 {
+		t.Errorf("it leaves %v: %v", left, err)
 	}
 }
 

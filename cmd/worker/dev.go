@@ -11,8 +11,10 @@ import (
 	"io"
 	"net"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -44,8 +46,14 @@ func devCommand() *cobra.Command {
 		Long: `Run a nats-server, Redis, a simulated Zoho with some records, and a worker with
 the connection "demo", all in this process, and send two requests through it.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			err := dev(cmd.Context(), flags, cmd.OutOrStdout())
-			if err != nil && cmd.Context().Err() != nil { // Ctrl-C, whatever it cut off
+			ctx := cmd.Context()
+			if !signal.Ignored(syscall.SIGHUP) { // as by nohup: its terminal may be closed
+				var stop func()
+				ctx, stop = signal.NotifyContext(ctx, syscall.SIGHUP)
+				defer stop()
+			}
+			err := dev(ctx, flags, cmd.OutOrStdout())
+			if err != nil && ctx.Err() != nil { // or Ctrl-C, whatever it cut off
 				fmt.Fprintln(cmd.OutOrStdout(), "\nstopping")
 				err = nil
 			}
