@@ -11,6 +11,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"reflect"
 	"regexp"
@@ -179,8 +180,13 @@ func TestDevCleansUp(t *testing.T) {
 		return
 	}
 	t.Parallel()
+	if signal.Ignored(syscall.SIGHUP) {
+		t.Skip("SIGHUP is ignored here, as by nohup, and so it is by a child")
+	}
 	dir := t.TempDir()
-	child := exec.Command(os.Args[0], "-test.run=^TestDevCleansUp$")
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	child := exec.CommandContext(ctx, os.Args[0], "-test.run=^TestDevCleansUp$")
 	child.Env = append(os.Environ(), "ZOHO_TEST_DEV=1", "TMPDIR="+dir)
 	said, err := child.StdoutPipe()
 	if err != nil {
