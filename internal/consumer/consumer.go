@@ -175,13 +175,20 @@ func (c *Consumer) Start(ctx context.Context) (err error) {
 	if c.removal, err = newRemoval(c.Conn); err != nil {
 		return fmt.Errorf("hear of deletions: %w", err)
 	}
+	// What changes while all are read is told after it.
+	read := make(chan struct{})
+	c.closers = append(c.closers, c.Connections.Subscribe(func(record *connection.Connection) {
+		<-read
+		c.changed(record)
+	}))
 	for _, known := range c.Connections.All() {
 		c.directory.put(known)
 	}
+	close(read)
 	if err = c.leases.Start(ctx); err != nil {
 		return fmt.Errorf("begin to serve: %w", err)
 	}
-	c.closers = append(c.closers, c.Connections.Subscribe(c.changed), c.Tokens.Watch(c.unblocked))
+	c.closers = append(c.closers, c.Tokens.Watch(c.unblocked))
 	subscribe := func(subject, group string, handle func(rest string)) {
 		if err != nil {
 			return

@@ -1,6 +1,7 @@
 package consumer
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"log/slog"
@@ -193,15 +194,17 @@ func (r *counting) has(list *[]string, id string) bool {
 	return slices.Contains(*list, id)
 }
 
-// delayed is a JetStream that keeps the next write of an org's record back, once it is armed.
+// delayed is a JetStream that keeps the next write back to subjects with the prefix,
+// "zoho.queues." where there is none, once it is armed.
 type delayed struct {
 	jetstream.JetStream
+	prefix           string
 	armed            atomic.Bool
 	reached, release chan struct{}
 }
 
 func (d *delayed) PublishMsg(ctx context.Context, msg *nats.Msg, o ...jetstream.PublishOpt) (*jetstream.PubAck, error) {
-	if strings.HasPrefix(msg.Subject, "zoho.queues.") && d.armed.CompareAndSwap(true, false) {
+	if strings.HasPrefix(msg.Subject, cmp.Or(d.prefix, "zoho.queues.")) && d.armed.CompareAndSwap(true, false) {
 		close(d.reached)
 		<-d.release
 	}
@@ -292,6 +295,27 @@ func (c *Consumer) takes(queue string) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.orgs[queue] != nil || c.taking[queue] != nil
+}
+
+// A connection whose record changes while a worker starts is served as it is now: one
+// that was authorized again in that moment would wait for it for ever.
+func TestConnectionChangesDuringStart(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	js := &delayed{JetStream: w.JetStream(), prefix: "zoho.workers.", reached: make(chan struct{}), release: make(chan struct{})}
+	js.armed.Store(true)
+	told := make(chan struct{}, 1)
+	defer w.store.Subscribe(func(*connection.Connection) { told <- struct{}{} })()
+	go func() {
+		defer close(js.release)
+		<-js.reached // its session is written last
+		if err := w.store.Remove(context.Background(), "demo", "test"); err != nil {
+			t.Error(err)
+		}
+		<-told
+	}()
+	c := w.worker(js)
+	eventually(t, "the worker knows", func() bool { return c.directory.queue("demo") == "" })
 }
 
 // A pause that is made while the org's record is being written is written next, not
