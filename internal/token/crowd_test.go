@@ -291,10 +291,15 @@ func TestRecordOfAnotherStream(t *testing.T) {
 	w.put(other)
 	answers := askAll([]*worker{w}, 1)
 	e := w.entry("acme")
-	for seen := ""; seen == ""; time.Sleep(time.Millisecond) { // it has read of the other worker's claim
+	seen := func() string {
 		e.mu.Lock()
-		seen = e.claim
-		e.mu.Unlock()
+		defer e.mu.Unlock()
+		return e.claim
+	}
+	for end := time.Now().Add(time.Minute); seen() == ""; time.Sleep(time.Millisecond) { // nobody tells that a claim was read
+		if time.Now().After(end) {
+			t.Fatal("the other worker's claim is not read")
+		}
 	}
 	w.put(w.sealed(2, 0, time.Hour))
 	allGot(t, answers, 2)
