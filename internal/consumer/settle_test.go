@@ -161,13 +161,16 @@ func (s *settling) unsettled(e *entry, wait *relay.Wait, acks *nats.Subscription
 	}
 }
 
+// fails is a relay with a bug: what the worker makes of its panic is what is tested.
+func fails(*relay.Delivery) relay.Result { panic("a bug, played by the test") }
+
 // A request is acked when its answer is stored, and its caller was told, and not before:
 // what can't be stored or sent is tried again.
 func TestNothingIsAckedBeforeItIsStored(t *testing.T) {
 	t.Parallel()
 	s := settle(t, func(d *relay.Delivery) relay.Result {
 		if d.Request.ID == "panics" {
-			panic("as told")
+			return fails(d)
 		}
 		return answeredOf(d)
 	})
@@ -222,7 +225,7 @@ func TestNothingIsAckedBeforeItIsStored(t *testing.T) {
 // warning; nobody sends it any more. Of two copies there is one letter.
 func TestRefusedForGood(t *testing.T) {
 	t.Parallel()
-	s := settle(t, func(*relay.Delivery) relay.Result { panic("as told") })
+	s := settle(t, fails)
 	for range 2 {
 		e, acks := s.request("panics", "POST")
 		e.header = nats.Header{"Nats-Msg-Id": {"callers"}, "Traceparent": {"x"}}
